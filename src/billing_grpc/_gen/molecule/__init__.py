@@ -1,0 +1,1 @@
+"""Generated; see tools/protoc_gen_private_python.py."""

@@ -1,0 +1,135 @@
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as _billing_mode_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ResolveBillingModeRequest(_message.Message):
+    __slots__ = ("workspace_id", "org_default")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    ORG_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    org_default: str
+    def __init__(self, workspace_id: _Optional[str] = ..., org_default: _Optional[str] = ...) -> None: ...
+
+class ResolveBillingModeResponse(_message.Message):
+    __slots__ = ("resolution",)
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    resolution: _billing_mode_pb2.BillingModeResolution
+    def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ...) -> None: ...
+
+class BatchResolveBillingModesRequest(_message.Message):
+    __slots__ = ("workspace_ids",)
+    WORKSPACE_IDS_FIELD_NUMBER: _ClassVar[int]
+    workspace_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workspace_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BatchResolveBillingModesResponse(_message.Message):
+    __slots__ = ("resolutions",)
+    RESOLUTIONS_FIELD_NUMBER: _ClassVar[int]
+    resolutions: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.BillingModeResolution]
+    def __init__(self, resolutions: _Optional[_Iterable[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]]] = ...) -> None: ...
+
+class GetWorkspaceBillingModeRequest(_message.Message):
+    __slots__ = ("workspace_id",)
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    def __init__(self, workspace_id: _Optional[str] = ...) -> None: ...
+
+class GetWorkspaceBillingModeResponse(_message.Message):
+    __slots__ = ("billing_mode",)
+    BILLING_MODE_FIELD_NUMBER: _ClassVar[int]
+    billing_mode: _billing_mode_pb2.WorkspaceBillingMode
+    def __init__(self, billing_mode: _Optional[_Union[_billing_mode_pb2.WorkspaceBillingMode, _Mapping]] = ...) -> None: ...
+
+class SetWorkspaceBillingModeRequest(_message.Message):
+    __slots__ = ("workspace_id", "mode", "inherit", "reason", "etag", "validate_only")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    INHERIT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    mode: _billing_mode_pb2.BillingMode
+    inherit: _billing_mode_pb2.Inherit
+    reason: str
+    etag: str
+    validate_only: bool
+    def __init__(self, workspace_id: _Optional[str] = ..., mode: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., inherit: _Optional[_Union[_billing_mode_pb2.Inherit, _Mapping]] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+
+class SetWorkspaceBillingModeResponse(_message.Message):
+    __slots__ = ("billing_mode", "previous")
+    BILLING_MODE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    billing_mode: _billing_mode_pb2.WorkspaceBillingMode
+    previous: _billing_mode_pb2.BillingModeResolution
+    def __init__(self, billing_mode: _Optional[_Union[_billing_mode_pb2.WorkspaceBillingMode, _Mapping]] = ..., previous: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ...) -> None: ...
+
+class ValidateSecretWriteRequest(_message.Message):
+    __slots__ = ("workspace_id", "org_wide", "secret_keys")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    ORG_WIDE_FIELD_NUMBER: _ClassVar[int]
+    SECRET_KEYS_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    org_wide: _billing_mode_pb2.OrgWide
+    secret_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workspace_id: _Optional[str] = ..., org_wide: _Optional[_Union[_billing_mode_pb2.OrgWide, _Mapping]] = ..., secret_keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ValidateSecretWriteResponse(_message.Message):
+    __slots__ = ("allowed", "verdicts", "resolution")
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    allowed: bool
+    verdicts: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.SecretKeyVerdict]
+    resolution: _billing_mode_pb2.BillingModeResolution
+    def __init__(self, allowed: _Optional[bool] = ..., verdicts: _Optional[_Iterable[_Union[_billing_mode_pb2.SecretKeyVerdict, _Mapping]]] = ..., resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ...) -> None: ...
+
+class PlanProvisionEnvRequest(_message.Message):
+    __slots__ = ("workspace_id", "env_keys")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENV_KEYS_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    env_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workspace_id: _Optional[str] = ..., env_keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlanProvisionEnvResponse(_message.Message):
+    __slots__ = ("resolution", "strip_keys", "set_env", "route_via_platform_proxy")
+    class SetEnvEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    STRIP_KEYS_FIELD_NUMBER: _ClassVar[int]
+    SET_ENV_FIELD_NUMBER: _ClassVar[int]
+    ROUTE_VIA_PLATFORM_PROXY_FIELD_NUMBER: _ClassVar[int]
+    resolution: _billing_mode_pb2.BillingModeResolution
+    strip_keys: _containers.RepeatedScalarFieldContainer[str]
+    set_env: _containers.ScalarMap[str, str]
+    route_via_platform_proxy: bool
+    def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ..., strip_keys: _Optional[_Iterable[str]] = ..., set_env: _Optional[_Mapping[str, str]] = ..., route_via_platform_proxy: _Optional[bool] = ...) -> None: ...
+
+class ListBillingModeChangesRequest(_message.Message):
+    __slots__ = ("workspace_id", "page_size", "page_token")
+    WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    workspace_id: str
+    page_size: int
+    page_token: str
+    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListBillingModeChangesResponse(_message.Message):
+    __slots__ = ("changes", "next_page_token")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.BillingModeChange]
+    next_page_token: str
+    def __init__(self, changes: _Optional[_Iterable[_Union[_billing_mode_pb2.BillingModeChange, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
