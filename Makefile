@@ -1,0 +1,76 @@
+# Every target works alone on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+RUN_READY := $(VENV)/run.ready
+DEV_READY := $(VENV)/dev.ready
+# buf and the plugins it starts come from the environment, whatever else is installed.
+WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: run test check format generate lock release-contract benchmark build clean help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
+	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve
+
+test: $(DEV_READY) ## set up and run every test
+	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated code; needs no network
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(WITH_BIN) buf lint
+	$(WITH_BIN) buf format --diff --exit-code
+	$(WITH_BIN) buf breaking --against released/molecule.billing.v1.binpb
+	$(BIN)/python -c "from billing_grpc.migrations import names; print(*names(), sep='\n')"
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(WITH_BIN) buf generate --output "$$fresh" 2>/dev/null \
+		&& diff --recursive --exclude=__pycache__ "$$fresh/src/billing_grpc/_gen" src/billing_grpc/_gen \
+		&& echo "generated code is up to date"
+
+format: $(DEV_READY) ## let the formatters write
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(WITH_BIN) buf format --write
+
+generate: $(DEV_READY) ## regenerate the stubs from proto/
+	$(WITH_BIN) buf generate
+
+release-contract: $(DEV_READY) ## take the contract as released: what `buf breaking` compares with from now on
+	$(WITH_BIN) buf build --exclude-source-info --output released/molecule.billing.v1.binpb
+
+benchmark: $(DEV_READY) ## measure side by side; prints ratios
+	$(BIN)/python benchmarks/resolve.py
+
+build: $(DEV_READY) ## build the wheel and the source distribution into dist/
+	$(BIN)/python -m build --no-isolation
+
+# No option that would write the address of a package index: versions and hashes are the pin.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	--system-certs --extra embedded --group build pyproject.toml
+lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
+	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
+	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
+
+clean: ## remove everything that was set up or built
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or later is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "cannot create $(VENV): install the venv module (Debian: python3-venv)" >&2; exit 1; }
+
+$(RUN_READY): $(BIN)/python requirements/run.txt pyproject.toml
+	@echo "setting up $(VENV) (once)"
+	@$(PIP) --require-hashes --requirement requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV_READY): $(RUN_READY) requirements/dev.txt
+	@echo "adding the development tools to $(VENV) (once)"
+	@$(PIP) --require-hashes --requirement requirements/dev.txt
+	@touch $@
