@@ -1,0 +1,173 @@
+"""Every error of the service, in one tree.
+
+    BillingError
+    ├── RequestError                  becomes a gRPC status
+    │   ├── InvalidArgument           the request is wrong and will stay wrong
+    │   ├── WorkspaceNotFound         there is no such workspace
+    │   ├── NotImplementedYet         the contract has it, this version does not
+    │   └── StorageError              the database could not be asked
+    │       ├── DatabaseUnreachable   refused, reset, shut down, failing over
+    │       ├── DatabaseTimeout       no answer, or no free connection, within the call's budget
+    │       ├── SchemaNotReady        the migrations were not run
+    │       ├── DatabaseDenied        the role may not, or the credentials are wrong
+    │       └── ValueUnreadable       an answer came and could not be understood
+    └── StartupError                  the process cannot start; never reaches a client
+        ├── SettingsError             the settings are wrong, all of them listed
+        ├── ListenError               an address cannot be listened on
+        ├── MigrationError            the schema could not be changed
+        └── EmbeddedPostgresError     the embedded database could not be started
+
+Messages of a `RequestError` go to clients: constant text, field names and at most 64 characters of what the client sent.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+SHOWN_CLIENT_TEXT: Final = 64
+"""How many characters of a client's text a message may repeat."""
+
+
+def quoted(text: str) -> str:
+    """A client's text as a message may show it: at most 64 characters, no control characters, in quotes."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[:SHOWN_CLIENT_TEXT])
+    return f'"{shown}{"..." if len(text) > SHOWN_CLIENT_TEXT else ""}"'
+
+
+class BillingError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class RequestError(BillingError):
+    """A call that fails with a status; `reason` and the message are public contract.
+
+    Attributes:
+        reason: the UPPER_SNAKE reason of the contract, sent as `google.rpc.ErrorInfo.reason`.
+        message: a sentence for people, safe to send to a client.
+        attachments: values of `model` that travel with the error as status details.
+    """
+
+    reason: str = ""
+
+    def __init__(self, message: str, *, attachments: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.attachments = attachments
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field of a request that is wrong.
+
+    Attributes:
+        field: its path, as in `secret_keys[3]`.
+        description: what is wrong and what would be right.
+    """
+
+    field: str
+    description: str
+
+
+class InvalidArgument(RequestError):
+    """The request is wrong and will stay wrong when repeated; names each wrong field and the remedy."""
+
+    def __init__(self, reason: str, *violations: FieldViolation) -> None:
+        shown = [f"{violation.field}: {violation.description}" for violation in violations[:1]]
+        if len(violations) > 1:
+            shown.append("also " + ", ".join(violation.field for violation in violations[1:]))
+        super().__init__("; ".join(shown))
+        self.reason = reason
+        self.violations = violations
+
+
+class WorkspaceNotFound(RequestError):
+    """There is no workspace with this id."""
+
+    reason = "WORKSPACE_NOT_FOUND"
+
+
+class NotImplementedYet(RequestError):
+    """The contract describes this, this version of the server does not do it."""
+
+    reason = "NOT_IMPLEMENTED"
+
+
+class StorageError(RequestError):
+    """The database could not be asked, or its answer not understood; the message is constant.
+
+    Raised by every `Repository`, whatever the driver said: the driver's text stays in the server's log.
+    """
+
+    public_message: ClassVar[str] = ""
+
+    def __init__(self, *, attachments: tuple[object, ...] = ()) -> None:
+        super().__init__(self.public_message, attachments=attachments)
+
+
+class DatabaseUnreachable(StorageError):
+    """Refused, reset, shut down, starting up, or not accepting writes."""
+
+    reason = "DATABASE_UNREACHABLE"
+    public_message = "the database cannot be reached; retry"
+
+
+class DatabaseTimeout(StorageError):
+    """No answer, or no free connection, within the call's budget."""
+
+    reason = "DATABASE_TIMEOUT"
+    public_message = "the database did not answer in time; retry"
+
+
+class SchemaNotReady(StorageError):
+    """A table or column this service needs is missing."""
+
+    reason = "SCHEMA_NOT_READY"
+    public_message = "the database lacks the billing mode schema; run: billing-grpc migrate up"
+
+
+class DatabaseDenied(StorageError):
+    """The service's role lacks a right, or its credentials are wrong."""
+
+    reason = "DATABASE_DENIED"
+    public_message = "the database denied access to the service's role; check its credentials and grants"
+
+
+class ValueUnreadable(StorageError):
+    """The database answered with something that could not be understood."""
+
+    reason = "VALUE_UNREADABLE"
+    public_message = "the stored value could not be read; an operator has to look at this row"
+
+
+STORAGE_ERRORS: Final[dict[str, type[StorageError]]] = {
+    error.reason: error
+    for error in (DatabaseUnreachable, DatabaseTimeout, SchemaNotReady, DatabaseDenied, ValueUnreadable)
+}
+"""The storage errors by reason."""
+
+
+class StartupError(BillingError):
+    """The process cannot start; the message is for the operator and never reaches a client."""
+
+
+class SettingsError(StartupError):
+    """The settings are wrong.
+
+    Attributes:
+        problems: one sentence each, naming the setting and the remedy.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ListenError(StartupError):
+    """An address cannot be listened on."""
+
+
+class MigrationError(StartupError):
+    """The schema could not be changed or looked at."""
+
+
+class EmbeddedPostgresError(StartupError):
+    """The embedded database could not be started."""

@@ -1,0 +1,138 @@
+"""The values the service thinks in: frozen, without behaviour that could fail, and without any library."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class BillingMode(StrEnum):
+    """Who pays for a workspace's language-model calls; the value is its stored and logged text."""
+
+    PLATFORM_MANAGED = "platform_managed"
+    BYOK = "byok"
+    DISABLED = "disabled"
+
+
+class BillingModeSource(StrEnum):
+    """Which rule of `workspace override ?? org default ?? platform_managed` decided."""
+
+    WORKSPACE_OVERRIDE = "workspace_override"
+    ORG_DEFAULT = "org_default"
+    CONSTANT_FALLBACK = "constant_fallback"
+
+
+class SecretVerdict(StrEnum):
+    """Whether a secret may be written under a key name."""
+
+    ALLOWED = "allowed"
+    BLOCKED_PLATFORM_MANAGED = "blocked_platform_managed"
+    BLOCKED_RESERVED = "blocked_reserved"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOverride:
+    """What storage holds for a workspace.
+
+    Attributes:
+        text: the stored text, cut to 256 characters, recognised or not; None when the workspace inherits.
+        exists: whether there is such a workspace at all; without one, `text` is None.
+    """
+
+    text: str | None
+    exists: bool = True
+
+
+NO_WORKSPACE = StoredOverride(text=None, exists=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionError:
+    """Why an override could not be read.
+
+    Attributes:
+        reason: one of the five UPPER_SNAKE storage reasons of the contract.
+        message: a sentence for people, free of driver text, SQL and hosts.
+    """
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Who pays for a workspace, and everything that led to that answer.
+
+    Attributes:
+        workspace_id: canonical, lower case; empty when no workspace was asked about.
+        mode: the mode to act on.
+        source: the rule that decided.
+        workspace_override: the stored text when there is one, also when it is not a recognised mode.
+        org_default: the organisation's default as it was used; `platform_managed` when unset or unrecognised.
+        reason: a sentence for people.
+        error: present when the override could not be read and the answer is therefore the closed one.
+    """
+
+    workspace_id: str
+    mode: BillingMode
+    source: BillingModeSource
+    workspace_override: str | None
+    org_default: BillingMode
+    reason: str
+    error: ResolutionError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideChange:
+    """What a write found and what it left behind.
+
+    Attributes:
+        previous: the state before; `NO_WORKSPACE` when there was nothing to write to.
+        current: the state the write left; equal to `previous` when nothing had to change.
+    """
+
+    previous: StoredOverride
+    current: StoredOverride
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKeyVerdict:
+    """Whether one key may be written.
+
+    Attributes:
+        secret_key: the key exactly as it was asked about.
+        verdict: the verdict.
+        message: a sentence for people; when blocked, what to do about it.
+    """
+
+    secret_key: str
+    verdict: SecretVerdict
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisionPlan:
+    """What to do to a container's environment before it starts.
+
+    Attributes:
+        resolution: the resolution that decided.
+        strip_keys: the names to remove, sorted, each once.
+        set_env: the variables to set, in every mode.
+        route_via_platform_proxy: whether model calls go through the platform's proxy.
+    """
+
+    resolution: Resolution
+    strip_keys: tuple[str, ...]
+    set_env: dict[str, str]
+    route_via_platform_proxy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is calling.
+
+    Attributes:
+        name: stands in the logs and in the change log.
+        role: decides what the caller may do.
+    """
+
+    name: str
+    role: str

@@ -1,0 +1,35 @@
+"""What to strip from a container's environment, and what to set in it. Pure (contract, section 5)."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from billing_grpc.model import BillingMode, ProvisionPlan, Resolution
+from billing_grpc.secrets import KeyList, normalise
+
+MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
+"""Set in every container to the resolved mode's text, so that no stale or forged value survives."""
+
+
+def plan(resolution: Resolution, keys: KeyList, env_keys: Iterable[str] = ()) -> ProvisionPlan:
+    """The plan that follows from a resolution.
+
+    Args:
+        resolution: who pays.
+        keys: the vendor keys.
+        env_keys: names present in the environment; those that spell a vendor key differently are stripped as spelt, and
+            those that cannot be one are ignored.
+
+    Returns:
+        The plan. It strips only under `platform_managed`, whether or not a proxy is configured.
+    """
+    closed = resolution.mode not in {BillingMode.BYOK, BillingMode.DISABLED}
+    strip: set[str] = set()
+    if closed:
+        strip.update(keys.names)
+        strip.update(key for key in env_keys if (name := normalise(key)) is not None and keys.needs_mode(name))
+    return ProvisionPlan(
+        resolution=resolution,
+        strip_keys=tuple(sorted(strip)),
+        set_env=dict.fromkeys(MODE_VARIABLES, resolution.mode.value),
+        route_via_platform_proxy=closed,
+    )

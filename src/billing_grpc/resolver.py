@@ -1,0 +1,119 @@
+"""The rule: `workspace override ?? org default ?? platform_managed`, default-closed. Pure.
+
+The only ways to `byok` or `disabled` are an explicit, recognised override and, where there is no override, an explicit,
+recognised org default. Everything else, and everything unknown, closes to `platform_managed` (contract, section 2).
+"""
+
+from typing import Final
+
+from billing_grpc.model import BillingMode, BillingModeSource, Resolution, ResolutionError, StoredOverride
+
+CLOSED: Final = BillingMode.PLATFORM_MANAGED
+_MODES: Final = {mode.value: mode for mode in BillingMode}
+# ASCII only: str.lower() and str.strip() fold other alphabets into ours (the Kelvin sign lower-cases to "k"), and a value
+# that merely looks like a mode is not an explicit one.
+_ASCII_SPACE: Final = " \t\n\r\v\f"
+_ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def recognise_override(text: str | None) -> BillingMode | None:
+    """The mode that this stored text names exactly, or None."""
+    return None if text is None else _MODES.get(text)
+
+
+def recognise_org_default(text: str | None) -> BillingMode | None:
+    """The mode that this published text names once trimmed and lower-cased (ASCII only), or None."""
+    return None if text is None else _MODES.get(text.strip(_ASCII_SPACE).translate(_ASCII_LOWER))
+
+
+def resolve(
+    workspace_id: str,
+    override: StoredOverride | ResolutionError,
+    org_default: str | None,
+    *,
+    what_if: bool = False,
+) -> Resolution:
+    """Who pays for a workspace.
+
+    Args:
+        workspace_id: the workspace, canonical; answered as it is.
+        override: what storage holds, or why it could not be read.
+        org_default: the organisation's default as published, untrimmed; None when unset.
+        what_if: whether `org_default` is a caller's supposition, which the reason then says.
+
+    Returns:
+        A resolution whose mode is always one of the three, never open when the override is unknown or corrupt.
+    """
+    default = recognise_org_default(org_default)
+    if isinstance(override, ResolutionError):
+        mode, source = CLOSED, BillingModeSource.CONSTANT_FALLBACK
+        why = (
+            f"the workspace's override could not be read ({override.reason}) and may say {CLOSED},"
+            f" so nothing else is honoured: defaulting to {CLOSED} for safety"
+        )
+    elif (own := recognise_override(override.text)) is not None:
+        mode, source, why = own, BillingModeSource.WORKSPACE_OVERRIDE, f"the workspace's own mode is {own}"
+    elif override.text is not None:
+        mode, source, why = _corrupt(default, org_default)
+    else:
+        subject = "the workspace has no mode of its own" if override.exists else "no such workspace is stored"
+        mode, source, why = _inherited(subject, default, org_default)
+    return Resolution(
+        workspace_id=workspace_id,
+        mode=mode,
+        source=source,
+        workspace_override=override.text if isinstance(override, StoredOverride) else None,
+        org_default=default or CLOSED,
+        reason=_sentence(why, what_if=what_if),
+        error=override if isinstance(override, ResolutionError) else None,
+    )
+
+
+def resolve_new_workspace(org_default: str | None, *, what_if: bool = False) -> Resolution:
+    """What a workspace that does not exist yet would get: the org default, or closed."""
+    return _without_workspace("the workspace does not exist yet", org_default, what_if=what_if)
+
+
+def resolve_organisation(org_default: str | None) -> Resolution:
+    """The mode that org-wide secrets are judged by: the org default alone, or closed."""
+    return _without_workspace("this is for the whole organisation", org_default, what_if=False)
+
+
+def _without_workspace(subject: str, org_default: str | None, *, what_if: bool) -> Resolution:
+    default = recognise_org_default(org_default)
+    mode, source, why = _inherited(subject, default, org_default)
+    return Resolution(
+        workspace_id="",
+        mode=mode,
+        source=source,
+        workspace_override=None,
+        org_default=default or CLOSED,
+        reason=_sentence(why, what_if=what_if),
+    )
+
+
+def _inherited(
+    subject: str, default: BillingMode | None, org_default: str | None
+) -> tuple[BillingMode, BillingModeSource, str]:
+    if default is not None:
+        return default, BillingModeSource.ORG_DEFAULT, f"{subject}, and the organisation's default is {default}"
+    why = f"{subject}, and the organisation's default is {_unusable(org_default)}: closed to {CLOSED}"
+    return CLOSED, BillingModeSource.CONSTANT_FALLBACK, why
+
+
+def _corrupt(default: BillingMode | None, org_default: str | None) -> tuple[BillingMode, BillingModeSource, str]:
+    # A corrupt override may once have said platform_managed: an open org default must not step into its place.
+    corrupt = "the workspace's stored override is not a recognised mode"
+    if default is CLOSED:
+        return CLOSED, BillingModeSource.ORG_DEFAULT, f"{corrupt}, and the organisation's default is {default}"
+    unused = f"{default}, which must not open it" if default is not None else _unusable(org_default)
+    why = f"{corrupt}, and the organisation's default is {unused}: closed to {CLOSED}"
+    return CLOSED, BillingModeSource.CONSTANT_FALLBACK, why
+
+
+def _unusable(org_default: str | None) -> str:
+    return "not a recognised mode" if (org_default or "").strip(_ASCII_SPACE) else "unset"
+
+
+def _sentence(why: str, *, what_if: bool) -> str:
+    return f"what if: {why}." if what_if else f"{why[0].upper()}{why[1:]}."

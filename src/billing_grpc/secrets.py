@@ -1,0 +1,115 @@
+"""The one list of vendor keys, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from billing_grpc.errors import quoted
+from billing_grpc.model import BillingMode, Resolution, SecretKeyVerdict, SecretVerdict
+
+BLOCKED_KEYS: Final = (
+    "AI_GATEWAY_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "ARCEEAI_API_KEY",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "CODEX_AUTH_JSON",
+    "DASHSCOPE_API_KEY",
+    "DEEPSEEK_API_KEY",
+    "GEMINI_API_KEY",
+    "GLM_API_KEY",
+    "HERMES_CUSTOM_API_KEY",
+    "HERMES_CUSTOM_BASE_URL",
+    "HF_TOKEN",
+    "KIMI_API_KEY",
+    "KIMI_CN_API_KEY",
+    "MINIMAX_API_KEY",
+    "MINIMAX_CN_API_KEY",
+    "NOUS_API_KEY",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENROUTER_API_KEY",
+    "XAI_API_KEY",
+    "ZAI_API_KEY",
+)
+"""Blocked and stripped while a workspace is `platform_managed`. Configuration can add to it, nothing can shorten it."""
+
+RESERVED_PREFIX: Final = "MOLECULE_LLM_"
+"""Names that belong to the platform in every mode."""
+
+MAX_KEY_LENGTH: Final = 256
+_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def normalise(key: str) -> str | None:
+    """The key trimmed and upper-cased, or None when it cannot be a key's name.
+
+    The pattern is checked before the case is changed: upper-casing turns some letters of other alphabets into ours.
+    """
+    trimmed = key.strip()
+    if len(trimmed) > MAX_KEY_LENGTH or not _KEY.fullmatch(trimmed):
+        return None
+    return trimmed.upper()
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a normalised name belongs to the platform."""
+    return name.startswith(RESERVED_PREFIX)
+
+
+class KeyList:
+    """The vendor keys of `BLOCKED_KEYS` and those that configuration adds.
+
+    Attributes:
+        names: all of them, normalised, sorted, each once.
+    """
+
+    def __init__(self, extra: Iterable[str] = ()) -> None:
+        """Takes extra names, already normalised; a reserved one is left out, being refused in every mode anyway."""
+        self._names = frozenset(BLOCKED_KEYS) | {name for name in extra if not is_reserved(name)}
+        self.names: tuple[str, ...] = tuple(sorted(self._names))
+
+    def needs_mode(self, name: str) -> bool:
+        """Whether the verdict on this normalised name depends on the workspace's mode."""
+        return name in self._names
+
+    def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
+        """The verdict on one key.
+
+        Args:
+            key: as the caller sent it.
+            name: the same, normalised.
+            resolution: the resolution to judge by; may be None only when no key `needs_mode`.
+            org_wide: whether the secret is meant for the whole organisation.
+
+        Returns:
+            The verdict; a listed key is allowed only by a resolution that says `byok` or `disabled`.
+        """
+        if is_reserved(name):
+            message = (
+                f"{quoted(name)} is reserved for the platform in every mode: choose a name without {RESERVED_PREFIX}"
+            )
+            return SecretKeyVerdict(key, SecretVerdict.BLOCKED_RESERVED, message)
+        if not self.needs_mode(name):
+            return SecretKeyVerdict(key, SecretVerdict.ALLOWED, "not a vendor key: allowed in every mode")
+        if resolution is not None and resolution.mode in {BillingMode.BYOK, BillingMode.DISABLED}:
+            return SecretKeyVerdict(key, SecretVerdict.ALLOWED, f"allowed: the billing mode is {resolution.mode}")
+        remedy = _remedy(resolution, org_wide=org_wide)
+        return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, f"{quoted(name)} is blocked: {remedy}")
+
+
+def _remedy(resolution: Resolution | None, *, org_wide: bool) -> str:
+    if resolution is None or resolution.error is not None:
+        return "the billing mode could not be read, and is taken as platform_managed for safety; retry"
+    if org_wide:
+        return (
+            "the organisation's default billing mode is platform_managed; use the platform's proxy, or store the key in a"
+            " workspace that is set to byok"
+        )
+    workspace = resolution.workspace_id or "WORKSPACE_ID"
+    first = "" if resolution.workspace_id else "create the workspace, then "
+    return (
+        "the billing mode is platform_managed; use the platform's proxy, or "
+        f"{first}set this workspace to byok: billing-grpc set {workspace} byok"
+        " (SetWorkspaceBillingMode, mode BILLING_MODE_BYOK)"
+    )

@@ -1,0 +1,109 @@
+"""The rules a request must keep before anything is decided, each broken one named with its remedy. Pure."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from billing_grpc.errors import FieldViolation, InvalidArgument, quoted
+from billing_grpc.secrets import MAX_KEY_LENGTH, normalise
+
+MAX_BATCH: Final = 1000
+MAX_SECRET_KEYS: Final = 256
+MAX_ENV_KEYS: Final = 4096
+MAX_REASON: Final = 500
+NAMED_INDEXES: Final = 20
+"""How many bad elements of a list an error names."""
+
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
+# Control characters and the two separators that terminals and log viewers break lines at.
+_FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})
+
+
+def workspace_id(text: str) -> str:
+    """The id in lower case.
+
+    Raises:
+        InvalidArgument: WORKSPACE_ID_INVALID when it is not a canonical UUID, or empty.
+    """
+    if not _UUID.fullmatch(text):
+        got = f"got {quoted(text)}" if text else "it is empty"
+        raise InvalidArgument("WORKSPACE_ID_INVALID", FieldViolation("workspace_id", f"{_UUID_REMEDY}; {got}"))
+    return text.lower()
+
+
+def workspace_id_or_none(text: str) -> str | None:
+    """As `workspace_id`, but None for an empty text, which means "before the workspace exists"."""
+    return workspace_id(text) if text else None
+
+
+def batch_ids(texts: Sequence[str]) -> list[str]:
+    """The ids in lower case, in order, duplicates kept.
+
+    Raises:
+        InvalidArgument: COUNT_OUT_OF_RANGE, or WORKSPACE_ID_INVALID naming the first 20 bad indexes.
+    """
+    _count("workspace_ids", len(texts), 1, MAX_BATCH, "split the request")
+    return _each(
+        "workspace_ids",
+        texts,
+        lambda text: text.lower() if _UUID.fullmatch(text) else None,
+        "WORKSPACE_ID_INVALID",
+        _UUID_REMEDY,
+    )
+
+
+def secret_names(keys: Sequence[str]) -> list[str]:
+    """The keys' normalised names, in order.
+
+    Raises:
+        InvalidArgument: COUNT_OUT_OF_RANGE, or SECRET_KEY_INVALID naming the first 20 bad indexes. Keys are not repeated
+            in the message: a caller may have sent a value by mistake.
+    """
+    _count("secret_keys", len(keys), 1, MAX_SECRET_KEYS, "split the request")
+    remedy = f"must be a name of at most {MAX_KEY_LENGTH} characters: a letter or _, then letters, digits, _ . or -"
+    return _each("secret_keys", keys, normalise, "SECRET_KEY_INVALID", remedy)
+
+
+def env_keys(keys: Sequence[str]) -> Sequence[str]:
+    """The keys as they are.
+
+    Raises:
+        InvalidArgument: COUNT_OUT_OF_RANGE.
+    """
+    _count("env_keys", len(keys), 0, MAX_ENV_KEYS, "leave out names that were already stripped")
+    return keys
+
+
+def reason(text: str) -> str:
+    """The reason as it is.
+
+    Raises:
+        InvalidArgument: TEXT_INVALID when it is longer than 500 code points or holds a control character.
+    """
+    if len(text) > MAX_REASON:
+        problem = f"must have at most {MAX_REASON} code points; it has {len(text)}"
+    elif any(unicodedata.category(c) in _FORBIDDEN_CATEGORIES for c in text):
+        problem = "must be one line without control characters"
+    else:
+        return text
+    raise InvalidArgument("TEXT_INVALID", FieldViolation("reason", problem))
+
+
+def _count(field: str, count: int, least: int, most: int, remedy: str) -> None:
+    if not least <= count <= most:
+        problem = f"must hold {least} to {most} elements; it holds {count}: {remedy if count else 'name at least one'}"
+        raise InvalidArgument("COUNT_OUT_OF_RANGE", FieldViolation(field, problem))
+
+
+def _each(
+    field: str, texts: Sequence[str], accept: Callable[[str], str | None], error_reason: str, remedy: str
+) -> list[str]:
+    accepted = [accept(text) for text in texts]
+    bad = [index for index, value in enumerate(accepted) if value is None]
+    if bad:
+        # Short and without the client's text: twenty of these must fit into 4 KB of status details.
+        named = [FieldViolation(f"{field}[{index}]", remedy) for index in bad[:NAMED_INDEXES]]
+        raise InvalidArgument(error_reason, *named)
+    return [value for value in accepted if value is not None]

@@ -1,0 +1,77 @@
+"""The provision plan of the contract's section 5."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing_grpc.model import Resolution, ResolutionError, StoredOverride
+from billing_grpc.provision import plan
+from billing_grpc.resolver import resolve
+from billing_grpc.secrets import BLOCKED_KEYS, KeyList, normalise
+
+KEYS = KeyList()
+CLOSED = resolve("", StoredOverride("platform_managed"), None)
+DEGRADED = resolve("", ResolutionError("DATABASE_TIMEOUT", "late"), "byok")
+OPEN = [resolve("", StoredOverride(text), None) for text in ("byok", "disabled")]
+
+
+@pytest.mark.parametrize("resolution", [CLOSED, DEGRADED], ids=["closed", "degraded"])
+def test_a_closed_plan_strips_the_whole_list_and_routes_via_the_proxy(resolution: Resolution) -> None:
+    closed = plan(resolution, KEYS)
+
+    assert closed.strip_keys == tuple(sorted(BLOCKED_KEYS))
+    assert closed.route_via_platform_proxy
+
+
+@pytest.mark.parametrize("resolution", OPEN, ids=lambda each: each.mode.value)
+def test_an_open_plan_strips_nothing_whatever_the_environment_holds(resolution: Resolution) -> None:
+    opened = plan(resolution, KEYS, ["OPENAI_API_KEY", "openai_api_key", "PATH"])
+
+    assert opened.strip_keys == ()
+    assert not opened.route_via_platform_proxy
+
+
+@pytest.mark.parametrize("resolution", [CLOSED, DEGRADED, *OPEN], ids=lambda each: each.reason[:24])
+def test_both_variables_are_set_in_every_mode(resolution: Resolution) -> None:
+    assert plan(resolution, KEYS).set_env == {
+        "MOLECULE_LLM_BILLING_MODE": resolution.mode.value,
+        "MOLECULE_LLM_BILLING_MODE_RESOLVED": resolution.mode.value,
+    }
+
+
+def test_a_key_in_another_spelling_is_stripped_as_it_is_spelt() -> None:
+    stripped = plan(
+        CLOSED, KEYS, ["openai_api_key", " Hf_Token ", "OPENAI_API_KEY", "PATH", "openai_api_key"]
+    ).strip_keys
+
+    assert set(stripped) == {*BLOCKED_KEYS, "openai_api_key", " Hf_Token "}
+    assert list(stripped) == sorted(set(stripped))
+
+
+@pytest.mark.parametrize("name", ["", "=", "A B", "1", "A" * 5000, "\x00", "caf\u00e9", "MY_OPENAI_API_KEY"])
+def test_a_name_that_cannot_match_is_ignored(name: str) -> None:
+    assert plan(CLOSED, KEYS, [name]).strip_keys == tuple(sorted(BLOCKED_KEYS))
+
+
+@pytest.mark.parametrize("name", ["MOLECULE_LLM_BILLING_MODE", "molecule_llm_usage_token", "MOLECULE_LLM_PROXY_URL"])
+def test_the_platforms_own_variables_are_never_stripped(name: str) -> None:
+    mistaken = KeyList([name.upper()])
+
+    assert plan(CLOSED, mistaken, [name, name.upper()]).strip_keys == tuple(sorted(BLOCKED_KEYS))
+
+
+def test_extra_keys_are_stripped_too() -> None:
+    assert "NEW_VENDOR_KEY" in plan(CLOSED, KeyList(["NEW_VENDOR_KEY"])).strip_keys
+
+
+@given(
+    names=st.lists(
+        st.one_of(st.text(max_size=20), st.sampled_from(BLOCKED_KEYS), st.sampled_from(BLOCKED_KEYS).map(str.lower))
+    )
+)
+def test_asking_again_with_what_is_left_finds_nothing_to_strip(names: list[str]) -> None:
+    stripped = set(plan(CLOSED, KEYS, names).strip_keys)
+    left = [name for name in names if name not in stripped]
+
+    assert set(plan(CLOSED, KEYS, left).strip_keys) == set(BLOCKED_KEYS)
+    assert not [name for name in left if normalise(name) in BLOCKED_KEYS]
