@@ -1,0 +1,172 @@
+"""Applies, rolls back and lists the schema's migrations: raw SQL files, run by yoyo under an advisory lock of ours."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import yoyo
+from psycopg.conninfo import conninfo_to_dict
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.connections import DatabaseURI
+
+from billing_grpc.errors import MigrationError
+
+_LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
+_LOCK_WAIT: Final = 60.0
+_LOCK_POLL: Final = 0.1
+_CONNECT_TIMEOUT: Final = 10
+_LEDGER: Final = "_yoyo_migration"
+_NUMBER_LENGTH: Final = 14
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationStatus:
+    """One migration and where it stands.
+
+    Attributes:
+        name: its number and what it is about.
+        applied: whether the database has it.
+        known: whether this version ships it; False for one that a newer version applied.
+    """
+
+    name: str
+    applied: bool
+    known: bool = True
+
+
+def directory() -> Path:
+    """Where the SQL files are: inside the installed package, or beside the sources in a checkout."""
+    packaged = Path(__file__).with_name("_migrations")
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
+
+
+def names(folder: Path | None = None) -> list[str]:
+    """The names of all migrations, oldest first.
+
+    Raises:
+        MigrationError: a file is named wrongly, lacks its rollback, or shares its number with another.
+    """
+    folder = folder or directory()
+    files = {path.name for path in folder.glob("*.sql")}
+    found = sorted(name.removesuffix(".sql") for name in files if not name.endswith(".rollback.sql"))
+    if not found:
+        raise MigrationError(f"no migrations in {folder}")
+    numbers: dict[str, str] = {}
+    for name in found:
+        number, _, subject = name.partition("_")
+        if not (number.isascii() and number.isdigit() and len(number) == _NUMBER_LENGTH and subject):
+            raise MigrationError(f"{name}.sql: a migration's name is its time as YYYYMMDDHHMMSS, _ and its subject")
+        if other := numbers.get(number):
+            raise MigrationError(f"{name}.sql and {other}.sql share the number {number}: give the later one a new one")
+        numbers[number] = name
+    expected = {f"{name}{ending}" for name in found for ending in (".sql", ".rollback.sql")}
+    if expected != files:
+        raise MigrationError(f"each migration needs both files; look at {', '.join(sorted(expected ^ files))}")
+    return found
+
+
+def up(database_url: str) -> list[str]:
+    """Applies what is missing, oldest first, each in a transaction of its own; answers the names applied.
+
+    Several processes may start at once: one works, the others wait and find nothing left to do.
+
+    Raises:
+        MigrationError: the database cannot be reached, refuses, or another migration holds the lock for a minute.
+    """
+    known = names()
+    with _exclusively(database_url) as backend:
+        todo = backend.to_apply(yoyo.read_migrations(str(directory())))
+        applied = [migration.id for migration in todo]
+        backend.apply_migrations(todo)
+    return [name for name in known if name in applied]
+
+
+def down(database_url: str, *, every: bool = False) -> list[str]:
+    """Rolls back the newest applied migration, or every one, newest first; answers the names rolled back.
+
+    Raises:
+        MigrationError: as for `up`.
+    """
+    names()
+    with _exclusively(database_url) as backend:
+        todo = backend.to_rollback(yoyo.read_migrations(str(directory())))
+        chosen = todo if every else todo[:1]
+        rolled_back = [migration.id for migration in chosen]
+        backend.rollback_migrations(chosen)
+    return rolled_back
+
+
+def status(database_url: str) -> list[MigrationStatus]:
+    """Every migration and whether it is applied, oldest first; writes nothing.
+
+    Raises:
+        MigrationError: the database cannot be reached or refuses.
+    """
+    with _errors_named(), _connected(database_url) as connection:
+        ledger = connection.execute("SELECT to_regclass(%s)", [_LEDGER]).fetchone()
+        rows = (
+            connection.execute(f"SELECT migration_id FROM {_LEDGER} ORDER BY migration_id").fetchall()  # noqa: S608 - a constant
+            if ledger and ledger[0]
+            else []
+        )
+    applied = {str(row[0]) for row in rows}
+    known = names()
+    listed = [MigrationStatus(name, name in applied) for name in known]
+    return listed + [MigrationStatus(name, applied=True, known=False) for name in sorted(applied - set(known))]
+
+
+def run_script(database_url: str, sql: bytes) -> None:
+    """Runs a constant SQL script in one transaction.
+
+    Raises:
+        MigrationError: the database cannot be reached or refuses.
+    """
+    with _errors_named(), _connected(database_url) as connection, connection.transaction():
+        connection.execute(sql)
+
+
+@contextmanager
+def _exclusively(database_url: str) -> Iterator[Any]:
+    """Yoyo's backend, while no other process of ours migrates this database."""
+    with _errors_named(), _connected(database_url) as lock:
+        _take_lock(lock)
+        parameters = {key: str(value) for key, value in conninfo_to_dict(database_url).items() if value is not None}
+        name = parameters.pop("dbname", "")
+        uri = DatabaseURI("postgresql+psycopg", None, None, None, None, name, parameters)
+        with PostgresqlPsycopgBackend(uri, _LEDGER) as backend:
+            backend.init_database()
+            # Whoever left yoyo's lock row behind was killed: we hold the advisory lock, which dies with its owner.
+            backend.break_lock()
+            with backend.lock():
+                yield backend
+
+
+def _take_lock(connection: psycopg.Connection[Any]) -> None:
+    # Polled: a session that waits inside pg_advisory_lock holds a snapshot, which CREATE INDEX CONCURRENTLY waits for.
+    deadline = time.monotonic() + _LOCK_WAIT
+    while True:
+        row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY]).fetchone()
+        if row and row[0]:
+            return
+        if time.monotonic() > deadline:
+            raise MigrationError("another migration of this database is still running; try again when it has ended")
+        time.sleep(_LOCK_POLL)
+
+
+@contextmanager
+def _connected(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database_url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT) as connection:
+        yield connection
+
+
+@contextmanager
+def _errors_named() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        # For the operator at a terminal, who needs the driver's words; never sent to a client.
+        raise MigrationError(f"the database said: {str(error).strip() or type(error).__name__}") from error

@@ -1,0 +1,5 @@
+"""Storage on PostgreSQL: a bounded connection pool, the SQL, and the driver's errors translated into ours."""
+
+from billing_grpc.postgres.repository import PostgresRepository
+
+__all__ = ["PostgresRepository"]

@@ -1,0 +1,182 @@
+"""A connection pool that gives every piece of work a budget and keeps to it, whatever the database does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from billing_grpc.errors import DatabaseTimeout, SettingsError, StorageError
+from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
+from billing_grpc.postgres.translation import connect_error_kind, storage_error
+
+Result = TypeVar("Result")
+Work = Callable[[Connection], Awaitable[Result]]
+
+# What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
+_CONNECTION_DEFAULTS: Final[dict[str, str | int]] = {
+    "application_name": "billing_grpc",
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 900,
+}
+_SEVER_AT: Final = 0.9
+"""The part of a budget after which a connection is severed; the rest is for what follows from it."""
+_STATEMENT_AT: Final = 0.85
+"""The part of the longest budget after which the server ends a statement itself, and the connection survives."""
+_CLOSE_TIMEOUT: Final = 1.0
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The connection that a piece of work holds at this moment, and whether its time is up."""
+
+    connection: Connection | None = None
+    expired: bool = False
+
+    def expire(self) -> None:
+        self.expired = True
+        if self.connection is not None:
+            self.connection.sever()
+
+
+class BoundedPool:
+    """Runs work on pooled connections; every answer comes within its budget.
+
+    A query is never cancelled: cancelling asks the server, and a hung one holds the caller for ten seconds. Each piece of
+    work is a task of its own, and when its time is up its socket is shut down, which ends it at once. A caller that goes
+    away leaves its work to finish in peace.
+    """
+
+    def __init__(self, database_url: str, *, size: int, longest_budget: float) -> None:
+        """Prepares the pool; nothing connects before `open`.
+
+        Raises:
+            SettingsError: the address is not one that libpq understands.
+        """
+        try:
+            given = conninfo_to_dict(database_url)
+        except psycopg.ProgrammingError as error:
+            # Without the driver's text, which repeats the address and the password in it.
+            raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from error
+
+        class PooledConnection(Connection):
+            """Remembers failures for this pool alone."""
+
+            statement_timeout_ms = max(1, int(longest_budget * _STATEMENT_AT * 1000))
+
+        self._connection_class = PooledConnection
+        self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(
+            make_conninfo(database_url, **{k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}),
+            connection_class=PooledConnection,
+            kwargs={"autocommit": True},
+            min_size=size,
+            max_size=size,
+            num_workers=size,
+            # After a failure the pool gives up soon and starts afresh at the next request; longer means ever longer pauses.
+            reconnect_timeout=1,
+            open=False,
+        )
+        # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
+        # never behind others, in a queue of the pool's that the dead do not leave.
+        self._slots = asyncio.Semaphore(size)
+        self._attempts = size + 1
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """The pool while it is open; does not wait for the database, which may come later."""
+        await self._pool.open(wait=False)
+        try:
+            yield
+        finally:
+            if self._running:
+                await asyncio.wait(self._running)  # each within its budget
+            await self._pool.close(_CLOSE_TIMEOUT)
+
+    async def run(self, work: Work[Result], *, budget: float, repeatable: bool) -> Result:
+        """What `work` answers.
+
+        Args:
+            work: what to do with a connection; reads or writes in one statement.
+            budget: seconds until this method has returned or raised.
+            repeatable: whether the work may be done again when its connection turns out to be dead.
+
+        Raises:
+            StorageError: it could not be done in time, or at all.
+        """
+        loop = asyncio.get_running_loop()
+        lease = _Lease()
+        deadline = loop.time() + budget * _SEVER_AT
+        expiry = loop.call_at(deadline, lease.expire)
+        task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
+        self._running.add(task)
+
+        def ended(task: asyncio.Task[Result]) -> None:
+            expiry.cancel()
+            self._running.discard(task)
+            if not task.cancelled():
+                task.exception()  # looked at, or asyncio complains when the caller has gone
+
+        task.add_done_callback(ended)
+        done, _ = await asyncio.wait((task,), timeout=budget)
+        if not done:
+            raise DatabaseTimeout
+        return task.result()
+
+    async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, repeatable: bool) -> Result:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DatabaseTimeout from None
+        try:
+            attempts = self._attempts if repeatable else 1
+            while True:
+                attempts -= 1
+                try:
+                    return await self._once(deadline, lease, work)
+                except psycopg.OperationalError as error:
+                    if lease.expired:
+                        raise DatabaseTimeout from error
+                    if attempts and _connection_lost(error):
+                        continue
+                    raise storage_error(error) from error
+        except StorageError:
+            raise
+        except Exception as error:
+            raise storage_error(error) from error
+        finally:
+            self._slots.release()
+
+    async def _once(self, deadline: float, lease: _Lease, work: Work[Result]) -> Result:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise DatabaseTimeout
+        try:
+            connection = await self._pool.getconn(timeout=left)
+        except PoolTimeout as error:
+            failure = self._connection_class.last_failure
+            raise (DatabaseTimeout if failure is None else connect_error_kind(failure)) from error
+        lease.connection = connection
+        try:
+            if lease.expired:
+                raise DatabaseTimeout
+            return await work(connection)
+        finally:
+            lease.connection = None
+            if lease.expired:
+                # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.
+                await connection.close()
+            await self._pool.putconn(connection)
+
+
+def _connection_lost(error: psycopg.OperationalError) -> bool:
+    return error.sqlstate is None or error.sqlstate.startswith(("57P", "08"))

@@ -1,0 +1,66 @@
+"""What a failure of the driver means to the service: one table, one place."""
+
+from typing import Final
+
+import psycopg
+import structlog
+
+from billing_grpc.errors import (
+    DatabaseDenied,
+    DatabaseTimeout,
+    DatabaseUnreachable,
+    SchemaNotReady,
+    StorageError,
+    ValueUnreadable,
+)
+
+log = structlog.stdlib.get_logger(__name__)
+
+_BY_SQLSTATE: Final[dict[str, type[StorageError]]] = {
+    "57014": DatabaseTimeout,  # query canceled, by statement_timeout or by an administrator
+    "55P03": DatabaseTimeout,  # lock not available
+    "40P01": DatabaseTimeout,  # deadlock
+    "40001": DatabaseTimeout,  # serialization failure
+    "42501": DatabaseDenied,  # insufficient privilege
+    "XX001": ValueUnreadable,  # data corrupted
+    "XX002": ValueUnreadable,  # index corrupted
+}
+_BY_CLASS: Final[dict[str, type[StorageError]]] = {
+    "22": ValueUnreadable,  # data exception: bytes that are no text, an encoding without our characters
+    "23": SchemaNotReady,  # integrity constraint: a CHECK that does not know one of the modes
+    "28": DatabaseDenied,  # invalid authorization
+    "3F": SchemaNotReady,  # no such schema
+    "42": SchemaNotReady,  # no such table, column or operator
+}
+# A failed connect carries no SQLSTATE. The server may speak another language, so these are hints, not a contract.
+_DENIED_HINTS: Final = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "peer authentication failed",
+    "ident authentication failed",
+    "is not permitted to log in",
+    "permission denied for database",
+)
+
+
+def storage_error(error: Exception) -> StorageError:
+    """Our error for one of the driver's, whose text goes to the server's log and no further."""
+    kind = _kind(error)
+    # The text only: a failed connection's repr holds the password.
+    log.warning("storage failed", reason=kind.reason, error=type(error).__name__, text=str(error).strip())
+    return kind()
+
+
+def connect_error_kind(text: str) -> type[StorageError]:
+    """What a failed connect means, by its text."""
+    return DatabaseDenied if any(hint in text for hint in _DENIED_HINTS) else DatabaseUnreachable
+
+
+def _kind(error: Exception) -> type[StorageError]:
+    if not isinstance(error, psycopg.Error):
+        # The driver answered and what came could not be understood: closed, never an unexpected error.
+        return DatabaseUnreachable if isinstance(error, OSError) else ValueUnreadable
+    if error.sqlstate is None:
+        return ValueUnreadable if isinstance(error, psycopg.DataError) else DatabaseUnreachable
+    return _BY_SQLSTATE.get(error.sqlstate) or _BY_CLASS.get(error.sqlstate[:2]) or DatabaseUnreachable

@@ -1,0 +1,66 @@
+"""What the tests share: one real Postgres for the run, a fresh database for each test that wants one."""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from billing_grpc import migrations
+from billing_grpc.embedded import EmbeddedPostgres
+
+TEMPLATE: Final = "billing_template"
+SKIPS_ARE_FAILURES: Final = "CI" in os.environ
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """On a machine that has every tool, a skipped test is a missing result."""
+    if SKIPS_ARE_FAILURES and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        message = f"{item.nodeid} was skipped where nothing may be: {call.excinfo.value}"
+        call.excinfo = pytest.ExceptionInfo.from_exception(AssertionError(message))
+
+
+@pytest.fixture(scope="session")
+def cluster_url() -> Iterator[str]:
+    """A running Postgres whose template database has every migration."""
+    directory = Path(tempfile.gettempdir()) / f"billing-grpc-test-{uuid.uuid4().hex[:8]}"
+    try:
+        with EmbeddedPostgres(directory, durable=False) as postgres:
+            url = postgres.url
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+            migrations.up(make_conninfo(url, dbname=TEMPLATE))
+            yield url
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def empty_database_url(cluster_url: str) -> Iterator[str]:
+    """A new database without any table."""
+    yield from _database(cluster_url, "template0")
+
+
+@pytest.fixture
+def database_url(cluster_url: str) -> Iterator[str]:
+    """A new database with every migration and no workspace."""
+    yield from _database(cluster_url, TEMPLATE)
+
+
+def _database(cluster_url: str, template: str) -> Iterator[str]:
+    name = f"t_{uuid.uuid4().hex}"
+    with psycopg.connect(cluster_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        try:
+            yield make_conninfo(cluster_url, dbname=name)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
