@@ -1,0 +1,110 @@
+"""The command line: serve, migrate, and a few calls for people at a terminal."""
+
+import sys
+from typing import Any, Final
+
+import click
+from pydantic.fields import FieldInfo
+
+from billing_grpc import __version__, migrations
+from billing_grpc.cli_calls import call_commands
+from billing_grpc.config import Settings, load_database_url, load_settings
+from billing_grpc.errors import SettingsError, StartupError
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="billing-grpc")
+@click.option("--address", default="127.0.0.1:50051", show_default=True, help="The server that the call commands ask.")
+@click.pass_context
+def cli(context: click.Context, address: str) -> None:
+    """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
+    context.obj = address
+
+
+@cli.group()
+@click.option("--database-url", help="The Postgres to migrate (setting: DATABASE_URL).")
+@click.pass_context
+def migrate(context: click.Context, database_url: str | None) -> None:
+    """Change the database's schema, or look at where it stands."""
+    context.obj = load_database_url(database_url)
+
+
+@migrate.command("up")
+@click.pass_obj
+def migrate_up(database_url: str) -> None:
+    """Apply every migration that is missing."""
+    applied = migrations.up(database_url)
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("nothing to apply")
+
+
+@migrate.command("down")
+@click.option("--all", "every", is_flag=True, help="Roll back all of them, newest first.")
+@click.pass_obj
+def migrate_down(database_url: str, every: bool) -> None:  # noqa: FBT001 - click passes it by name
+    """Roll back the newest applied migration. What it added is lost."""
+    rolled_back = migrations.down(database_url, every=every)
+    for name in rolled_back:
+        click.echo(f"rolled back {name}")
+    if not rolled_back:
+        click.echo("nothing to roll back")
+
+
+@migrate.command("status")
+@click.pass_obj
+def migrate_status(database_url: str) -> None:
+    """List every migration and whether it is applied. Writes nothing."""
+    for each in migrations.status(database_url):
+        note = "" if each.known else "  (unknown to this version)"
+        click.echo(f"{'applied' if each.applied else 'pending'}  {each.name}{note}")
+
+
+def _serve(**flags: str | None) -> None:
+    # The server's libraries are loaded here and not above: a call command needs none of them, and starts the faster.
+    from billing_grpc.server import run  # noqa: PLC0415 - see above
+
+    by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
+    run(load_settings(by_setting), click.echo)
+
+
+def _setting(field: FieldInfo) -> str:
+    return str(field.alias)
+
+
+def _serve_command() -> click.Command:
+    """`serve` with one flag for every setting, so that the two cannot differ."""
+    options: list[click.Parameter] = [
+        click.Option(
+            [f"--{_setting(field).removeprefix('BILLING_GRPC_').lower().replace('_', '-')}", name],
+            help=f"{field.description} (setting: {_setting(field)})",
+            metavar="VALUE",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
+
+
+cli.add_command(_serve_command())
+for command in call_commands():
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point: exit code 2 for wrong usage or settings, 1 for a failed start."""
+    try:
+        return cli.main(arguments, prog_name="billing-grpc")
+    except SettingsError as error:
+        _complain("wrong settings:", *error.problems)
+        sys.exit(EXIT_USAGE)
+    except StartupError as error:
+        _complain(str(error))
+        sys.exit(EXIT_FAILED)
+
+
+def _complain(*lines: str) -> None:
+    click.echo("billing-grpc: " + "\n  ".join(lines), err=True)

@@ -1,0 +1,160 @@
+"""Between the contract's messages and the model: every value of one side has an answer, or a named error, on the other."""
+
+from typing import Final, Literal
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.errors import (
+    DatabaseTimeout,
+    DatabaseUnreachable,
+    FieldViolation,
+    InvalidArgument,
+    NotImplementedYet,
+    RequestError,
+    StorageError,
+    WorkspaceNotFound,
+)
+from billing_grpc.model import (
+    BillingMode,
+    BillingModeSource,
+    ProvisionPlan,
+    Resolution,
+    SecretKeyVerdict,
+    SecretVerdict,
+)
+
+ERROR_DOMAIN: Final = "billing.molecule"
+MAX_DETAILS_BYTES: Final = 4000
+"""gRPC drops the details of a larger status."""
+
+_RETRY_AFTER: Final = Duration(seconds=1)
+
+MODE_TO_PROTO: Final = {
+    BillingMode.PLATFORM_MANAGED: pb.BILLING_MODE_PLATFORM_MANAGED,
+    BillingMode.BYOK: pb.BILLING_MODE_BYOK,
+    BillingMode.DISABLED: pb.BILLING_MODE_DISABLED,
+}
+MODE_FROM_PROTO: Final = {number: mode for mode, number in MODE_TO_PROTO.items()}
+SOURCE_TO_PROTO: Final = {
+    BillingModeSource.WORKSPACE_OVERRIDE: pb.BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE,
+    BillingModeSource.ORG_DEFAULT: pb.BILLING_MODE_SOURCE_ORG_DEFAULT,
+    BillingModeSource.CONSTANT_FALLBACK: pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK,
+}
+VERDICT_TO_PROTO: Final = {
+    SecretVerdict.ALLOWED: pb.SECRET_VERDICT_ALLOWED,
+    SecretVerdict.BLOCKED_PLATFORM_MANAGED: pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED,
+    SecretVerdict.BLOCKED_RESERVED: pb.SECRET_VERDICT_BLOCKED_RESERVED,
+}
+
+STATUS_CODES: Final[dict[type[RequestError], int]] = {
+    InvalidArgument: code_pb2.INVALID_ARGUMENT,
+    WorkspaceNotFound: code_pb2.NOT_FOUND,
+    NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    StorageError: code_pb2.UNAVAILABLE,
+}
+"""The status of every error that can reach a client, by its class or the nearest base of it."""
+
+
+def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
+    """A resolution as the contract says it."""
+    message = pb.BillingModeResolution(
+        workspace_id=resolution.workspace_id,
+        resolved_mode=MODE_TO_PROTO[resolution.mode],
+        source=SOURCE_TO_PROTO[resolution.source],
+        org_default=MODE_TO_PROTO[resolution.org_default],
+        reason=resolution.reason,
+        workspace_override=resolution.workspace_override,
+    )
+    if resolution.error is not None:
+        message.error.reason = resolution.error.reason
+        message.error.message = resolution.error.message
+    return message
+
+
+def plan_to_proto(plan: ProvisionPlan) -> service_pb.PlanProvisionEnvResponse:
+    """A plan as the contract says it."""
+    return service_pb.PlanProvisionEnvResponse(
+        resolution=resolution_to_proto(plan.resolution),
+        strip_keys=plan.strip_keys,
+        set_env=plan.set_env,
+        route_via_platform_proxy=plan.route_via_platform_proxy,
+    )
+
+
+def verdict_to_proto(verdict: SecretKeyVerdict) -> pb.SecretKeyVerdict:
+    """A verdict as the contract says it."""
+    return pb.SecretKeyVerdict(
+        secret_key=verdict.secret_key, verdict=VERDICT_TO_PROTO[verdict.verdict], message=verdict.message
+    )
+
+
+def change_from_proto(request: service_pb.SetWorkspaceBillingModeRequest) -> BillingMode | None:
+    """The mode that a request sets; None when it says "inherit".
+
+    Raises:
+        InvalidArgument: CHANGE_REQUIRED without a change, MODE_INVALID when its mode is none of the three.
+    """
+    allowed = ", ".join(pb.BillingMode.Name(number) for number in MODE_FROM_PROTO)
+    match request.WhichOneof("change"):
+        case "inherit":
+            return None
+        case "mode" if request.mode in MODE_FROM_PROTO:
+            return MODE_FROM_PROTO[request.mode]
+        case "mode":
+            problem = f"must be one of {allowed}; got {int(request.mode)}. To clear the override, send inherit"
+            raise InvalidArgument("MODE_INVALID", FieldViolation("mode", problem))
+        case _:
+            problem = f"send mode (one of {allowed}) or inherit; a change must be explicit"
+            raise InvalidArgument("CHANGE_REQUIRED", FieldViolation("change", problem))
+
+
+def secret_scope_from_proto(request: service_pb.ValidateSecretWriteRequest) -> Literal["workspace_id", "org_wide"]:
+    """Where a request would store its secrets.
+
+    Raises:
+        InvalidArgument: SCOPE_REQUIRED without a scope.
+    """
+    scope: Literal["workspace_id", "org_wide"] | None = request.WhichOneof("scope")
+    if scope is None:
+        problem = "send workspace_id (empty before the workspace exists) or org_wide"
+        raise InvalidArgument("SCOPE_REQUIRED", FieldViolation("scope", problem))
+    return scope
+
+
+def error_to_status(error: RequestError) -> status_pb2.Status:
+    """An error as a rich status: ErrorInfo, what the reason calls for, and the error's attachments.
+
+    Stays under 4 KB by leaving out the last field violations.
+    """
+    code = next(STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES)
+    status = status_pb2.Status(code=code, message=error.message)
+    _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
+    if isinstance(error, (DatabaseUnreachable, DatabaseTimeout)):
+        _attach(status, error_details_pb2.RetryInfo(retry_delay=_RETRY_AFTER))
+    for value in error.attachments:
+        if isinstance(value, Resolution):
+            _attach(status, resolution_to_proto(value))
+    if isinstance(error, InvalidArgument):
+        bad_request = error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(
+                    field=violation.field, description=violation.description, reason=error.reason
+                )
+                for violation in error.violations
+            ]
+        )
+        while bad_request.ByteSize() + status.ByteSize() > MAX_DETAILS_BYTES:
+            del bad_request.field_violations[-1]
+        _attach(status, bad_request)
+    return status
+
+
+def _attach(status: status_pb2.Status, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)

@@ -1,0 +1,47 @@
+"""Workspaces to play with, in the embedded database only, and lines to paste."""
+
+from typing import Final
+
+from billing_grpc.addresses import Address, UnixAddress
+
+BYOK: Final = "00000000-0000-4000-8000-000000000001"
+INHERITS: Final = "00000000-0000-4000-8000-000000000002"
+DISABLED: Final = "00000000-0000-4000-8000-000000000003"
+PLATFORM_MANAGED: Final = "00000000-0000-4000-8000-000000000004"
+
+SQL: Final = f"""
+INSERT INTO workspaces (id, name, llm_billing_mode)
+SELECT id::uuid, name, mode
+FROM (VALUES
+    ('{BYOK}', 'demo: pays with its own key', 'byok'),
+    ('{INHERITS}', 'demo: inherits the organisation''s default', NULL),
+    ('{DISABLED}', 'demo: calls no model', 'disabled'),
+    ('{PLATFORM_MANAGED}', 'demo: billed by the platform, explicitly', 'platform_managed')
+) AS demo (id, name, mode)
+WHERE NOT EXISTS (SELECT FROM workspaces)
+""".encode()  # noqa: S608 - built from constants of this module alone
+"""Adds the demo workspaces to a database that has no workspace at all, and so never undoes what somebody did to them."""
+
+_SERVICE: Final = "molecule.billing.v1.BillingModeService"
+
+
+def hints(address: Address) -> str:
+    """Lines to paste into a shell, for a server that listens on `address`."""
+    target = f"-unix {address.path}" if isinstance(address, UnixAddress) else str(address)
+    return f"""
+Demo workspaces:
+  {BYOK}  byok
+  {INHERITS}  inherits
+  {DISABLED}  disabled
+  {PLATFORM_MANAGED}  platform_managed
+
+Try, in another terminal:
+  grpcurl -plaintext {target} list
+  grpcurl -plaintext -d '{{"workspace_id": "{INHERITS}"}}' \\
+    {target} {_SERVICE}/ResolveBillingMode
+  grpcurl -plaintext -d '{{"workspace_id": "{INHERITS}", "secret_keys": ["OPENAI_API_KEY"]}}' \\
+    {target} {_SERVICE}/ValidateSecretWrite
+  .venv/bin/billing-grpc --address {address} resolve {INHERITS}
+  .venv/bin/billing-grpc --address {address} set {INHERITS} byok
+
+Stop with Ctrl-C; the data stays for the next start."""

@@ -1,0 +1,41 @@
+"""Rebuilds a method handler of any of gRPC's four kinds around one asynchronous context."""
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+import grpc
+
+# In quotes: grpcio's classes take type parameters in its type stubs only.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
+Around: TypeAlias = Callable[["Context"], AbstractAsyncContextManager[None]]
+
+
+def rebuild(handler: "Handler", around: Around) -> "Handler":
+    """The same method, with every call running inside `around(context)`."""
+    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    behaviour = getattr(handler, kind)
+    wrapped = _generating(behaviour, around) if inspect.isasyncgenfunction(behaviour) else _returning(behaviour, around)
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    rebuilt: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+    return rebuilt
+
+
+def _returning(behaviour: Callable[..., Any], around: Around) -> Callable[..., Any]:
+    async def call(request: Any, context: "Context") -> Any:
+        async with around(context):
+            return await behaviour(request, context)
+
+    return call
+
+
+def _generating(behaviour: Callable[..., Any], around: Around) -> Callable[..., Any]:
+    async def call(request: Any, context: "Context") -> AsyncIterator[Any]:
+        async with around(context):
+            async for response in behaviour(request, context):
+                yield response
+
+    return call

@@ -1,0 +1,61 @@
+"""Turns our errors into rich statuses, and everything else into a constant text: the one place where errors end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import grpc
+import structlog
+from google.rpc import code_pb2, status_pb2
+from grpc_status import rpc_status
+
+from billing_grpc import convert
+from billing_grpc.errors import RequestError
+from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
+
+log = structlog.stdlib.get_logger(__name__)
+
+_INTERNAL = status_pb2.Status(code=code_pb2.INTERNAL, message="internal error")
+_INTERRUPTED = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="the call was interrupted; retry")
+
+
+class ErrorTranslation(grpc.aio.ServerInterceptor):
+    """The outermost interceptor: no exception text of ours, of the driver or of Python leaves the server."""
+
+    async def intercept_service(
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """The method's handler, its errors translated; None for an unknown method, which gRPC answers itself."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return rebuild(handler, lambda context: _translated(context, handler_call_details.method))
+
+
+@asynccontextmanager
+async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AbortError:
+        # The handler has already aborted; a second abort would raise.
+        raise
+    except RequestError as error:
+        await _abort(context, convert.error_to_status(error))
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # A cancellation that this call did not cause would leave the client without any answer.
+        log.exception("call interrupted", method=method)
+        await _abort(context, _INTERRUPTED)
+    except Exception:
+        log.exception("unexpected error", method=method)
+        await _abort(context, _INTERNAL)
+
+
+async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
+    await context.abort_with_status(rpc_status.to_status(status))
+    raise AssertionError("abort_with_status returned")

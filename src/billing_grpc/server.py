@@ -1,0 +1,129 @@
+"""The composition root: builds everything from the settings, serves, drains and stops."""
+
+import asyncio
+import contextlib
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import start_http_server
+
+from billing_grpc import __version__, demo, logs, migrations
+from billing_grpc.addresses import Address, TcpAddress
+from billing_grpc.config import Settings
+from billing_grpc.embedded import EmbeddedPostgres, default_directory
+from billing_grpc.errors import ListenError, StorageError
+from billing_grpc.metrics import Metrics
+from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
+from billing_grpc.postgres import PostgresRepository
+from billing_grpc.repository import Repository
+from billing_grpc.rpc_server import RpcServer
+from billing_grpc.secrets import KeyList
+from billing_grpc.servicer import BillingModeService
+
+log = structlog.stdlib.get_logger(__name__)
+
+_DRAIN_MARGIN: Final = 0.5
+"""Seconds beyond the storage timeout that a running call gets to finish."""
+
+
+def run(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; `say` gets the lines for standard output.
+
+    Raises:
+        StartupError: the server cannot start; says why and what to do.
+    """
+    logs.configure(settings.log_format, settings.log_level)
+    with _database(settings) as (database_url, embedded):
+        asyncio.run(_serve(settings, database_url, say, hints=embedded))
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[tuple[str, bool]]:
+    """The database to use and whether it is the embedded one, which is then started, migrated and filled."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value(), False
+        return
+    directory = settings.data_dir or default_directory(Path.home())
+    log.info("no DATABASE_URL: starting the embedded database", directory=str(directory))
+    with EmbeddedPostgres(directory) as embedded:
+        url = embedded.url
+        migrations.up(url)
+        migrations.run_script(url, demo.SQL)
+        yield url, True
+
+
+async def _serve(settings: Settings, database_url: str, say: Callable[[str], None], *, hints: bool) -> None:
+    stopping = asyncio.Event()
+    org_default = _org_default(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, org_default.reload)
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        repository = await stack.enter_async_context(
+            PostgresRepository.opened(database_url, longest_budget=settings.storage_timeout)
+        )
+        servicer = BillingModeService(
+            repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics
+        )
+        if settings.metrics_listen is not None:
+            stack.enter_context(_metrics_port(settings.metrics_listen, metrics))
+        grace = settings.storage_timeout + _DRAIN_MARGIN
+        bound = await stack.enter_async_context(
+            _listening(RpcServer(servicer, reflection_on=settings.reflection), settings.listen, grace)
+        )
+        for address in bound:
+            say(f"listening on {address}")
+        if hints:
+            say(demo.hints(bound[0]))
+        log.info("serving", version=__version__, addresses=[str(address) for address in bound])
+        looking = asyncio.create_task(_say_whether_ready(repository, settings.storage_timeout))
+        await stopping.wait()
+        log.info("stopping")
+        looking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await looking
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def _listening(server: RpcServer, addresses: tuple[Address, ...], grace: float) -> AsyncIterator[list[Address]]:
+    try:
+        yield await server.start(addresses)
+    finally:
+        await server.stop(grace)
+
+
+@contextmanager
+def _metrics_port(address: TcpAddress, metrics: Metrics) -> Iterator[None]:
+    try:
+        server, thread = start_http_server(address.port, address.host, metrics.registry)
+    except OSError as error:
+        raise ListenError(f"cannot expose metrics on {address}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _org_default(settings: Settings) -> OrgDefault:
+    if settings.org_default_file is not None:
+        return FileOrgDefault(settings.org_default_file)
+    return FixedOrgDefault(settings.org_default)
+
+
+async def _say_whether_ready(repository: Repository, budget: float) -> None:
+    try:
+        await repository.load_override(str(uuid.UUID(int=0)), budget=budget)
+    except StorageError as error:
+        log.warning("database not ready: decisions are closed until it is", reason=error.reason, remedy=error.message)
+    else:
+        log.info("database ready")

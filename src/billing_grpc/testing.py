@@ -1,0 +1,96 @@
+"""For tests, ours and our users': a repository in memory and a real server in a context."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+
+from billing_grpc.addresses import Address, TcpAddress
+from billing_grpc.errors import DatabaseTimeout, StorageError
+from billing_grpc.metrics import Metrics
+from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, ResolutionError, StoredOverride
+from billing_grpc.org_default import FixedOrgDefault, OrgDefault
+from billing_grpc.repository import Repository
+from billing_grpc.rpc_server import RpcServer
+from billing_grpc.secrets import KeyList
+from billing_grpc.servicer import BillingModeService
+
+_LONGEST_TEXT = 256
+
+
+class InMemoryRepository:
+    """A `Repository` over a dictionary, held to the same contract as the real one by the same tests.
+
+    Attributes:
+        overrides: stored text by workspace id, None for one that inherits. Change it as you like.
+        failure: raised by every call while set.
+        delay: seconds every call takes; longer than the call's budget, it is a DatabaseTimeout.
+        calls: how many calls were made.
+    """
+
+    def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
+        self.overrides: dict[str, str | None] = dict(overrides or {})
+        self.failure: StorageError | None = None
+        self.delay = 0.0
+        self.calls = 0
+
+    async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
+        """As `Repository` says."""
+        await self._answer(budget)
+        return self._stored(workspace_id)
+
+    async def load_overrides(
+        self, workspace_ids: Collection[str], *, budget: float
+    ) -> Mapping[str, StoredOverride | ResolutionError]:
+        """As `Repository` says."""
+        await self._answer(budget)
+        return {each: self._stored(each) for each in workspace_ids if each in self.overrides}
+
+    async def save_override(self, workspace_id: str, mode: BillingMode | None, *, budget: float) -> OverrideChange:
+        """As `Repository` says."""
+        await self._answer(budget)
+        previous = self._stored(workspace_id)
+        if previous == NO_WORKSPACE:
+            return OverrideChange(previous, previous)
+        self.overrides[workspace_id] = None if mode is None else mode.value
+        return OverrideChange(previous, self._stored(workspace_id))
+
+    async def _answer(self, budget: float) -> None:
+        self.calls += 1
+        if self.delay:
+            await asyncio.sleep(min(self.delay, budget))
+        if self.delay > budget:
+            raise DatabaseTimeout
+        if self.failure is not None:
+            raise self.failure
+
+    def _stored(self, workspace_id: str) -> StoredOverride:
+        if workspace_id not in self.overrides:
+            return NO_WORKSPACE
+        text = self.overrides[workspace_id]
+        return StoredOverride(None if text is None else text[:_LONGEST_TEXT])
+
+
+@asynccontextmanager
+async def running_server(
+    repository: Repository,
+    *,
+    org_default: OrgDefault | str | None = None,
+    keys: KeyList | None = None,
+    storage_timeout: float = 1.0,
+    metrics: Metrics | None = None,
+    address: Address | None = None,
+) -> AsyncIterator[str]:
+    """A real server over a repository of your choice; yields its address, to be dialled in plain text.
+
+    Everybody who reaches it is the principal `local`. Listens on a free loopback port unless told otherwise.
+    """
+    published = FixedOrgDefault(org_default) if org_default is None or isinstance(org_default, str) else org_default
+    servicer = BillingModeService(
+        repository, published.current, keys or KeyList(), storage_timeout, metrics or Metrics()
+    )
+    server = RpcServer(servicer)
+    try:
+        bound = await server.start([address or TcpAddress("127.0.0.1", 0)])
+        yield str(bound[0])
+    finally:
+        await server.stop(grace=storage_timeout)

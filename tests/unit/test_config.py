@@ -1,0 +1,145 @@
+"""Settings: what is accepted, and that every problem is said at once, without repeating a secret."""
+
+from pathlib import Path
+
+import pytest
+
+from billing_grpc.addresses import TcpAddress, UnixAddress
+from billing_grpc.config import Settings, load_database_url, load_settings
+from billing_grpc.errors import SettingsError
+
+LOCAL = {"BILLING_GRPC_LOCAL_ADMIN": "on"}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+
+
+def test_the_defaults_are_the_contracts() -> None:
+    settings = load_settings(LOCAL)
+
+    assert settings.database_url is None
+    assert settings.org_default is None
+    assert settings.listen == (TcpAddress("127.0.0.1", 50051),)
+    assert settings.storage_timeout == 1.0
+    assert settings.extra_blocked_keys == ()
+    assert settings.reflection is True
+    assert settings.metrics_listen == TcpAddress("127.0.0.1", 9464)
+    assert (settings.log_format, settings.log_level) == ("auto", "INFO")
+
+
+def test_every_setting_is_read_from_the_environment_and_a_flag_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "DATABASE_URL": "postgresql://db/billing",
+        "BILLING_GRPC_LOCAL_ADMIN": "on",
+        "MOLECULE_LLM_BILLING_MODE": " BYOK ",
+        "BILLING_GRPC_LISTEN": "localhost:0, [::1]:5,unix:/run/billing.sock",
+        "BILLING_GRPC_STORAGE_TIMEOUT": "0.25",
+        "BILLING_GRPC_EXTRA_BLOCKED_KEYS": " new_vendor_key ,OTHER",
+        "BILLING_GRPC_REFLECTION": "off",
+        "BILLING_GRPC_METRICS_LISTEN": "off",
+        "BILLING_GRPC_LOG_FORMAT": "json",
+        "BILLING_GRPC_LOG_LEVEL": "debug",
+        "BILLING_GRPC_DATA_DIR": "/srv/data",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    settings = load_settings({"BILLING_GRPC_STORAGE_TIMEOUT": "2"})
+
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == "postgresql://db/billing"
+    assert settings.org_default == " BYOK "
+    assert settings.listen == (TcpAddress("localhost", 0), TcpAddress("::1", 5), UnixAddress("/run/billing.sock"))
+    assert settings.storage_timeout == 2.0
+    assert settings.extra_blocked_keys == ("NEW_VENDOR_KEY", "OTHER")
+    assert settings.reflection is False
+    assert settings.metrics_listen is None
+    assert (settings.log_format, settings.log_level) == ("json", "DEBUG")
+    assert settings.data_dir == Path("/srv/data")
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "BILLING_GRPC_LISTEN", "MOLECULE_LLM_BILLING_MODE"):
+        monkeypatch.setenv(name, "")
+
+    settings = load_settings({**LOCAL, "MOLECULE_LLM_BILLING_MODE_FILE": "/etc/mode"})
+
+    assert settings.database_url is None
+    assert settings.org_default_file == Path("/etc/mode")
+    assert settings.listen == (TcpAddress("127.0.0.1", 50051),)
+
+
+PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
+    "nobody may call": ({"BILLING_GRPC_LOCAL_ADMIN": "off"}, "BILLING_GRPC_LOCAL_ADMIN", "LOCAL_ADMIN=on"),
+    "a switch that is neither": ({"BILLING_GRPC_LOCAL_ADMIN": "yes"}, "BILLING_GRPC_LOCAL_ADMIN", "on or off"),
+    "a switch of capitals": ({"BILLING_GRPC_REFLECTION": "ON"}, "BILLING_GRPC_REFLECTION", "on or off"),
+    "every interface": ({"BILLING_GRPC_LISTEN": "0.0.0.0:1"}, "BILLING_GRPC_LISTEN", "loopback"),
+    "every IPv6 interface": ({"BILLING_GRPC_LISTEN": "[::]:1"}, "BILLING_GRPC_LISTEN", "loopback"),
+    "another machine's name": ({"BILLING_GRPC_LISTEN": "example:1"}, "BILLING_GRPC_LISTEN", "loopback"),
+    "one open address among closed ones": (
+        {"BILLING_GRPC_LISTEN": "127.0.0.1:1,10.0.0.1:1"},
+        "BILLING_GRPC_LISTEN",
+        "10.0.0.1:1",
+    ),
+    "tls": ({"BILLING_GRPC_LISTEN": "tls://127.0.0.1:1"}, "BILLING_GRPC_LISTEN", "TLS"),
+    "no port": ({"BILLING_GRPC_LISTEN": "127.0.0.1"}, "BILLING_GRPC_LISTEN", "host:port"),
+    "port too large": ({"BILLING_GRPC_LISTEN": "127.0.0.1:65536"}, "BILLING_GRPC_LISTEN", "65535"),
+    "relative socket": ({"BILLING_GRPC_LISTEN": "unix:billing.sock"}, "BILLING_GRPC_LISTEN", "absolute path"),
+    "socket path too long": ({"BILLING_GRPC_LISTEN": "unix:/" + "x" * 120}, "BILLING_GRPC_LISTEN", "100 bytes"),
+    "only commas": ({"BILLING_GRPC_LISTEN": " , "}, "BILLING_GRPC_LISTEN", "at least one"),
+    "no time for storage": ({"BILLING_GRPC_STORAGE_TIMEOUT": "0"}, "BILLING_GRPC_STORAGE_TIMEOUT", "greater than 0"),
+    "time that is none": ({"BILLING_GRPC_STORAGE_TIMEOUT": "nan"}, "BILLING_GRPC_STORAGE_TIMEOUT", "finite"),
+    "a reserved extra key": (
+        {"BILLING_GRPC_EXTRA_BLOCKED_KEYS": "molecule_llm_x"},
+        "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
+        "MOLECULE_LLM_*",
+    ),
+    "an extra key that is no name": (
+        {"BILLING_GRPC_EXTRA_BLOCKED_KEYS": "A B"},
+        "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
+        "'A B'",
+    ),
+    "two org defaults": (
+        {"MOLECULE_LLM_BILLING_MODE": "byok", "MOLECULE_LLM_BILLING_MODE_FILE": "/x"},
+        "MOLECULE_LLM_BILLING_MODE_FILE",
+        "not both",
+    ),
+    "another database": ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL", "postgresql://"),
+    "a metrics address that is none": ({"BILLING_GRPC_METRICS_LISTEN": "9464"}, "BILLING_GRPC_METRICS_LISTEN", "host:"),
+    "an unknown level": ({"BILLING_GRPC_LOG_LEVEL": "loud"}, "BILLING_GRPC_LOG_LEVEL", "'DEBUG'"),
+    "an unknown format": ({"BILLING_GRPC_LOG_FORMAT": "xml"}, "BILLING_GRPC_LOG_FORMAT", "'json'"),
+}
+
+
+@pytest.mark.parametrize(("given", "setting", "says"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_wrong_setting_is_named_with_its_remedy(given: dict[str, str], setting: str, says: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings({**LOCAL, **given})
+
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{setting}: ")
+    assert says in problem
+
+
+def test_all_problems_are_reported_at_once_and_no_secret_with_them() -> None:
+    wrong = {name: value for given, _, _ in PROBLEMS.values() for name, value in given.items()}
+
+    with pytest.raises(SettingsError) as refused:
+        load_settings(wrong)
+
+    assert {problem.split(":")[0] for problem in refused.value.problems} == {
+        setting for _, setting, _ in PROBLEMS.values()
+    }
+    assert "s3cret" not in str(refused.value)
+
+
+def test_migrate_needs_a_database_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="DATABASE_URL"):
+        load_database_url(None)
+    monkeypatch.setenv("BILLING_GRPC_LISTEN", "nonsense")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://db/one")
+    assert load_database_url(None) == "postgresql://db/one"
+    assert load_database_url("host=/run dbname=two") == "host=/run dbname=two"

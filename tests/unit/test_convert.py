@@ -1,0 +1,160 @@
+"""The contract's numbers, and errors as rich statuses."""
+
+from typing import Any, TypeVar
+
+import pytest
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from billing_grpc import convert, errors, validation
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.model import BillingMode, BillingModeSource, ResolutionError, SecretVerdict, StoredOverride
+from billing_grpc.resolver import resolve
+
+
+def leaves(root: type[errors.RequestError]) -> list[type[errors.RequestError]]:
+    return [leaf for child in root.__subclasses__() for leaf in (leaves(child) or [child])]
+
+
+def example(kind: type[errors.RequestError]) -> errors.RequestError:
+    if issubclass(kind, errors.InvalidArgument):
+        return kind("MODE_INVALID", errors.FieldViolation("mode", "must be one of the three"))
+    return kind() if issubclass(kind, errors.StorageError) else kind("a message")
+
+
+Message = TypeVar("Message", bound=Any)
+
+
+def detail(status: status_pb2.Status, kind: type[Message]) -> Message | None:
+    for packed in status.details:
+        message: Message = kind()
+        if packed.Unpack(message):
+            return message
+    return None
+
+
+EXPECTED_CODES = {
+    errors.InvalidArgument: code_pb2.INVALID_ARGUMENT,
+    errors.WorkspaceNotFound: code_pb2.NOT_FOUND,
+    errors.NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    errors.DatabaseUnreachable: code_pb2.UNAVAILABLE,
+    errors.DatabaseTimeout: code_pb2.UNAVAILABLE,
+    errors.SchemaNotReady: code_pb2.UNAVAILABLE,
+    errors.DatabaseDenied: code_pb2.UNAVAILABLE,
+    errors.ValueUnreadable: code_pb2.UNAVAILABLE,
+}
+
+
+def test_the_table_of_codes_lists_every_error_that_can_reach_a_client() -> None:
+    assert set(leaves(errors.RequestError)) == set(EXPECTED_CODES)
+
+
+@pytest.mark.parametrize(("kind", "code"), EXPECTED_CODES.items(), ids=lambda each: getattr(each, "__name__", None))
+def test_every_error_has_a_status_and_one_error_info(kind: type[errors.RequestError], code: int) -> None:
+    error = example(kind)
+    status = convert.error_to_status(error)
+
+    assert (status.code, status.message) == (code, error.message)
+    infos = [packed for packed in status.details if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    assert len(infos) == 1
+    info = detail(status, error_details_pb2.ErrorInfo)
+    assert info is not None
+    assert (info.domain, info.reason) == ("billing.molecule", error.reason)
+    assert info.reason.isupper()
+
+
+@pytest.mark.parametrize("kind", EXPECTED_CODES, ids=lambda each: each.__name__)
+def test_only_an_unreachable_or_late_database_is_worth_a_retry(kind: type[errors.RequestError]) -> None:
+    retry = detail(convert.error_to_status(example(kind)), error_details_pb2.RetryInfo)
+
+    assert (retry is not None) == (kind in {errors.DatabaseUnreachable, errors.DatabaseTimeout})
+
+
+def test_bad_input_names_its_fields() -> None:
+    violation = errors.FieldViolation("mode", "must be one of the three")
+    bad = detail(
+        convert.error_to_status(errors.InvalidArgument("MODE_INVALID", violation)), error_details_pb2.BadRequest
+    )
+
+    assert bad is not None
+    assert [(each.field, each.description) for each in bad.field_violations] == [("mode", "must be one of the three")]
+
+
+def test_the_closed_resolution_travels_with_an_error() -> None:
+    closed = resolve("w", ResolutionError("DATABASE_TIMEOUT", "late"), "byok")
+    status = convert.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
+
+    assert detail(status, pb.BillingModeResolution) == convert.resolution_to_proto(closed)
+
+
+@pytest.mark.parametrize("bad", ["\U0001f600" * 1000, "x y", "\x00" * 300])
+def test_the_largest_list_of_violations_stays_under_4_kb_and_names_all_twenty(bad: str) -> None:
+    for check, limit in ((validation.batch_ids, 1000), (validation.secret_names, 256)):
+        with pytest.raises(errors.InvalidArgument) as refused:
+            check([f"{bad} "] * limit)
+        status = convert.error_to_status(refused.value)
+        details = detail(status, error_details_pb2.BadRequest)
+        assert status.ByteSize() < 4096
+        assert details is not None
+        assert len(details.field_violations) == 20
+
+
+def test_even_absurdly_long_violations_are_cut_to_4_kb() -> None:
+    many = [errors.FieldViolation(f"f[{index}]", "x" * 1000) for index in range(20)]
+
+    assert convert.error_to_status(errors.InvalidArgument("MODE_INVALID", *many)).ByteSize() < 4096
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "prefix", "values"),
+    [
+        (convert.MODE_TO_PROTO, pb.BillingMode, "BILLING_MODE_", BillingMode),
+        (convert.SOURCE_TO_PROTO, pb.BillingModeSource, "BILLING_MODE_SOURCE_", BillingModeSource),
+        (convert.VERDICT_TO_PROTO, pb.SecretVerdict, "SECRET_VERDICT_", SecretVerdict),
+    ],
+    ids=["mode", "source", "verdict"],
+)
+def test_every_value_has_its_number_and_every_number_but_zero_its_value(
+    ours: dict[Any, int], theirs: Any, prefix: str, values: Any
+) -> None:
+    assert set(ours) == set(values)
+    assert {f"{prefix}{value.value.upper()}": number for value, number in ours.items()} == {
+        name: number for name, number in theirs.items() if number != 0
+    }
+
+
+@pytest.mark.parametrize("override", [None, "", "byok", "corrupt"])
+def test_an_override_is_present_exactly_when_there_is_stored_text(override: str | None) -> None:
+    message = convert.resolution_to_proto(resolve("w", StoredOverride(override), None))
+
+    assert message.HasField("workspace_override") == (override is not None)
+    assert message.workspace_override == (override or "")
+    assert not message.HasField("error")
+
+
+def test_a_change_must_be_explicit() -> None:
+    with pytest.raises(errors.InvalidArgument) as refused:
+        convert.change_from_proto(service_pb.SetWorkspaceBillingModeRequest(reason="why"))
+
+    assert refused.value.reason == "CHANGE_REQUIRED"
+
+
+@pytest.mark.parametrize("number", [0, 4, 99, -1])
+def test_a_mode_that_is_none_of_the_three_is_refused_and_the_three_are_named(number: int) -> None:
+    fields: dict[str, Any] = {"mode": number}  # an open enum takes any number over the wire, whatever its type says
+    request = service_pb.SetWorkspaceBillingModeRequest(**fields)
+
+    with pytest.raises(errors.InvalidArgument) as refused:
+        convert.change_from_proto(request)
+
+    assert refused.value.reason == "MODE_INVALID"
+    for name in ("BILLING_MODE_PLATFORM_MANAGED", "BILLING_MODE_BYOK", "BILLING_MODE_DISABLED", "inherit"):
+        assert name in refused.value.message
+
+
+def test_each_explicit_change_is_understood() -> None:
+    request = service_pb.SetWorkspaceBillingModeRequest
+
+    assert convert.change_from_proto(request(inherit=pb.Inherit())) is None
+    for mode, number in convert.MODE_TO_PROTO.items():
+        assert convert.change_from_proto(request(mode=number)) is mode
