@@ -29,7 +29,7 @@ def hints(address: Address) -> str:
     """Lines to paste into a shell, for a server that listens on `address`."""
     target = f"-unix {address.path}" if isinstance(address, UnixAddress) else str(address)
     return f"""
-Demo workspaces:
+Demo workspaces, as they were first made:
   {BYOK}  byok
   {INHERITS}  inherits
   {DISABLED}  disabled

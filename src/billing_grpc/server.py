@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -27,6 +28,8 @@ from billing_grpc.servicer import BillingModeService
 
 log = structlog.stdlib.get_logger(__name__)
 
+_EXIT_TERMINATED: Final = 128 + signal.SIGTERM
+
 _DRAIN_MARGIN: Final = 0.5
 """Seconds beyond the storage timeout that a running call gets to finish."""
 
@@ -38,6 +41,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         StartupError: the server cannot start; says why and what to do.
     """
     logs.configure(settings.log_format, settings.log_level)
+    # Until the loop has its own handlers, a SIGTERM unwinds like an exit: it must not leave an embedded server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
     with _database(settings) as (database_url, embedded):
         asyncio.run(_serve(settings, database_url, say, hints=embedded))
 

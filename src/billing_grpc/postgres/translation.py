@@ -47,8 +47,14 @@ _DENIED_HINTS: Final = (
 def storage_error(error: Exception) -> StorageError:
     """Our error for one of the driver's, whose text goes to the server's log and no further."""
     kind = _kind(error)
-    # The text only: a failed connection's repr holds the password.
-    log.warning("storage failed", reason=kind.reason, error=type(error).__name__, text=str(error).strip())
+    # The text only: a failed connection's repr holds the password. A traceback where the driver is not the one to blame.
+    log.warning(
+        "storage failed",
+        reason=kind.reason,
+        error=type(error).__name__,
+        text=str(error).strip(),
+        exc_info=not isinstance(error, psycopg.Error),
+    )
     return kind()
 
 
