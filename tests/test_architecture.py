@@ -26,19 +26,27 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "repository": {"model"},
     "caller": {"model"},
     "metrics": {"model"},
-    "org_default": set(),
+    "access": {"model"},
+    "credentials": PURE,
+    "watched_file": set(),
+    "org_default": {"watched_file"},
+    "principals_file": {"credentials", "errors", "model", "watched_file"},
+    "tls": {"errors", "watched_file"},
+    "limits": set(),
     "logs": set(),
     "demo": {"addresses"},
     "postgres": PURE | {"repository"},
     "migrations": {"errors"},
     "embedded": {"errors"},
-    "config": {"addresses", "errors", "secrets"},
+    "setting_types": {"addresses"},
+    "config": {"addresses", "errors", "limits", "secrets", "setting_types"},
     "convert": PURE | {"_gen"},
     "servicer": PURE
     | {"_gen", "caller", "convert", "metrics", "provision", "repository", "resolver", "secrets", "validation"},
-    "interceptors": PURE | {"caller", "convert"},
-    "rpc_server": {"_gen", "addresses", "errors", "interceptors"},
-    "testing": PURE | {"addresses", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
+    "interceptors": PURE | {"access", "caller", "convert", "credentials", "principals_file"},
+    "rpc_server": {"_gen", "addresses", "credentials", "errors", "interceptors", "limits", "principals_file", "tls"},
+    "testing": PURE
+    | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
     "cli_calls": {"_gen", "convert", "model"},
     "_gen": set(),
     "__init__": set(),
@@ -46,10 +54,21 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     # The composition root and the command line may use everything but each other's callers.
     "server": {
         *PURE,
-        *("__init__", "addresses", "config", "demo", "embedded", "logs", "metrics", "migrations", "org_default"),
-        *("postgres", "repository", "rpc_server", "secrets", "servicer"),
+        *(
+            "__init__",
+            "addresses",
+            "config",
+            "credentials",
+            "demo",
+            "embedded",
+            "logs",
+            "metrics",
+            "migrations",
+            "org_default",
+        ),
+        *("postgres", "principals_file", "repository", "rpc_server", "secrets", "servicer", "tls"),
     },
-    "cli": {"__init__", "cli_calls", "config", "errors", "migrations", "server"},
+    "cli": {"__init__", "cli_calls", "config", "credentials", "errors", "migrations", "model", "server"},
 }
 
 ONLY_THERE: Final = {
@@ -57,14 +76,24 @@ ONLY_THERE: Final = {
     "psycopg_pool": {"postgres"},
     "yoyo": {"migrations"},
     "click": {"cli", "cli_calls"},
-    "pydantic": {"config", "cli"},
-    "pydantic_settings": {"config"},
+    "pydantic": {"config", "setting_types", "cli"},
+    "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
-    "grpc": {"_gen", "interceptors", "rpc_server", "cli_calls"},
-    "structlog": {"servicer", "interceptors", "postgres", "org_default", "logs", "server"},
+    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "cli_calls"},
+    "structlog": {"servicer", "interceptors", "postgres", "org_default", "principals_file", "tls", "logs", "server"},
 }
 
-PURE_MODULES: Final = {"model", "errors", "addresses", "resolver", "secrets", "provision", "validation"}
+PURE_MODULES: Final = {
+    "model",
+    "errors",
+    "access",
+    "addresses",
+    "credentials",
+    "resolver",
+    "secrets",
+    "provision",
+    "validation",
+}
 IMPURE_LIBRARIES: Final = {
     "asyncio",
     "datetime",

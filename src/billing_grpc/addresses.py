@@ -2,23 +2,39 @@
 
 import ipaddress
 import re
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 _HOST_PORT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_SCHEMES: "Final[dict[str, Security]]" = {"tls://": "tls", "mtls://": "mtls"}
 _MAX_PORT: Final = 65535
 _MAX_SOCKET_PATH: Final = 100  # the kernel's limit is 107 bytes on Linux, 103 on macOS
 
 
+Security = Literal["plain", "tls", "mtls"]
+
+
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host and a port; port 0 asks the system for a free one."""
+    """A host and a port; port 0 asks the system for a free one.
+
+    Attributes:
+        host: a name or an IP address, without brackets.
+        port: 0 to 65535.
+        security: `plain` text, `tls` with a server certificate, `mtls` with a client certificate required.
+    """
 
     host: str
     port: int
+    security: Security = "plain"
 
     def __str__(self) -> str:
-        """As it is written in a setting and printed; an IPv6 address in brackets."""
+        """As it is written in a setting and printed."""
+        return self.target if self.security == "plain" else f"{self.security}://{self.target}"
+
+    @property
+    def target(self) -> str:
+        """`host:port`, as a socket library wants it; an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -57,13 +73,14 @@ def parse_tcp(text: str) -> TcpAddress:
 
 
 def parse(text: str) -> Address:
-    """One listener of `BILLING_GRPC_LISTEN`: `host:port` or `unix:/path`.
+    """One listener of `BILLING_GRPC_LISTEN`: `host:port`, `tls://host:port`, `mtls://host:port` or `unix:/path`.
 
     Raises:
-        ValueError: it is neither; says what would be.
+        ValueError: it is none of them; says what would be.
     """
-    if text.startswith(("tls://", "mtls://")):
-        raise ValueError(f"{text!r}: TLS listeners are not available in this version; use loopback or unix:/path")
+    for scheme, security in _SCHEMES.items():
+        if text.startswith(scheme):
+            return replace(parse_tcp(text.removeprefix(scheme)), security=security)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         if not path.startswith("/") or len(path.encode()) > _MAX_SOCKET_PATH:

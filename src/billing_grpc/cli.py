@@ -1,5 +1,6 @@
 """The command line: serve, migrate, and a few calls for people at a terminal."""
 
+import secrets
 import sys
 from typing import Any, Final
 
@@ -9,10 +10,14 @@ from pydantic.fields import FieldInfo
 from billing_grpc import __version__, migrations
 from billing_grpc.cli_calls import call_commands
 from billing_grpc.config import Settings, load_database_url, load_settings
+from billing_grpc.credentials import Principals, token_digest
 from billing_grpc.errors import SettingsError, StartupError
+from billing_grpc.model import Role
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+TOKEN_PREFIX: Final = "bgrpc_"  # noqa: S105 - the part of a token that is no secret
+"""Lets scanners for leaked secrets recognise one."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -62,6 +67,24 @@ def migrate_status(database_url: str) -> None:
     for each in migrations.status(database_url):
         note = "" if each.known else "  (unknown to this version)"
         click.echo(f"{'applied' if each.applied else 'pending'}  {each.name}{note}")
+
+
+@cli.group()
+def token() -> None:
+    """Make the tokens that callers show."""
+
+
+@token.command("new")
+@click.option("--name", required=True, help="Who will show it; stands in logs and in the change log.")
+@click.option("--role", required=True, type=click.Choice([role.value for role in Role]), help="What it may do.")
+def token_new(name: str, role: str) -> None:
+    """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
+    fresh = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
+    Principals.parse(entry)
+    click.echo(f"The token, shown this once:\n\n{fresh}\n")
+    click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")
+    click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
 
 
 def _serve(**flags: str | None) -> None:

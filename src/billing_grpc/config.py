@@ -5,74 +5,45 @@ and interpreted by the resolver.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from billing_grpc.addresses import Address, TcpAddress, parse, parse_tcp
+from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import SettingsError
+from billing_grpc.limits import Limits
 from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
+from billing_grpc.setting_types import (
+    Addresses,
+    CommaSeparated,
+    DatabaseUrl,
+    FileMode,
+    LogLevel,
+    MetricsAddress,
+    Seconds,
+    Switch,
+)
 
+DEFAULTS: Final = Limits()
 _MAX_STORAGE_TIMEOUT: Final = 60
 
 
-def _comma_separated(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _switch(value: object) -> object:
-    match value:
-        case "on":
-            return True
-        case "off":
-            return False
-        case bool():
-            return value
-        case _:
-            raise ValueError("must be on or off")
-
-
-def _addresses(value: object) -> object:
-    return tuple(parse(part) for part in value) if isinstance(value, list) else value
-
-
-def _metrics_address(value: object) -> object:
-    if value == "off":
-        return None
-    return parse_tcp(value) if isinstance(value, str) else value
-
-
-def _upper(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
-
-
-Switch = Annotated[bool, BeforeValidator(_switch)]
-
-
-class DatabaseSettings(BaseSettings):
-    """Which database: all that `billing-grpc migrate` needs."""
-
+class _FromEnvironment(BaseSettings):
     model_config = SettingsConfigDict(
         env_ignore_empty=True, hide_input_in_errors=True, case_sensitive=True, extra="ignore"
     )
 
-    database_url: SecretStr | None = Field(
-        None, alias="DATABASE_URL", description="the Postgres to use; unset: embedded, under local admin only"
-    )
 
-    @field_validator("database_url")
-    @classmethod
-    def _is_a_postgres_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            text = value.get_secret_value()
-            if not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
-                raise ValueError("must be postgresql://... or a libpq keyword string such as host=... dbname=...")
-        return value
+class DatabaseSettings(_FromEnvironment):
+    """Which database: all that `billing-grpc migrate` needs."""
+
+    database_url: DatabaseUrl = Field(None, alias="DATABASE_URL")
 
 
-class Settings(DatabaseSettings):
+class Settings(_FromEnvironment):
     """All settings of `billing-grpc serve`.
 
     Fields stand in the order in which they are checked: one that looks at another stands after it.
@@ -82,7 +53,34 @@ class Settings(DatabaseSettings):
         False,  # noqa: FBT003 - pydantic's way to state a default
         alias="BILLING_GRPC_LOCAL_ADMIN",
         description="on: whoever reaches loopback or a Unix socket is admin; for a laptop only",
+    )
+    database_url: DatabaseUrl = Field(
+        None,
+        alias="DATABASE_URL",
+        description="the Postgres to use; unset: embedded, under local admin only",
         validate_default=True,
+    )
+    tls_cert: Path | None = Field(
+        None, alias="BILLING_GRPC_TLS_CERT", description="the server's certificate chain; taken up again on renewal"
+    )
+    tls_key: Path | None = Field(
+        None, alias="BILLING_GRPC_TLS_KEY", description="the key of the server's certificate", validate_default=True
+    )
+    tls_client_ca: Path | None = Field(
+        None,
+        alias="BILLING_GRPC_TLS_CLIENT_CA",
+        description="the authorities that sign clients' certificates",
+    )
+    tokens_file: Path | None = Field(
+        None,
+        alias="BILLING_GRPC_TOKENS_FILE",
+        description="who is known: names, roles, token digests and certificate names; re-read on change and on SIGHUP",
+        validate_default=True,
+    )
+    allow_tokens_in_plaintext: Switch = Field(
+        False,  # noqa: FBT003 - pydantic's way to state a default
+        alias="BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT",
+        description="on: plain-text TCP beyond loopback, where whoever is on the network can read the tokens",
     )
     org_default: str | None = Field(
         None, alias="MOLECULE_LLM_BILLING_MODE", description="the organisation's default mode; unset: closed"
@@ -92,12 +90,13 @@ class Settings(DatabaseSettings):
         alias="MOLECULE_LLM_BILLING_MODE_FILE",
         description="a file that holds the organisation's default mode; re-read on change and on SIGHUP",
     )
-    listen: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_addresses), BeforeValidator(_comma_separated)] = (
-        Field(
-            (TcpAddress("127.0.0.1", 50051),),
-            alias="BILLING_GRPC_LISTEN",
-            description="comma-separated: host:port, unix:/path",
-        )
+    listen: Addresses = Field(
+        (TcpAddress("127.0.0.1", 50051),),
+        alias="BILLING_GRPC_LISTEN",
+        description="comma-separated: host:port (plain), tls://host:port, mtls://host:port, unix:/path",
+    )
+    unix_mode: FileMode = Field(
+        0o600, alias="BILLING_GRPC_UNIX_MODE", description="the file mode of Unix sockets, in octal"
     )
     storage_timeout: float = Field(
         1.0,
@@ -107,7 +106,7 @@ class Settings(DatabaseSettings):
         allow_inf_nan=False,
         description="seconds of storage a call may use",
     )
-    extra_blocked_keys: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+    extra_blocked_keys: CommaSeparated = Field(
         (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to the vendor keys"
     )
     reflection: Switch = Field(
@@ -115,7 +114,7 @@ class Settings(DatabaseSettings):
         alias="BILLING_GRPC_REFLECTION",
         description="whether the contract can be listed over the wire: on, off",
     )
-    metrics_listen: Annotated[TcpAddress | None, NoDecode, BeforeValidator(_metrics_address)] = Field(
+    metrics_listen: MetricsAddress = Field(
         TcpAddress("127.0.0.1", 9464),
         alias="BILLING_GRPC_METRICS_LISTEN",
         description="host:port of the metrics, or off",
@@ -123,8 +122,52 @@ class Settings(DatabaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", alias="BILLING_GRPC_LOG_FORMAT", description="console, json; auto: console on a terminal, else json"
     )
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
-        "INFO", alias="BILLING_GRPC_LOG_LEVEL", description="DEBUG, INFO, WARNING, ERROR"
+    log_level: LogLevel = Field("INFO", alias="BILLING_GRPC_LOG_LEVEL", description="DEBUG, INFO, WARNING, ERROR")
+    max_message_bytes: int = Field(
+        DEFAULTS.max_message_bytes,
+        alias="BILLING_GRPC_MAX_MESSAGE_BYTES",
+        ge=1024,
+        le=64 << 20,
+        description="the largest request",
+    )
+    max_concurrent_calls: int = Field(
+        DEFAULTS.max_concurrent_calls,
+        alias="BILLING_GRPC_MAX_CONCURRENT_CALLS",
+        ge=1,
+        description="calls at once; more are refused, health checks excepted",
+    )
+    max_header_bytes: int = Field(
+        DEFAULTS.max_header_bytes,
+        alias="BILLING_GRPC_MAX_HEADER_BYTES",
+        ge=1024,
+        le=1 << 20,
+        description="the largest metadata of a call",
+    )
+    max_connections: int = Field(
+        DEFAULTS.max_connections,
+        alias="BILLING_GRPC_MAX_CONNECTIONS",
+        ge=1,
+        description="connections at once on a listener",
+    )
+    max_connection_age: Seconds = Field(
+        DEFAULTS.max_connection_age,
+        alias="BILLING_GRPC_MAX_CONNECTION_AGE",
+        description="seconds after which a connection is asked to go",
+    )
+    max_connection_age_grace: Seconds = Field(
+        DEFAULTS.max_connection_age_grace,
+        alias="BILLING_GRPC_MAX_CONNECTION_AGE_GRACE",
+        description="seconds that calls on such a connection still get",
+    )
+    min_ping_interval: Seconds = Field(
+        DEFAULTS.min_ping_interval,
+        alias="BILLING_GRPC_MIN_PING_INTERVAL",
+        description="seconds a client must leave between keepalive pings",
+    )
+    handshake_timeout: Seconds = Field(
+        DEFAULTS.handshake_timeout,
+        alias="BILLING_GRPC_HANDSHAKE_TIMEOUT",
+        description="seconds in which a connection must become one of gRPC",
     )
     data_dir: Path | None = Field(
         None,
@@ -132,13 +175,32 @@ class Settings(DatabaseSettings):
         description="where the embedded database lives; unset: the user's state folder",
     )
 
-    @field_validator("local_admin")
+    @field_validator("database_url")
     @classmethod
-    def _somebody_may_call(cls, value: bool) -> bool:  # noqa: FBT001 - pydantic calls it
-        if not value:
+    def _embedded_is_for_a_laptop(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None and info.data.get("local_admin") is False:
+            # The embedded database would be an empty one, in which every workspace inherits.
             raise ValueError(
-                "nobody could call this server: tokens and client certificates are not available in this version, so it"
-                " starts only with BILLING_GRPC_LOCAL_ADMIN=on, on loopback and Unix sockets"
+                "name the Postgres to use; only under BILLING_GRPC_LOCAL_ADMIN=on does one start by itself"
+            )
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _certificate_and_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("tls_cert") is None):
+            raise ValueError("a certificate and its key go together: set BILLING_GRPC_TLS_CERT too, or neither")
+        return value
+
+    @field_validator("tokens_file")
+    @classmethod
+    def _somebody_may_call(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("tls_client_ca") is not None:
+            raise ValueError("the names in clients' certificates get their roles here: set it too")
+        if value is None and info.data.get("local_admin") is False:
+            raise ValueError(
+                "nobody could call this server. Name who may: BILLING_GRPC_TOKENS_FILE (tokens), with"
+                " BILLING_GRPC_TLS_CLIENT_CA (client certificates), or, on a laptop, BILLING_GRPC_LOCAL_ADMIN=on"
             )
         return value
 
@@ -151,14 +213,25 @@ class Settings(DatabaseSettings):
 
     @field_validator("listen")
     @classmethod
-    def _only_this_machine(cls, value: tuple[Address, ...]) -> tuple[Address, ...]:
+    def _listeners_are_safe(cls, value: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
         if not value:
             raise ValueError("name at least one address, as in 127.0.0.1:50051")
-        open_to_others = [str(each) for each in value if isinstance(each, TcpAddress) and not each.is_loopback]
-        if open_to_others:
+        tcp = [each for each in value if isinstance(each, TcpAddress)]
+        if any(each.security != "plain" for each in tcp) and info.data.get("tls_cert") is None:
+            raise ValueError("tls:// and mtls:// need BILLING_GRPC_TLS_CERT and BILLING_GRPC_TLS_KEY")
+        if any(each.security == "mtls" for each in tcp) and info.data.get("tls_client_ca") is None:
+            raise ValueError("mtls:// needs BILLING_GRPC_TLS_CLIENT_CA")
+        beyond = [each for each in tcp if not each.is_loopback]
+        if beyond and info.data.get("local_admin"):
             raise ValueError(
-                f"under BILLING_GRPC_LOCAL_ADMIN=on whoever reaches the server is admin, so {', '.join(open_to_others)} is"
+                f"under BILLING_GRPC_LOCAL_ADMIN=on whoever reaches the server is admin, so {_listed(beyond)} is"
                 " refused: use a loopback address or unix:/path"
+            )
+        plain = [each for each in beyond if each.security == "plain"]
+        if plain and not info.data.get("allow_tokens_in_plaintext"):
+            raise ValueError(
+                f"{_listed(plain)} would send tokens over the network in plain text: use tls:// or mtls://, or set"
+                " BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT=on if something else encrypts that network"
             )
         return value
 
@@ -176,6 +249,10 @@ class Settings(DatabaseSettings):
             )
         return tuple(name for _, name in names if name is not None)
 
+    def limits(self) -> Limits:
+        """The settings that are limits."""
+        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
+
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
     """The settings of `serve`; a flag, given by its setting's name, wins over the environment.
@@ -186,7 +263,7 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**_given(flags))
     except ValidationError as error:
-        raise SettingsError(_problems(error)) from error
+        raise SettingsError(_problems(error, Settings)) from error
 
 
 def load_database_url(flag: str | None) -> str:
@@ -198,18 +275,24 @@ def load_database_url(flag: str | None) -> str:
     try:
         url = DatabaseSettings(**_given({"DATABASE_URL": flag})).database_url
     except ValidationError as error:
-        raise SettingsError(_problems(error)) from error
+        raise SettingsError(_problems(error, DatabaseSettings)) from error
     if url is None:
         raise SettingsError(["DATABASE_URL: name the Postgres to migrate; there is no default"])
     return url.get_secret_value()
+
+
+def _listed(addresses: list[TcpAddress]) -> str:
+    return ", ".join(map(str, addresses))
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value not in {None, ""}}
 
 
-def _problems(error: ValidationError) -> list[str]:
+def _problems(error: ValidationError, settings: type[BaseSettings]) -> list[str]:
+    # A default that is refused is reported under the field's name, a given value under the setting's.
+    names = {name: str(field.alias) for name, field in settings.model_fields.items()}
     return [
-        f"{problem['loc'][0] if problem['loc'] else 'settings'}: {problem['msg'].removeprefix('Value error, ')}"
+        f"{names.get(str(problem['loc'][0]), problem['loc'][0])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors(include_url=False, include_input=False, include_context=False)
     ]

@@ -15,8 +15,11 @@ from billing_grpc.errors import (
     FieldViolation,
     InvalidArgument,
     NotImplementedYet,
+    Overloaded,
+    PermissionDenied,
     RequestError,
     StorageError,
+    Unauthenticated,
     WorkspaceNotFound,
 )
 from billing_grpc.model import (
@@ -55,6 +58,9 @@ STATUS_CODES: Final[dict[type[RequestError], int]] = {
     InvalidArgument: code_pb2.INVALID_ARGUMENT,
     WorkspaceNotFound: code_pb2.NOT_FOUND,
     NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    Unauthenticated: code_pb2.UNAUTHENTICATED,
+    PermissionDenied: code_pb2.PERMISSION_DENIED,
+    Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     StorageError: code_pb2.UNAVAILABLE,
 }
 """The status of every error that can reach a client, by its class or the nearest base of it."""
@@ -126,13 +132,17 @@ def secret_scope_from_proto(request: service_pb.ValidateSecretWriteRequest) -> L
     return scope
 
 
+def status_code(error: RequestError) -> int:
+    """The number of the status that an error becomes."""
+    return next(STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES)
+
+
 def error_to_status(error: RequestError) -> status_pb2.Status:
     """An error as a rich status: ErrorInfo, what the reason calls for, and the error's attachments.
 
     Stays under 4 KB by leaving out the last field violations.
     """
-    code = next(STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES)
-    status = status_pb2.Status(code=code, message=error.message)
+    status = status_pb2.Status(code=status_code(error), message=error.message)
     _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
     if isinstance(error, (DatabaseUnreachable, DatabaseTimeout)):
         _attach(status, error_details_pb2.RetryInfo(retry_delay=_RETRY_AFTER))

@@ -5,6 +5,9 @@
     │   ├── InvalidArgument           the request is wrong and will stay wrong
     │   ├── WorkspaceNotFound         there is no such workspace
     │   ├── NotImplementedYet         the contract has it, this version does not
+    │   ├── Unauthenticated           nobody this server knows is calling
+    │   ├── PermissionDenied          the caller is known and may not
+    │   ├── Overloaded                too many calls at once
     │   └── StorageError              the database could not be asked
     │       ├── DatabaseUnreachable   refused, reset, shut down, failing over
     │       ├── DatabaseTimeout       no answer, or no free connection, within the call's budget
@@ -89,6 +92,33 @@ class NotImplementedYet(RequestError):
     """The contract describes this, this version of the server does not do it."""
 
     reason = "NOT_IMPLEMENTED"
+
+
+class Unauthenticated(RequestError):
+    """The call carries no credentials this server accepts; the text is constant, whatever was wrong with them."""
+
+    reason = "CREDENTIALS_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("no valid credentials: send 'authorization: Bearer TOKEN', or a client certificate known here")
+
+
+class PermissionDenied(RequestError):
+    """The caller is known, and its role may not call this method; the text is constant."""
+
+    reason = "ROLE_DENIED"
+
+    def __init__(self) -> None:
+        super().__init__("this caller's role may not call this method")
+
+
+class Overloaded(RequestError):
+    """More calls are running than this server was told to run at once."""
+
+    reason = "OVERLOADED"
+
+    def __init__(self) -> None:
+        super().__init__("too many calls at once; retry after a pause")
 
 
 class StorageError(RequestError):

@@ -125,6 +125,14 @@ class ProvisionPlan:
     route_via_platform_proxy: bool
 
 
+class Role(StrEnum):
+    """What a caller is; what it may do stands in `access`."""
+
+    READER = "reader"
+    PROVISIONER = "provisioner"
+    ADMIN = "admin"
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who is calling.
@@ -135,4 +143,4 @@ class Principal:
     """
 
     name: str
-    role: str
+    role: Role

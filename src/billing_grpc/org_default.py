@@ -8,6 +8,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from billing_grpc.watched_file import WatchedFile
+
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_BYTES: Final = 4096
@@ -47,35 +49,24 @@ class FileOrgDefault:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen: tuple[int, ...] | None = None
+        self._file = WatchedFile(path, _MAX_BYTES)
         self._text: str | None = None
         self.reload()
 
     def current(self) -> str | None:
         """The file's text as it is now; None while it cannot be read."""
-        if self._signature() != self._seen:
+        if self._file.changed():
             self.reload()
         return self._text
 
     def reload(self) -> None:
         """Reads the file again."""
-        before = self._text
-        # The signature is taken first: a change during the read is then seen as one at the next call.
-        self._seen = self._signature()
+        before, path = self._text, str(self._file.path)
         try:
-            with self._path.open("rb") as file:
-                self._text = file.read(_MAX_BYTES).decode()
+            self._text = self._file.read().decode()
         except (OSError, UnicodeDecodeError) as error:
             self._text = None
-            log.warning("org default unreadable, taken as unset", file=str(self._path), error=type(error).__name__)
+            log.warning("org default unreadable, taken as unset", file=path, error=type(error).__name__)
         else:
             if self._text != before:
-                log.info("org default read", file=str(self._path), org_default=self._text.strip()[:64])
-
-    def _signature(self) -> tuple[int, ...] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+                log.info("org default read", file=path, org_default=self._text.strip()[:64])

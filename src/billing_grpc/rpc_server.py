@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -13,17 +15,57 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from billing_grpc import interceptors
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.addresses import Address, TcpAddress, UnixAddress
+from billing_grpc.addresses import Address, Security, TcpAddress, UnixAddress
+from billing_grpc.credentials import Principals
 from billing_grpc.errors import ListenError
+from billing_grpc.limits import Limits
+from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory
+from billing_grpc.tls import TlsFiles
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _PROBE_SECONDS: Final = 1.0
 
-_OPTIONS: Final = (
-    # By default several servers may share a port, silently; a taken port must be an error.
-    ("grpc.so_reuseport", 0),
-)
+_SPARE_CALLS: Final = 1024
+"""How many calls beyond the limit gRPC itself lets in: health checks, streams, and those about to be refused."""
+
+
+def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+    # A misspelt option is ignored without a word: each of these has a test of what it does.
+    return (
+        # By default several servers may share a port, silently; a taken port must be an error.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", limits.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(limits.max_connection_age_grace)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_timeout)),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Who is let in, and how.
+
+    Attributes:
+        principals: who is known.
+        local_admin: whether callers on this machine are the principal `local`.
+        tls: the certificates of `tls://` and `mtls://` listeners.
+        socket_mode: the file mode of Unix sockets.
+    """
+
+    principals: PrincipalDirectory = field(default_factory=lambda: FixedPrincipals(Principals({}, {}, {})))
+    local_admin: bool = False
+    tls: TlsFiles | None = None
+    socket_mode: int = 0o600
 
 
 class RpcServer:
@@ -31,11 +73,30 @@ class RpcServer:
 
     Args:
         servicer: answers the billing RPCs.
+        entrance: who is let in; nobody, unless it says otherwise.
+        limits: how much the server lets itself be asked.
         reflection_on: whether the contract can be listed over the wire.
     """
 
-    def __init__(self, servicer: service_grpc.BillingModeServiceServicer, *, reflection_on: bool = True) -> None:
-        self._server = grpc.aio.server(interceptors=interceptors.in_order(), options=_OPTIONS)
+    def __init__(
+        self,
+        servicer: service_grpc.BillingModeServiceServicer,
+        *,
+        entrance: Entrance,
+        limits: Limits | None = None,
+        reflection_on: bool = True,
+    ) -> None:
+        limits = limits or Limits()
+        self._entrance = entrance
+        self._server = grpc.aio.server(
+            interceptors=interceptors.in_order(
+                entrance.principals,
+                local_admin=entrance.local_admin,
+                max_concurrent_calls=limits.max_concurrent_calls,
+            ),
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.max_concurrent_calls + _SPARE_CALLS,
+        )
         self._health = health.aio.HealthServicer()
         service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -64,8 +125,7 @@ class RpcServer:
             self._listen_unix(address)
             return address
         _require_free(address)
-        port = self._bind(str(address))
-        return TcpAddress(address.host, port)
+        return replace(address, port=self._bind(address.target, address.security))
 
     def _listen_unix(self, address: UnixAddress) -> None:
         # gRPC removes whatever stands at the path before it binds: a socket that somebody answers must not be stolen.
@@ -79,18 +139,23 @@ class RpcServer:
                 raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
             else:
                 raise ListenError(f"cannot listen on {address}: another server answers there; stop it first")
-        # Bound under a tight mask: no moment in which another user could connect.
+        # Bound under a tight mask, then widened: no moment in which a user could connect who may not.
         mask = os.umask(0o177)
         try:
-            self._bind(str(address))
+            self._bind(str(address), "plain")
         finally:
             os.umask(mask)
+        Path(address.path).chmod(self._entrance.socket_mode)
 
-    def _bind(self, address: str) -> int:
+    def _bind(self, target: str, security: Security) -> int:
         try:
-            return self._server.add_insecure_port(address)
+            if security == "plain":
+                return self._server.add_insecure_port(target)
+            if self._entrance.tls is None:
+                raise ListenError(f"cannot listen on {security}://{target}: it needs a certificate and its key")
+            return self._server.add_secure_port(target, self._entrance.tls.credentials(mutual=security == "mtls"))
         except RuntimeError as error:
-            raise ListenError(f"cannot listen on {address}: it is taken, or not an address of this machine") from error
+            raise ListenError(f"cannot listen on {target}: it is taken, or not an address of this machine") from error
 
     def _add_reflection(self) -> None:
         names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]

@@ -16,15 +16,18 @@ from prometheus_client import start_http_server
 from billing_grpc import __version__, demo, logs, migrations
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.config import Settings
+from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
-from billing_grpc.errors import ListenError, StorageError
+from billing_grpc.errors import ListenError, SettingsError, StorageError
 from billing_grpc.metrics import Metrics
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
+from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory, PrincipalsFile
 from billing_grpc.repository import Repository
-from billing_grpc.rpc_server import RpcServer
+from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
+from billing_grpc.tls import TlsFiles
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -41,10 +44,11 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         StartupError: the server cannot start; says why and what to do.
     """
     logs.configure(settings.log_format, settings.log_level)
+    entrance = _entrance(settings)
     # Until the loop has its own handlers, a SIGTERM unwinds like an exit: it must not leave an embedded server behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
     with _database(settings) as (database_url, embedded):
-        asyncio.run(_serve(settings, database_url, say, hints=embedded))
+        asyncio.run(_serve(settings, entrance, database_url, say, hints=embedded))
 
 
 @contextmanager
@@ -62,13 +66,15 @@ def _database(settings: Settings) -> Iterator[tuple[str, bool]]:
         yield url, True
 
 
-async def _serve(settings: Settings, database_url: str, say: Callable[[str], None], *, hints: bool) -> None:
+async def _serve(
+    settings: Settings, entrance: Entrance, database_url: str, say: Callable[[str], None], *, hints: bool
+) -> None:
     stopping = asyncio.Event()
     org_default = _org_default(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, org_default.reload)
+    loop.add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         repository = await stack.enter_async_context(
@@ -80,9 +86,8 @@ async def _serve(settings: Settings, database_url: str, say: Callable[[str], Non
         if settings.metrics_listen is not None:
             stack.enter_context(_metrics_port(settings.metrics_listen, metrics))
         grace = settings.storage_timeout + _DRAIN_MARGIN
-        bound = await stack.enter_async_context(
-            _listening(RpcServer(servicer, reflection_on=settings.reflection), settings.listen, grace)
-        )
+        server = RpcServer(servicer, entrance=entrance, limits=settings.limits(), reflection_on=settings.reflection)
+        bound = await stack.enter_async_context(_listening(server, settings.listen, grace))
         for address in bound:
             say(f"listening on {address}")
         if hints:
@@ -117,6 +122,34 @@ def _metrics_port(address: TcpAddress, metrics: Metrics) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _entrance(settings: Settings) -> Entrance:
+    """Who is let in, all that is wrong with it said at once."""
+    problems: list[str] = []
+    principals: PrincipalDirectory = FixedPrincipals(Principals({}, {}, {}))
+    tls = None
+    if settings.tokens_file is not None:
+        try:
+            principals = PrincipalsFile(settings.tokens_file)
+        except SettingsError as error:
+            problems.extend(f"BILLING_GRPC_TOKENS_FILE: {problem}" for problem in error.problems)
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        except SettingsError as error:
+            problems.extend(f"BILLING_GRPC_TLS_*: {problem}" for problem in error.problems)
+    if problems:
+        raise SettingsError(problems)
+    return Entrance(principals, settings.local_admin, tls, settings.unix_mode)
+
+
+def _reload(org_default: OrgDefault, entrance: Entrance) -> None:
+    """On SIGHUP: everything that is read from files, changed or not."""
+    org_default.reload()
+    entrance.principals.reload()
+    if entrance.tls is not None:
+        entrance.tls.reload()
 
 
 def _org_default(settings: Settings) -> OrgDefault:

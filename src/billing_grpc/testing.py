@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import DatabaseTimeout, StorageError
+from billing_grpc.limits import Limits
 from billing_grpc.metrics import Metrics
 from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, ResolutionError, StoredOverride
 from billing_grpc.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.repository import Repository
-from billing_grpc.rpc_server import RpcServer
+from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 
@@ -79,18 +80,20 @@ async def running_server(
     storage_timeout: float = 1.0,
     metrics: Metrics | None = None,
     address: Address | None = None,
+    entrance: Entrance | None = None,
+    limits: Limits | None = None,
 ) -> AsyncIterator[str]:
-    """A real server over a repository of your choice; yields its address, to be dialled in plain text.
+    """A real server over a repository of your choice; yields the `host:port` or `unix:/path` to dial.
 
-    Everybody who reaches it is the principal `local`. Listens on a free loopback port unless told otherwise.
+    Listens in plain text on a free loopback port, and whoever reaches it is the principal `local`, unless told otherwise.
     """
     published = FixedOrgDefault(org_default) if org_default is None or isinstance(org_default, str) else org_default
     servicer = BillingModeService(
         repository, published.current, keys or KeyList(), storage_timeout, metrics or Metrics()
     )
-    server = RpcServer(servicer)
+    server = RpcServer(servicer, entrance=entrance or Entrance(local_admin=True), limits=limits)
     try:
-        bound = await server.start([address or TcpAddress("127.0.0.1", 0)])
-        yield str(bound[0])
+        (bound,) = await server.start([address or TcpAddress("127.0.0.1", 0)])
+        yield bound.target if isinstance(bound, TcpAddress) else str(bound)
     finally:
         await server.stop(grace=storage_timeout)

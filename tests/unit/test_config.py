@@ -7,8 +7,15 @@ import pytest
 from billing_grpc.addresses import TcpAddress, UnixAddress
 from billing_grpc.config import Settings, load_database_url, load_settings
 from billing_grpc.errors import SettingsError
+from billing_grpc.limits import Limits
 
 LOCAL = {"BILLING_GRPC_LOCAL_ADMIN": "on"}
+TOKENS = {
+    "BILLING_GRPC_LOCAL_ADMIN": "off",
+    "BILLING_GRPC_TOKENS_FILE": "/tokens",
+    "DATABASE_URL": "postgresql://db/x",
+}
+TLS = {"BILLING_GRPC_TLS_CERT": "/cert", "BILLING_GRPC_TLS_KEY": "/key"}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +80,46 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
-    "nobody may call": ({"BILLING_GRPC_LOCAL_ADMIN": "off"}, "BILLING_GRPC_LOCAL_ADMIN", "LOCAL_ADMIN=on"),
+    "nobody may call": (
+        {"BILLING_GRPC_LOCAL_ADMIN": "off", "DATABASE_URL": "postgresql://db/x"},
+        "BILLING_GRPC_TOKENS_FILE",
+        "(tokens), with BILLING_GRPC_TLS_CLIENT_CA (client certificates), or, on a laptop, BILLING_GRPC_LOCAL_ADMIN=on",
+    ),
+    "a forgotten database": (
+        {"BILLING_GRPC_LOCAL_ADMIN": "off", "BILLING_GRPC_TOKENS_FILE": "/tokens"},
+        "DATABASE_URL",
+        "LOCAL_ADMIN=on",
+    ),
+    "a client CA without roles": (
+        {"BILLING_GRPC_TLS_CLIENT_CA": "/ca"},
+        "BILLING_GRPC_TOKENS_FILE",
+        "roles",
+    ),
+    "a certificate without its key": ({"BILLING_GRPC_TLS_CERT": "/c"}, "BILLING_GRPC_TLS_KEY", "go together"),
+    "a key without its certificate": ({"BILLING_GRPC_TLS_KEY": "/k"}, "BILLING_GRPC_TLS_KEY", "go together"),
+    "tls without a certificate": ({"BILLING_GRPC_LISTEN": "tls://127.0.0.1:1"}, "BILLING_GRPC_LISTEN", "TLS_CERT"),
+    "mtls without a client CA": (
+        {**TLS, **TOKENS, "BILLING_GRPC_LISTEN": "mtls://127.0.0.1:1"},
+        "BILLING_GRPC_LISTEN",
+        "BILLING_GRPC_TLS_CLIENT_CA",
+    ),
+    "tokens in plain text": (
+        {**TOKENS, "BILLING_GRPC_LISTEN": "10.0.0.1:1"},
+        "BILLING_GRPC_LISTEN",
+        "BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT",
+    ),
+    "tls beyond loopback under local admin": (
+        {**TLS, "BILLING_GRPC_LISTEN": "tls://10.0.0.1:1"},
+        "BILLING_GRPC_LISTEN",
+        "whoever reaches the server is admin",
+    ),
+    "a socket mode that is none": ({"BILLING_GRPC_UNIX_MODE": "rw"}, "BILLING_GRPC_UNIX_MODE", "octal"),
+    "no calls at all": ({"BILLING_GRPC_MAX_CONCURRENT_CALLS": "0"}, "BILLING_GRPC_MAX_CONCURRENT_CALLS", "greater"),
+    "an age that never comes": (
+        {"BILLING_GRPC_MAX_CONNECTION_AGE": "inf"},
+        "BILLING_GRPC_MAX_CONNECTION_AGE",
+        "number",
+    ),
     "a switch that is neither": ({"BILLING_GRPC_LOCAL_ADMIN": "yes"}, "BILLING_GRPC_LOCAL_ADMIN", "on or off"),
     "a switch of capitals": ({"BILLING_GRPC_REFLECTION": "ON"}, "BILLING_GRPC_REFLECTION", "on or off"),
     "every interface": ({"BILLING_GRPC_LISTEN": "0.0.0.0:1"}, "BILLING_GRPC_LISTEN", "loopback"),
@@ -84,7 +130,6 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "BILLING_GRPC_LISTEN",
         "10.0.0.1:1",
     ),
-    "tls": ({"BILLING_GRPC_LISTEN": "tls://127.0.0.1:1"}, "BILLING_GRPC_LISTEN", "TLS"),
     "no port": ({"BILLING_GRPC_LISTEN": "127.0.0.1"}, "BILLING_GRPC_LISTEN", "host:port"),
     "port too large": ({"BILLING_GRPC_LISTEN": "127.0.0.1:65536"}, "BILLING_GRPC_LISTEN", "65535"),
     "relative socket": ({"BILLING_GRPC_LISTEN": "unix:billing.sock"}, "BILLING_GRPC_LISTEN", "absolute path"),
@@ -125,15 +170,39 @@ def test_a_wrong_setting_is_named_with_its_remedy(given: dict[str, str], setting
 
 
 def test_all_problems_are_reported_at_once_and_no_secret_with_them() -> None:
-    wrong = {name: value for given, _, _ in PROBLEMS.values() for name, value in given.items()}
+    wrong = {
+        "DATABASE_URL": "mysql://u:s3cret@h/d",
+        "BILLING_GRPC_LISTEN": "nonsense",
+        "BILLING_GRPC_STORAGE_TIMEOUT": "soon",
+        "BILLING_GRPC_TLS_KEY": "/key",
+        "BILLING_GRPC_LOCAL_ADMIN": "off",
+        "BILLING_GRPC_EXTRA_BLOCKED_KEYS": "MOLECULE_LLM_X",
+        "MOLECULE_LLM_BILLING_MODE": "byok",
+        "MOLECULE_LLM_BILLING_MODE_FILE": "/mode",
+        "BILLING_GRPC_LOG_LEVEL": "loud",
+    }
 
     with pytest.raises(SettingsError) as refused:
         load_settings(wrong)
 
     assert {problem.split(":")[0] for problem in refused.value.problems} == {
-        setting for _, setting, _ in PROBLEMS.values()
+        *(set(wrong) - {"BILLING_GRPC_LOCAL_ADMIN", "MOLECULE_LLM_BILLING_MODE"}),
+        "BILLING_GRPC_TOKENS_FILE",
     }
     assert "s3cret" not in str(refused.value)
+
+
+def test_the_same_addresses_are_fine_where_tokens_do_not_travel_in_plain_text() -> None:
+    for listen in ("tls://10.0.0.1:1", "127.0.0.1:1", "unix:/run/x.sock", "mtls://[::]:1"):
+        given = {**TOKENS, **TLS, "BILLING_GRPC_TLS_CLIENT_CA": "/ca", "BILLING_GRPC_LISTEN": listen}
+        assert str(load_settings(given).listen[0]) == listen
+    allowed = {**TOKENS, "BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT": "on", "BILLING_GRPC_LISTEN": "10.0.0.1:1"}
+    assert str(load_settings(allowed).listen[0]) == "10.0.0.1:1"
+
+
+def test_every_limit_is_a_setting_with_the_limits_default() -> None:
+    assert load_settings(LOCAL).limits() == Limits()
+    assert load_settings({**LOCAL, "BILLING_GRPC_MAX_CONNECTION_AGE": "60"}).limits() == Limits(max_connection_age=60)
 
 
 def test_migrate_needs_a_database_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

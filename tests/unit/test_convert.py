@@ -16,10 +16,12 @@ def leaves(root: type[errors.RequestError]) -> list[type[errors.RequestError]]:
     return [leaf for child in root.__subclasses__() for leaf in (leaves(child) or [child])]
 
 
-def example(kind: type[errors.RequestError]) -> errors.RequestError:
+def example(kind: type[errors.RequestError]) -> Any:
     if issubclass(kind, errors.InvalidArgument):
         return kind("MODE_INVALID", errors.FieldViolation("mode", "must be one of the three"))
-    return kind() if issubclass(kind, errors.StorageError) else kind("a message")
+    with_own_text = (errors.StorageError, errors.Unauthenticated, errors.PermissionDenied, errors.Overloaded)
+    make: Any = kind
+    return make() if issubclass(kind, with_own_text) else make("a message")
 
 
 Message = TypeVar("Message", bound=Any)
@@ -37,6 +39,9 @@ EXPECTED_CODES = {
     errors.InvalidArgument: code_pb2.INVALID_ARGUMENT,
     errors.WorkspaceNotFound: code_pb2.NOT_FOUND,
     errors.NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
+    errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
+    errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     errors.DatabaseUnreachable: code_pb2.UNAVAILABLE,
     errors.DatabaseTimeout: code_pb2.UNAVAILABLE,
     errors.SchemaNotReady: code_pb2.UNAVAILABLE,

@@ -11,8 +11,8 @@ import pytest
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.caller import current_principal
+from billing_grpc.credentials import LOCAL
 from billing_grpc.errors import DatabaseTimeout, RequestError
-from billing_grpc.interceptors.local_admin import LOCAL
 from billing_grpc.metrics import Metrics
 from billing_grpc.secrets import BLOCKED_KEYS, KeyList
 from billing_grpc.servicer import BillingModeService

@@ -2,10 +2,25 @@
 
 import grpc
 
+from billing_grpc.interceptors.access_log import AccessLog
+from billing_grpc.interceptors.authentication import Authentication
+from billing_grpc.interceptors.concurrency_limit import ConcurrencyLimit
 from billing_grpc.interceptors.error_translation import ErrorTranslation
-from billing_grpc.interceptors.local_admin import LocalAdmin
+from billing_grpc.principals_file import PrincipalDirectory
 
 
-def in_order() -> list[grpc.aio.ServerInterceptor]:
-    """Errors are translated outside of everything else, so that no other interceptor's failure can leak."""
-    return [ErrorTranslation(), LocalAdmin()]
+def in_order(
+    principals: PrincipalDirectory, *, local_admin: bool, max_concurrent_calls: int
+) -> list[grpc.aio.ServerInterceptor]:
+    """The interceptors of a server.
+
+    Errors are translated outside of everything else, so that no other interceptor's failure can leak. The log stands outside
+    of authentication: a refusal leaves a trace. Who is not known does not get as far as being counted, so that a flood of
+    strangers takes no place from those who are.
+    """
+    return [
+        ErrorTranslation(),
+        AccessLog(),
+        Authentication(principals, local_admin=local_admin),
+        ConcurrencyLimit(max_concurrent_calls),
+    ]

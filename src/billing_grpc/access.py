@@ -1,0 +1,34 @@
+"""Who may call what: one table, denied by default. Pure (contract, section 7)."""
+
+from typing import Final
+
+from billing_grpc.model import Role
+
+_SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
+
+MAY_CALL: Final[dict[str, frozenset[Role]]] = {
+    f"{_SERVICE}ResolveBillingMode": frozenset({Role.READER, Role.PROVISIONER, Role.ADMIN}),
+    f"{_SERVICE}BatchResolveBillingModes": frozenset({Role.READER, Role.PROVISIONER, Role.ADMIN}),
+    f"{_SERVICE}GetWorkspaceBillingMode": frozenset({Role.READER, Role.ADMIN}),
+    f"{_SERVICE}SetWorkspaceBillingMode": frozenset({Role.ADMIN}),
+    f"{_SERVICE}ValidateSecretWrite": frozenset({Role.PROVISIONER, Role.ADMIN}),
+    f"{_SERVICE}PlanProvisionEnv": frozenset({Role.PROVISIONER, Role.ADMIN}),
+    f"{_SERVICE}ListBillingModeChanges": frozenset({Role.READER, Role.ADMIN}),
+}
+"""The roles that may call a method. A method that is not here may be called by nobody, admin included."""
+
+OPEN: Final = frozenset(
+    {
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/List",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    }
+)
+"""What needs no principal: whether the server is well, and the contract, which is public anyway."""
+
+
+def may_call(role: Role, method: str) -> bool:
+    """Whether a role may call a method, given by its full name as in `/package.Service/Method`."""
+    return role in MAY_CALL.get(method, frozenset())

@@ -1,0 +1,134 @@
+"""Who is known here, and by what: principals with the digests of their tokens and the names in their certificates.
+
+Pure. The text is TOML:
+
+    [[principal]]
+    name = "controlplane"
+    role = "admin"                                       # reader, provisioner or admin
+    token_sha256 = ["<64 hexadecimal digits>", "..."]    # several, so that tokens rotate without a gap
+    certificate_uri = ["spiffe://example/controlplane"]  # SANs of client certificates
+    certificate_dns = ["controlplane.internal"]
+"""
+
+import hashlib
+import hmac
+import re
+import tomllib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from billing_grpc.errors import SettingsError
+from billing_grpc.model import Principal, Role
+
+LOCAL: Final = Principal("local", Role.ADMIN)
+"""Whoever reaches a server under local admin."""
+
+MAX_TOKEN_LENGTH: Final = 4096
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,63}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_LISTS: Final = ("token_sha256", "certificate_uri", "certificate_dns")
+_BEARER: Final = "bearer"
+
+
+def token_digest(token: str) -> str:
+    """The SHA-256 of a token in hexadecimal: all that is ever stored of it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def bearer_token(header: str | bytes) -> str | None:
+    """The token of an `authorization` header; None when it is none that could be one."""
+    if not isinstance(header, str):
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != _BEARER or len(token) > MAX_TOKEN_LENGTH or not _TOKEN.fullmatch(token):
+        return None
+    return token
+
+
+@dataclass(frozen=True, slots=True)
+class Principals:
+    """Who is known, by digest and by certificate name.
+
+    Attributes:
+        by_digest: the principal of each token digest.
+        by_uri: the principal of each URI in a certificate.
+        by_dns: the principal of each DNS name in a certificate, in lower case.
+    """
+
+    by_digest: dict[str, Principal]
+    by_uri: dict[str, Principal]
+    by_dns: dict[str, Principal]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The principals that a TOML text names.
+
+        Raises:
+            SettingsError: all that is wrong with it, without repeating a value that could be a token.
+        """
+        try:
+            document = tomllib.loads(text)
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            # The parser's message names line and column and repeats nothing of the text.
+            raise SettingsError([f"not TOML: {error}"]) from error
+        problems: list[str] = []
+        found = cls({}, {}, {})
+        entries = document.get("principal", [])
+        if set(document) != {"principal"} or not isinstance(entries, list) or not entries:
+            problems.append("expected one or more [[principal]] tables and nothing else")
+            entries = []
+        names: set[str] = set()
+        for number, entry in enumerate(entries, 1):
+            problems.extend(f"principal {number}: {problem}" for problem in found._add(entry, names))
+        if problems:
+            raise SettingsError(problems)
+        return found
+
+    def by_token(self, token: str) -> Principal | None:
+        """The principal of a token; takes as long whether and wherever it is found."""
+        digest = token_digest(token)
+        found: Principal | None = None
+        for known, principal in self.by_digest.items():
+            if hmac.compare_digest(known, digest):
+                found = principal
+        return found
+
+    def by_certificate(self, uris: Collection[str], dns_names: Collection[str]) -> Principal | None:
+        """The principal of a verified certificate's names; None when they name nobody, or more than one."""
+        named = {self.by_uri[uri] for uri in uris if uri in self.by_uri}
+        named |= {self.by_dns[name.lower()] for name in dns_names if name.lower() in self.by_dns}
+        return named.pop() if len(named) == 1 else None
+
+    def _add(self, entry: object, names: set[str]) -> Iterator[str]:
+        """Takes one table in, yielding what is wrong with it."""
+        if not isinstance(entry, dict):
+            yield "must be a table"
+            return
+        if unknown := sorted(set(entry) - {"name", "role", *_LISTS}):
+            yield f"unknown keys: {', '.join(unknown)}"
+        name, role = entry.get("name"), entry.get("role")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == LOCAL.name or name in names:
+            yield f"name must be a new one of at most 64 letters, digits and . _ @ / -, and not {LOCAL.name!r}"
+            return
+        names.add(name)
+        if role not in list(Role):
+            yield f"role of {name} must be one of {', '.join(Role)}"
+            return
+        principal = Principal(name, Role(str(role)))
+        for key, store in zip(_LISTS, (self.by_digest, self.by_uri, self.by_dns), strict=True):
+            yield from (f"{key} of {name} {problem}" for problem in _fill(store, entry.get(key, []), principal, key))
+
+
+def _fill(store: dict[str, Principal], values: Any, principal: Principal, key: str) -> Iterator[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        yield "must be a list of texts"
+        return
+    for number, given in enumerate(values, 1):
+        value = given.lower() if key == "certificate_dns" else given
+        if key == "token_sha256" and not _DIGEST.fullmatch(value):
+            # Not repeated: it may be the token itself, put there by mistake.
+            yield f"number {number} must be the token's SHA-256 in 64 hexadecimal digits, in lower case"
+        elif store.setdefault(value, principal) is not principal:
+            yield f"number {number} belongs to {store[value].name} already"

@@ -1,0 +1,72 @@
+"""Who is calling, and whether they may: nothing passes that the table does not let pass."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import grpc
+
+from billing_grpc import access
+from billing_grpc.caller import current_principal
+from billing_grpc.credentials import LOCAL, bearer_token
+from billing_grpc.errors import PermissionDenied, Unauthenticated
+from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.model import Principal
+from billing_grpc.principals_file import PrincipalDirectory
+
+_HEADER: Final = "authorization"
+_HERE: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
+
+
+class Authentication(grpc.aio.ServerInterceptor):
+    """Names the caller and checks its role.
+
+    A call that carries `authorization` is judged by it alone. Without, a client certificate that gRPC has verified decides,
+    and then, under local admin, that the caller is on this machine.
+
+    Args:
+        principals: who is known.
+        local_admin: whether callers on this machine are the principal `local`.
+    """
+
+    def __init__(self, principals: PrincipalDirectory, *, local_admin: bool) -> None:
+        self._principals = principals
+        self._local_admin = local_admin
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """The method's handler, which then runs for callers that may."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method in access.OPEN:
+            return handler
+        headers = [value for key, value in handler_call_details.invocation_metadata or () if key == _HEADER]
+
+        @asynccontextmanager
+        async def only_if_allowed(context: "Context") -> AsyncIterator[None]:
+            principal = self._principal(headers, context)
+            if principal is None:
+                raise Unauthenticated
+            current_principal.set(principal)
+            if not access.may_call(principal.role, method):
+                raise PermissionDenied
+            yield
+
+        return rebuild(handler, only_if_allowed)
+
+    def _principal(self, headers: list[str | bytes], context: "Context") -> Principal | None:
+        if headers:
+            token = bearer_token(headers[0]) if len(headers) == 1 else None
+            return None if token is None else self._principals.current().by_token(token)
+        identity = context.auth_context()
+        uris, names = _texts(identity.get("peer_uri", ())), _texts(identity.get("peer_dns", ()))
+        if uris or names:
+            return self._principals.current().by_certificate(uris, names)
+        if self._local_admin and context.peer().startswith(_HERE):
+            return LOCAL
+        return None
+
+
+def _texts(values: Iterable[bytes]) -> list[str]:
+    return [value.decode(errors="replace") for value in values]

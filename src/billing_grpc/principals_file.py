@@ -1,0 +1,92 @@
+"""The file of principals while the server runs: read anew when it changes, never replaced by a broken one."""
+
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from billing_grpc.credentials import Principals
+from billing_grpc.errors import SettingsError
+from billing_grpc.model import Principal
+from billing_grpc.watched_file import WatchedFile
+
+log = structlog.stdlib.get_logger(__name__)
+
+_MAX_BYTES: Final = 4 << 20
+
+
+class PrincipalDirectory(Protocol):
+    """Who is known right now."""
+
+    def current(self) -> Principals:
+        """The principals in force."""
+        ...
+
+    def reload(self) -> None:
+        """Looks again, whether or not anything seems to have changed."""
+        ...
+
+
+class FixedPrincipals:
+    """Principals that stay what they were at the start."""
+
+    def __init__(self, principals: Principals) -> None:
+        self._principals = principals
+
+    def current(self) -> Principals:
+        """The principals given at the start."""
+        return self._principals
+
+    def reload(self) -> None:
+        """Nothing to look at."""
+
+
+class PrincipalsFile:
+    """Principals kept in a file.
+
+    A change takes effect with the next call. A file that is broken, empty or gone changes nothing: whoever was known
+    stays known, and every look at it says so loudly until it is mended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file.
+
+        Raises:
+            SettingsError: it cannot be read, or what is wrong with it.
+        """
+        self._file = WatchedFile(path, _MAX_BYTES)
+        self._principals = self._read()
+
+    def current(self) -> Principals:
+        """The principals of the file as it was when it was last right."""
+        if self._file.changed():
+            self.reload()
+        return self._principals
+
+    def reload(self) -> None:
+        """Reads the file again."""
+        path = str(self._file.path)
+        try:
+            self._principals = self._read()
+        except SettingsError as error:
+            # Everything worth knowing is in the problems; a traceback would only push them out of sight.
+            log.error("tokens file is broken, the old one stays in force", file=path, problems=error.problems)  # noqa: TRY400 - see above
+        else:
+            names = sorted({principal.name for principal in self._all()})
+            log.info("tokens file read", file=path, principals=names)
+
+    def _all(self) -> set[Principal]:
+        known = self._principals
+        return {*known.by_digest.values(), *known.by_uri.values(), *known.by_dns.values()}
+
+    def _read(self) -> Principals:
+        try:
+            text = self._file.read().decode()
+        except OSError as error:
+            raise SettingsError([f"{self._file.path}: {error.strerror}"]) from error
+        except UnicodeDecodeError as error:
+            raise SettingsError([f"{self._file.path}: not UTF-8"]) from error
+        try:
+            return Principals.parse(text)
+        except SettingsError as error:
+            raise SettingsError([f"{self._file.path}: {problem}" for problem in error.problems]) from error

@@ -1,0 +1,68 @@
+"""How the texts of settings are read: each type says in one sentence what it would have accepted."""
+
+import re
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, SecretStr
+from pydantic_settings import NoDecode
+
+from billing_grpc.addresses import Address, TcpAddress, parse, parse_tcp
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _switch(value: object) -> object:
+    match value:
+        case "on":
+            return True
+        case "off":
+            return False
+        case bool():
+            return value
+        case _:
+            raise ValueError("must be on or off")
+
+
+def _addresses(value: object) -> object:
+    return tuple(parse(part) for part in value) if isinstance(value, list) else value
+
+
+def _metrics_address(value: object) -> object:
+    if value == "off":
+        return None
+    return parse_tcp(value) if isinstance(value, str) else value
+
+
+def _file_mode(value: object) -> object:
+    if isinstance(value, str):
+        if not re.fullmatch(r"0?[0-7]{3}", value):
+            raise ValueError("must be a file mode in octal, as in 0660")
+        return int(value, 8)
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+Switch = Annotated[bool, BeforeValidator(_switch)]
+Seconds = Annotated[float, Ge(0.1), Le(86_400 * 30), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
+
+
+def _postgres_address(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        text = value.get_secret_value()
+        if not text.startswith(("postgresql://", "postgres://")) and "=" not in text:
+            raise ValueError("must be postgresql://... or a libpq keyword string such as host=... dbname=...")
+    return value
+
+
+DatabaseUrl = Annotated[SecretStr | None, AfterValidator(_postgres_address)]
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_addresses), BeforeValidator(_comma_separated)]
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+FileMode = Annotated[int, BeforeValidator(_file_mode)]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)]
+MetricsAddress = Annotated[TcpAddress | None, NoDecode, BeforeValidator(_metrics_address)]

@@ -1,0 +1,230 @@
+"""Who may call what: every served method, every role, every way to show who one is, over real listeners."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+from certificates import Authority
+from google.protobuf import descriptor_pool
+from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from billing_grpc import access
+from billing_grpc.addresses import TcpAddress
+from billing_grpc.credentials import token_digest
+from billing_grpc.metrics import Metrics
+from billing_grpc.model import Role
+from billing_grpc.principals_file import PrincipalsFile
+from billing_grpc.rpc_server import Entrance, RpcServer
+from billing_grpc.secrets import KeyList
+from billing_grpc.servicer import BillingModeService
+from billing_grpc.testing import InMemoryRepository
+from billing_grpc.tls import TlsFiles
+
+SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
+
+# The contract's table, said once more and in its own words.
+ROLES_MAY: Final = {
+    Role.READER: {
+        "ResolveBillingMode",
+        "BatchResolveBillingModes",
+        "GetWorkspaceBillingMode",
+        "ListBillingModeChanges",
+    },
+    Role.PROVISIONER: {
+        "ResolveBillingMode",
+        "BatchResolveBillingModes",
+        "ValidateSecretWrite",
+        "PlanProvisionEnv",
+    },
+    Role.ADMIN: {
+        "ResolveBillingMode",
+        "BatchResolveBillingModes",
+        "GetWorkspaceBillingMode",
+        "SetWorkspaceBillingMode",
+        "ValidateSecretWrite",
+        "PlanProvisionEnv",
+        "ListBillingModeChanges",
+    },
+}
+OPEN_PREFIXES: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.v1")
+# The messages of reflection's v1 are those of v1alpha, and only the latter are in the pool.
+V1_REFLECTION: Final = "grpc.reflection.v1.ServerReflection"
+
+CREDENTIALS: Final = ("none", "wrong token", "revoked token", "right token", "client certificate")
+DENIED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+
+
+def entry(role: Role, *tokens: str) -> str:
+    digests = ", ".join(f'"{token_digest(token)}"' for token in tokens)
+    return (
+        f'[[principal]]\nname = "a-{role}"\nrole = "{role}"\n'
+        f'token_sha256 = [{digests}]\ncertificate_uri = ["spiffe://example/{role}"]\n'
+    )
+
+
+class Gate:
+    """A server with a plain and a mutual-TLS listener, and clients of every kind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "tokens.toml"
+        self.file.write_text("".join(entry(role, f"right-{role}", f"revoked-{role}") for role in Role))
+        self.authority = Authority.new("clients")
+        self.servers = Authority.new("servers")
+        self._folder = folder
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        (self._folder / "ca.crt").write_bytes(self.authority.pem)
+        certificate, key = self.servers.issue(dns=("localhost",)).write(self._folder, "server")
+        principals = PrincipalsFile(self.file)
+        servicer = BillingModeService(InMemoryRepository(), lambda: None, KeyList(), 1.0, Metrics())
+        server = RpcServer(
+            servicer, entrance=Entrance(principals, tls=TlsFiles(certificate, key, self._folder / "ca.crt"))
+        )
+        plain, mutual = await server.start([TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", 0, "mtls")])
+        stack.push_async_callback(server.stop, 0)
+        assert isinstance(plain, TcpAddress)
+        assert isinstance(mutual, TcpAddress)
+        self.plain = await stack.enter_async_context(grpc.aio.insecure_channel(plain.target))
+        self.mutual = {
+            role: await stack.enter_async_context(self.channel(mutual, f"spiffe://example/{role}")) for role in Role
+        }
+        self.stranger = await stack.enter_async_context(self.channel(mutual, "spiffe://example/stranger"))
+        self.file.write_text("".join(entry(role, f"right-{role}") for role in Role))  # revoked while it runs
+
+    def channel(self, address: TcpAddress, uri: str) -> grpc.aio.Channel:
+        issued = self.authority.issue(uris=(uri,))
+        credentials = grpc.ssl_channel_credentials(self.servers.pem, issued.key, issued.certificate)
+        return grpc.aio.secure_channel(
+            address.target, credentials, options=[("grpc.ssl_target_name_override", "localhost")]
+        )
+
+    async def call(self, method: str, role: Role, credentials: str) -> grpc.StatusCode:
+        """How a call with an empty request ends; past the gate it may well be refused for being empty."""
+        channel = self.mutual[role] if credentials == "client certificate" else self.plain
+        tokens = {"wrong token": "wrong", "revoked token": f"revoked-{role}", "right token": f"right-{role}"}
+        token = tokens.get(credentials)
+        return await ending(channel, method, *([] if token is None else [f"Bearer {token}"]))
+
+    async def served(self) -> list[str]:
+        """Every method of every service that the server says it serves."""
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(self.plain)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = stub.ServerReflectionInfo(iter([request]), timeout=5)
+        names = [service.name for service in (await call.read()).list_services_response.service]
+        call.cancel()
+        pool = descriptor_pool.Default()
+        found = []
+        for name in names:
+            known = name.replace("v1.", "v1alpha.") if name == V1_REFLECTION else name
+            found += [f"/{name}/{method.name}" for method in pool.FindServiceByName(known).methods]
+        return found
+
+
+async def ending(channel: grpc.aio.Channel, method: str, *authorization: Any) -> grpc.StatusCode:
+    call: Any = channel.unary_unary(method)
+    try:
+        await call(b"", timeout=5, metadata=tuple(("authorization", each) for each in authorization))
+    except grpc.aio.AioRpcError as error:
+        if error.code() in DENIED:
+            assert_constant(error)
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def assert_constant(error: grpc.aio.AioRpcError) -> None:
+    texts = {
+        "no valid credentials: send 'authorization: Bearer TOKEN', or a client certificate known here",
+        "this caller's role may not call this method",
+    }
+    assert error.details() in texts
+    status = rpc_status.from_call(error)
+    (packed,) = status.details
+    info = error_details_pb2.ErrorInfo()
+    assert packed.Unpack(info)
+    unauthenticated = error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert info.reason == ("CREDENTIALS_INVALID" if unauthenticated else "ROLE_DENIED")
+    assert info.domain == "billing.molecule"
+
+
+@pytest.fixture
+async def gate(tmp_path: Path) -> AsyncIterator[Gate]:
+    async with AsyncExitStack() as stack:
+        gate = Gate(tmp_path)
+        await gate.open(stack)
+        yield gate
+
+
+async def test_every_served_method_has_its_rule_and_every_rule_its_method(gate: Gate) -> None:
+    served = await gate.served()
+    billing = {method for method in served if method.startswith(SERVICE)}
+
+    assert billing == set(access.MAY_CALL)
+    assert set(served) - billing <= access.OPEN
+    assert all(method.startswith(OPEN_PREFIXES) for method in access.OPEN)
+
+
+async def test_every_method_by_every_role_with_every_kind_of_credentials(gate: Gate) -> None:
+    wrong = []
+    for method in await gate.served():
+        if not method.startswith(SERVICE):
+            continue
+        for role in Role:
+            for credentials in CREDENTIALS:
+                if credentials not in {"right token", "client certificate"}:
+                    expected: grpc.StatusCode | None = grpc.StatusCode.UNAUTHENTICATED
+                elif method.removeprefix(SERVICE) in ROLES_MAY[role]:
+                    expected = None
+                else:
+                    expected = grpc.StatusCode.PERMISSION_DENIED
+                code = await gate.call(method, role, credentials)
+                if code is not expected and not (expected is None and code not in DENIED):
+                    wrong.append((method, role, credentials, code))
+    assert wrong == []
+
+
+async def test_health_and_reflection_need_no_credentials(gate: Gate) -> None:
+    assert await ending(gate.plain, "/grpc.health.v1.Health/Check") is grpc.StatusCode.OK
+    assert await gate.served()
+
+
+RESOLVE: Final = f"{SERVICE}ResolveBillingMode"
+RIGHT: Final = "Bearer right-admin"
+
+HEADERS: Final[dict[str, list[Any]]] = {
+    "another scheme": ["Basic right-admin"],
+    "no scheme": ["right-admin"],
+    "an empty bearer": ["Bearer "],
+    "two headers, both right": [RIGHT, RIGHT],
+    "two headers, one right": ["Bearer wrong", RIGHT],
+    "a digest in place of its token": [f"Bearer {token_digest('right-admin')}"],
+    "trailing text": [f"{RIGHT} x"],
+}
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=HEADERS)
+async def test_credentials_that_are_not_quite_right_are_wrong(headers: list[Any], gate: Gate) -> None:
+    assert await ending(gate.plain, RESOLVE, *headers) is grpc.StatusCode.UNAUTHENTICATED
+    assert await ending(gate.plain, RESOLVE, RIGHT) is grpc.StatusCode.OK
+
+
+async def test_a_call_with_authorization_is_judged_by_it_alone(gate: Gate) -> None:
+    # Not even an admin's certificate helps a wrong token, and a right one is not lessened by a reader's.
+    assert await ending(gate.mutual[Role.ADMIN], RESOLVE, "Bearer wrong") is grpc.StatusCode.UNAUTHENTICATED
+    set_mode = f"{SERVICE}SetWorkspaceBillingMode"
+    assert await ending(gate.mutual[Role.READER], set_mode, RIGHT) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_verified_certificate_that_names_nobody_here_is_nobody(gate: Gate) -> None:
+    assert await ending(gate.stranger, RESOLVE) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_being_denied_comes_before_anything_about_the_request(gate: Gate) -> None:
+    call: Any = gate.plain.unary_unary(f"{SERVICE}SetWorkspaceBillingMode")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(b"\x0a\x01x", timeout=5, metadata=(("authorization", "Bearer right-reader"),))
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
