@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import psycopg
 import yoyo
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
-from billing_grpc.errors import MigrationError
+from billing_grpc.errors import MigrationError, SettingsError
 
 _LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
 _LOCK_WAIT: Final = 60.0
@@ -134,7 +134,9 @@ def _exclusively(database_url: str) -> Iterator[Any]:
     """Yoyo's backend, while no other process of ours migrates this database."""
     with _errors_named(), _connected(database_url) as lock:
         _take_lock(lock)
-        parameters = {key: str(value) for key, value in conninfo_to_dict(database_url).items() if value is not None}
+        _require_create(lock)
+        given = conninfo_to_dict(_as_text(database_url))
+        parameters = {key: str(value) for key, value in given.items() if value is not None}
         name = parameters.pop("dbname", "")
         uri = DatabaseURI("postgresql+psycopg", None, None, None, None, name, parameters)
         with PostgresqlPsycopgBackend(uri, _LEDGER) as backend:
@@ -157,9 +159,27 @@ def _take_lock(connection: psycopg.Connection[Any]) -> None:
         time.sleep(_LOCK_POLL)
 
 
+def _require_create(connection: psycopg.Connection[Any]) -> None:
+    # Yoyo passes over a refusal to make its tables and then complains that they are missing.
+    row = connection.execute(
+        "SELECT to_regclass('yoyo_lock') IS NOT NULL OR coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+    ).fetchone()
+    if not (row and row[0]):
+        raise MigrationError("the role may not create tables in this schema; migrate as the owner of the database")
+
+
+def _as_text(database_url: str) -> str:
+    """The address, with text coming as text also from a database whose encoding is SQL_ASCII."""
+    try:
+        return make_conninfo(database_url, client_encoding="utf8")
+    except psycopg.ProgrammingError:
+        # Without the driver's text, which repeats the address and the password in it.
+        raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from None
+
+
 @contextmanager
 def _connected(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT) as connection:
+    with psycopg.connect(_as_text(database_url), autocommit=True, connect_timeout=_CONNECT_TIMEOUT) as connection:
         yield connection
 
 

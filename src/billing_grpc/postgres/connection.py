@@ -77,10 +77,11 @@ class Connection(psycopg.AsyncConnection[Any]):
     async def _prepare(cls, connection: Self) -> None:
         connection.adapters.register_loader("text", _TextAsBytes)
         connection.cur = AsyncRawCursor(connection)
+        # Rows that a policy hides would look like workspaces that do not exist, and inherit: an error instead closes.
         # Not in the startup packet, where pgbouncer refuses it. A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.sever)
         try:
-            await connection.cur.execute(f"SET statement_timeout = {cls.statement_timeout_ms}")
+            await connection.cur.execute(f"SET statement_timeout = {cls.statement_timeout_ms}; SET row_security = off")
         finally:
             cut_off.cancel()
 

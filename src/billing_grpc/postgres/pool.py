@@ -32,6 +32,8 @@ _SEVER_AT: Final = 0.9
 _STATEMENT_AT: Final = 0.85
 """The part of the longest budget after which the server ends a statement itself, and the connection survives."""
 _CLOSE_TIMEOUT: Final = 1.0
+_DRAIN_EVERY: Final = 1.0
+"""Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
 
 
 @dataclass(slots=True)
@@ -63,9 +65,9 @@ class BoundedPool:
         """
         try:
             given = conninfo_to_dict(database_url)
-        except psycopg.ProgrammingError as error:
+        except psycopg.ProgrammingError:
             # Without the driver's text, which repeats the address and the password in it.
-            raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from error
+            raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from None
 
         class PooledConnection(Connection):
             """Remembers failures for this pool alone."""
@@ -89,6 +91,7 @@ class BoundedPool:
         self._slots = asyncio.Semaphore(size)
         self._attempts = size + 1
         self._running: set[asyncio.Task[Any]] = set()
+        self._drained_at = -_DRAIN_EVERY
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -117,19 +120,30 @@ class BoundedPool:
         deadline = loop.time() + budget * _SEVER_AT
         expiry = loop.call_at(deadline, lease.expire)
         task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
-        self._running.add(task)
-
-        def ended(task: asyncio.Task[Result]) -> None:
-            expiry.cancel()
-            self._running.discard(task)
-            if not task.cancelled():
-                task.exception()  # looked at, or asyncio complains when the caller has gone
-
-        task.add_done_callback(ended)
+        task.add_done_callback(lambda _: expiry.cancel())
+        self._track(task)
         done, _ = await asyncio.wait((task,), timeout=budget)
         if not done:
             raise DatabaseTimeout
         return task.result()
+
+    def _distrust_idle_connections(self) -> None:
+        """Replaces the connections that wait in the pool: where one got no answer, the others may not either."""
+        now = asyncio.get_running_loop().time()
+        if now - self._drained_at > _DRAIN_EVERY:
+            self._drained_at = now
+            self._track(asyncio.get_running_loop().create_task(self._pool.drain()))
+
+    def _track(self, task: asyncio.Task[Any]) -> None:
+        """Keeps a task until it has ended, and looks at its error, or asyncio complains when the caller has gone."""
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            self._running.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        self._running.add(task)
+        task.add_done_callback(ended)
 
     async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, repeatable: bool) -> Result:
         try:
@@ -175,6 +189,7 @@ class BoundedPool:
             if lease.expired:
                 # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.
                 await connection.close()
+                self._distrust_idle_connections()
             await self._pool.putconn(connection)
 
 

@@ -60,7 +60,8 @@ def storage_error(error: Exception) -> StorageError:
 
 def connect_error_kind(text: str) -> type[StorageError]:
     """What a failed connect means, by its text."""
-    return DatabaseDenied if any(hint in text for hint in _DENIED_HINTS) else DatabaseUnreachable
+    denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
+    return DatabaseDenied if denied else DatabaseUnreachable
 
 
 def _kind(error: Exception) -> type[StorageError]:
