@@ -36,7 +36,9 @@ def cluster_url() -> Iterator[str]:
             url = postgres.url
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-            migrations.up(make_conninfo(url, dbname=TEMPLATE))
+            template = make_conninfo(url, dbname=TEMPLATE)
+            migrations.up(template)
+            migrations.run_script(template, migrations.grants())
             yield url
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -52,6 +54,12 @@ def empty_database_url(cluster_url: str) -> Iterator[str]:
 def database_url(cluster_url: str) -> Iterator[str]:
     """A new database with every migration and no workspace."""
     yield from _database(cluster_url, TEMPLATE)
+
+
+@pytest.fixture
+def service_url(database_url: str) -> str:
+    """The same database as `database_url`, for the role that the service has in production."""
+    return make_conninfo(database_url, user=migrations.SERVICE_ROLE)
 
 
 def _database(cluster_url: str, template: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from billing_grpc import service_config
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -17,7 +18,6 @@ from billing_grpc.model import BillingMode
 
 EXIT_REFUSED: Final = 1
 EXIT_UNAVAILABLE: Final = 3
-_DEADLINE: Final = 5.0
 _UNAVAILABLE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
@@ -30,7 +30,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print the a
 def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Say who pays for a workspace, and why. An empty id ("") asks for one that does not exist yet."""
     request = service_pb.ResolveBillingModeRequest(workspace_id=workspace_id)
-    answer = _call(address, lambda stub: stub.ResolveBillingMode(request, timeout=_DEADLINE))
+    answer = _call(address, lambda stub: stub.ResolveBillingMode(request))
     _show(answer, answer.resolution, as_json=as_json)
 
 
@@ -41,7 +41,7 @@ def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FB
 def get(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Show an existing workspace's billing mode."""
     request = service_pb.GetWorkspaceBillingModeRequest(workspace_id=workspace_id)
-    answer = _call(address, lambda stub: stub.GetWorkspaceBillingMode(request, timeout=_DEADLINE))
+    answer = _call(address, lambda stub: stub.GetWorkspaceBillingMode(request))
     _show(answer, answer.billing_mode.resolution, as_json=as_json)
 
 
@@ -76,7 +76,7 @@ def call_commands() -> list[click.Command]:
 
 
 def _set(address: str, request: service_pb.SetWorkspaceBillingModeRequest, *, as_json: bool) -> None:
-    answer = _call(address, lambda stub: stub.SetWorkspaceBillingMode(request, timeout=_DEADLINE))
+    answer = _call(address, lambda stub: stub.SetWorkspaceBillingMode(request))
     _show(answer, answer.billing_mode.resolution, as_json=as_json)
     if not as_json:
         before = _text(pb.BillingMode.Name(answer.previous.resolved_mode), "BILLING_MODE_")
@@ -88,7 +88,7 @@ Answer = TypeVar("Answer", bound=Message)
 
 def _call(address: str, ask: Callable[[service_grpc.BillingModeServiceStub], Answer]) -> Answer:
     try:
-        with grpc.insecure_channel(address) as channel:
+        with grpc.insecure_channel(address, options=service_config.channel_options()) as channel:
             return ask(service_grpc.BillingModeServiceStub(channel))
     except grpc.RpcError as error:
         # Every error of a call is also the call, which is where its status is.

@@ -12,9 +12,9 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import (
     DatabaseTimeout,
     DatabaseUnreachable,
+    EtagStale,
     FieldViolation,
     InvalidArgument,
-    NotImplementedYet,
     Overloaded,
     PermissionDenied,
     RequestError,
@@ -26,9 +26,11 @@ from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
     ProvisionPlan,
+    RecordedChange,
     Resolution,
     SecretKeyVerdict,
     SecretVerdict,
+    WorkspaceView,
 )
 
 ERROR_DOMAIN: Final = "billing.molecule"
@@ -57,7 +59,7 @@ VERDICT_TO_PROTO: Final = {
 STATUS_CODES: Final[dict[type[RequestError], int]] = {
     InvalidArgument: code_pb2.INVALID_ARGUMENT,
     WorkspaceNotFound: code_pb2.NOT_FOUND,
-    NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    EtagStale: code_pb2.ABORTED,
     Unauthenticated: code_pb2.UNAUTHENTICATED,
     PermissionDenied: code_pb2.PERMISSION_DENIED,
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
@@ -79,6 +81,32 @@ def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
     if resolution.error is not None:
         message.error.reason = resolution.error.reason
         message.error.message = resolution.error.message
+    return message
+
+
+def billing_mode_to_proto(view: WorkspaceView) -> pb.WorkspaceBillingMode:
+    """A workspace as administration sees it, as the contract says it."""
+    message = pb.WorkspaceBillingMode(
+        resolution=resolution_to_proto(view.resolution), etag=view.record.etag, updated_by=view.record.changed_by
+    )
+    if view.record.change_time is not None:
+        message.update_time.FromDatetime(view.record.change_time)
+    return message
+
+
+def change_to_proto(change: RecordedChange) -> pb.BillingModeChange:
+    """An entry of the change log as the contract says it."""
+    message = pb.BillingModeChange(
+        change_id=str(change.change_id),
+        workspace_id=change.workspace_id,
+        previous_override=change.previous_override,
+        new_override=change.new_override,
+        principal=change.principal,
+        database_user=change.database_user,
+        reason=change.reason,
+        request_id=change.request_id,
+    )
+    message.change_time.FromDatetime(change.change_time)
     return message
 
 
@@ -149,6 +177,8 @@ def error_to_status(error: RequestError) -> status_pb2.Status:
     for value in error.attachments:
         if isinstance(value, Resolution):
             _attach(status, resolution_to_proto(value))
+        elif isinstance(value, WorkspaceView):
+            _attach(status, billing_mode_to_proto(value))
     if isinstance(error, InvalidArgument):
         bad_request = error_details_pb2.BadRequest(
             field_violations=[

@@ -4,7 +4,7 @@
     ├── RequestError                  becomes a gRPC status
     │   ├── InvalidArgument           the request is wrong and will stay wrong
     │   ├── WorkspaceNotFound         there is no such workspace
-    │   ├── NotImplementedYet         the contract has it, this version does not
+    │   ├── EtagStale                 the workspace changed since the caller looked
     │   ├── Unauthenticated           nobody this server knows is calling
     │   ├── PermissionDenied          the caller is known and may not
     │   ├── Overloaded                too many calls at once
@@ -88,10 +88,10 @@ class WorkspaceNotFound(RequestError):
     reason = "WORKSPACE_NOT_FOUND"
 
 
-class NotImplementedYet(RequestError):
-    """The contract describes this, this version of the server does not do it."""
+class EtagStale(RequestError):
+    """The workspace's override changed since the caller read it; carries the current state."""
 
-    reason = "NOT_IMPLEMENTED"
+    reason = "ETAG_STALE"
 
 
 class Unauthenticated(RequestError):

@@ -19,6 +19,9 @@ _LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
 _LOCK_WAIT: Final = 60.0
 _LOCK_POLL: Final = 0.1
 _CONNECT_TIMEOUT: Final = 10
+SERVICE_ROLE: Final = "billing_grpc"
+"""The role that the service logs in as, or that its login role was granted."""
+
 _LEDGER: Final = "_yoyo_migration"
 _NUMBER_LENGTH: Final = 14
 
@@ -42,6 +45,11 @@ def directory() -> Path:
     """Where the SQL files are: inside the installed package, or beside the sources in a checkout."""
     packaged = Path(__file__).with_name("_migrations")
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
+
+
+def grants() -> bytes:
+    """The SQL that gives the service's role what it needs and nothing else; to be run by the tables' owner, once."""
+    return Path(__file__).with_name("grants.sql").read_bytes()
 
 
 def names(folder: Path | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """The values the service thinks in: frozen, without behaviour that could fail, and without any library."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -81,16 +82,95 @@ class Resolution:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkspaceRecord:
+    """What storage holds for a workspace, and who left it so.
+
+    Attributes:
+        override: what is stored; `NO_WORKSPACE` when there is none.
+        change_id: the last entry of the change log; 0 when no change was ever recorded.
+        change_time: when that was, with time zone; None without an entry.
+        changed_by: the principal, or the database user of a change that did not come through this service.
+    """
+
+    override: StoredOverride
+    change_id: int = 0
+    change_time: datetime | None = None
+    changed_by: str = ""
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the override and with nothing else."""
+        return str(self.change_id)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceView:
+    """A workspace as administration sees it.
+
+    Attributes:
+        resolution: the mode in force and why.
+        record: what is stored, and who left it so.
+    """
+
+    resolution: Resolution
+    record: WorkspaceRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What the change log is told about a write.
+
+    Attributes:
+        principal: who is calling.
+        reason: why, in the caller's words.
+        request_id: the call's name.
+    """
+
+    principal: str
+    reason: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class OverrideChange:
     """What a write found and what it left behind.
 
     Attributes:
-        previous: the state before; `NO_WORKSPACE` when there was nothing to write to.
-        current: the state the write left; equal to `previous` when nothing had to change.
+        previous: the state before; its override is `NO_WORKSPACE` when there was nothing to write to.
+        current: the state the write left; equal to `previous` when nothing had to change, or the etag was stale.
+        stale: whether the caller's etag was not the workspace's, so that nothing was written.
     """
 
-    previous: StoredOverride
-    current: StoredOverride
+    previous: WorkspaceRecord
+    current: WorkspaceRecord
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedChange:
+    """One entry of the change log.
+
+    Attributes:
+        change_id: its number; for one workspace, in the order of the changes.
+        workspace_id: canonical, lower case.
+        change_time: with time zone.
+        previous_override: the stored text before, cut to 256 characters; None for "inherited".
+        new_override: the same, after.
+        principal: empty when the change did not come through this service.
+        database_user: who was logged in to the database.
+        reason: why, in the caller's words.
+        request_id: empty when the change did not come through this service.
+    """
+
+    change_id: int
+    workspace_id: str
+    change_time: datetime
+    previous_override: str | None
+    new_override: str | None
+    principal: str
+    database_user: str
+    reason: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)

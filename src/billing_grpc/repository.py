@@ -1,9 +1,17 @@
 """What the service asks of storage."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
+from billing_grpc.model import (
+    Announcement,
+    BillingMode,
+    OverrideChange,
+    RecordedChange,
+    ResolutionError,
+    StoredOverride,
+    WorkspaceRecord,
+)
 
 
 class Repository(Protocol):
@@ -27,9 +35,22 @@ class Repository(Protocol):
         """
         ...
 
-    async def save_override(self, workspace_id: str, mode: BillingMode | None, *, budget: float) -> OverrideChange:
-        """Stores a workspace's own mode, None to inherit, in one transaction with reading what was there before.
+    async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
+        """What is stored for a workspace and who left it so, as of one moment."""
+        ...
 
-        Writes nothing when the workspace does not exist or already says so; safe to repeat.
+    async def save_override(
+        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+    ) -> OverrideChange:
+        """Stores a workspace's own mode, None to inherit, and its entry in the change log, in one transaction.
+
+        Writes nothing when the workspace does not exist, when `etag` is neither empty nor the workspace's, or when the
+        workspace already says so; looked at in this order. Safe to repeat.
         """
+        ...
+
+    async def list_changes(
+        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
+    ) -> Sequence[RecordedChange]:
+        """Entries of the change log, newest first: of one workspace or all, older than the entry `before`."""
         ...

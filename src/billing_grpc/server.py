@@ -60,10 +60,11 @@ def _database(settings: Settings) -> Iterator[tuple[str, bool]]:
     directory = settings.data_dir or default_directory(Path.home())
     log.info("no DATABASE_URL: starting the embedded database", directory=str(directory))
     with EmbeddedPostgres(directory) as embedded:
-        url = embedded.url
-        migrations.up(url)
-        migrations.run_script(url, demo.SQL)
-        yield url, True
+        migrations.up(embedded.url)
+        migrations.run_script(embedded.url, migrations.grants())
+        migrations.run_script(embedded.url, demo.SQL)
+        # As in production: with the service's few rights, and so under the name that the change log believes.
+        yield embedded.url_as(migrations.SERVICE_ROLE), True
 
 
 async def _serve(

@@ -1,33 +1,35 @@
 """The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
-import structlog
-
-from billing_grpc import convert, provision, validation
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc import convert, page_token, provision, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.caller import current_principal
-from billing_grpc.errors import STORAGE_ERRORS, DatabaseTimeout, NotImplementedYet, StorageError, WorkspaceNotFound
+from billing_grpc.decision_log import DecisionLog
+from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.metrics import Metrics
 from billing_grpc.model import (
     NO_WORKSPACE,
+    Announcement,
+    BillingMode,
+    OverrideChange,
     Resolution,
     ResolutionError,
-    SecretKeyVerdict,
     SecretVerdict,
     StoredOverride,
+    WorkspaceRecord,
+    WorkspaceView,
 )
 from billing_grpc.repository import Repository
+from billing_grpc.request_id import current_request_id
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secrets import KeyList
 
 ANSWER_MARGIN: Final = 0.05
 """Seconds of a call's time left that storage may not use: the answer has to travel too."""
-
-log = structlog.stdlib.get_logger(__name__)
 
 
 class CallContext(Protocol):
@@ -61,7 +63,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         self._org_default = org_default
         self._keys = keys
         self._storage_timeout = storage_timeout
-        self._metrics = metrics
+        self._log = DecisionLog(metrics)
 
     async def ResolveBillingMode(  # noqa: N802 - the contract's name
         self, request: service_pb.ResolveBillingModeRequest, context: CallContext
@@ -82,7 +84,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         overrides = await self._load_many(ids, context)
         decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
         resolutions = [decided[each] for each in ids]
-        self._note(resolutions)
+        self._log.resolved(resolutions)
         return service_pb.BatchResolveBillingModesResponse(
             resolutions=[convert.resolution_to_proto(each) for each in resolutions]
         )
@@ -92,14 +94,9 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.GetWorkspaceBillingModeResponse:
         """The billing mode of an existing workspace. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
-        override = await self._load(workspace_id, context)
-        resolution = resolve(workspace_id, override, self._org_default())
-        if resolution.error is not None:
-            raise STORAGE_ERRORS[resolution.error.reason](attachments=(resolution,))
-        if override == NO_WORKSPACE:
-            raise _not_found()
+        record = await self._load_record(workspace_id, context)
         return service_pb.GetWorkspaceBillingModeResponse(
-            billing_mode=pb.WorkspaceBillingMode(resolution=convert.resolution_to_proto(resolution))
+            billing_mode=convert.billing_mode_to_proto(self._view(workspace_id, record))
         )
 
     async def SetWorkspaceBillingMode(  # noqa: N802 - the contract's name
@@ -108,29 +105,34 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
         mode = convert.change_from_proto(request)
-        reason = validation.reason(request.reason)
-        if request.etag or request.validate_only:
-            field = "etag" if request.etag else "validate_only"
-            raise NotImplementedYet(f"{field} is not implemented by this version of the server; leave it out")
-        change = await self._repository.save_override(workspace_id, mode, budget=self._budget(context))
-        if change.previous == NO_WORKSPACE:
-            raise _not_found()
-        org_default = self._org_default()
-        previous = resolve(workspace_id, change.previous, org_default)
-        current = resolve(workspace_id, change.current, org_default)
-        if change.previous != change.current:
-            log.info(
-                "workspace billing mode changed",
-                workspace=workspace_id,
-                previous_override=change.previous.text,
-                new_override=change.current.text,
-                principal=current_principal.get().name,
-                reason=reason,
-            )
+        by = Announcement(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
+        etag = validation.etag(request.etag)
+        if request.validate_only:
+            change = await self._would_save(workspace_id, mode, etag, context)
+        else:
+            budget = self._budget(context)
+            change = await self._repository.save_override(workspace_id, mode, by=by, etag=etag, budget=budget)
+        previous, current = self._view(workspace_id, change.previous), self._view(workspace_id, change.current)
+        if change.stale:
+            message = "the workspace changed since this etag was read; read it again, decide again, send its etag"
+            raise EtagStale(message, attachments=(previous,))
+        if change.current.change_id != change.previous.change_id:
+            self._log.changed(workspace_id, change, by)
         return service_pb.SetWorkspaceBillingModeResponse(
-            billing_mode=pb.WorkspaceBillingMode(resolution=convert.resolution_to_proto(current)),
-            previous=convert.resolution_to_proto(previous),
+            billing_mode=convert.billing_mode_to_proto(current),
+            previous=convert.resolution_to_proto(previous.resolution),
         )
+
+    async def _would_save(
+        self, workspace_id: str, mode: BillingMode | None, etag: str, context: CallContext
+    ) -> OverrideChange:
+        """What `save_override` would answer, with nothing written and so the etag as it is."""
+        previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
+        stale = bool(etag) and etag != previous.etag
+        if stale or previous.override == NO_WORKSPACE:
+            return OverrideChange(previous, previous, stale)
+        wanted = StoredOverride(None if mode is None else mode.value)
+        return OverrideChange(previous, replace(previous, override=wanted))
 
     async def ValidateSecretWrite(  # noqa: N802 - the contract's name
         self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
@@ -144,7 +146,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         if any(self._keys.needs_mode(name) for name in names):
             if org_wide:
                 resolution = resolve_organisation(self._org_default())
-                self._note([resolution])
+                self._log.resolved([resolution])
             else:
                 resolution = await self._decide(workspace_id, self._org_default(), context)
         verdicts = [
@@ -156,7 +158,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             for name, verdict in zip(names, verdicts, strict=True)
             if verdict.verdict is not SecretVerdict.ALLOWED
         ]
-        self._note_blocked(blocked, workspace_id, resolution)
+        self._log.blocked(blocked, workspace_id or "", resolution)
         return service_pb.ValidateSecretWriteResponse(
             allowed=not blocked,
             verdicts=[convert.verdict_to_proto(verdict) for verdict in verdicts],
@@ -170,19 +172,36 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         env_keys = validation.env_keys(request.env_keys)
         resolution = await self._decide(workspace_id, self._org_default(), context)
-        # These words are contract: operators search their logs for them.
-        log.info(
-            f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"  # noqa: G004 - so it must be one text
-            f" source={resolution.source} org_default={resolution.org_default}",
-        )
+        self._log.planned(resolution)
         return convert.plan_to_proto(provision.plan(resolution, self._keys, env_keys))
 
     async def ListBillingModeChanges(  # noqa: N802 - the contract's name
         self, request: service_pb.ListBillingModeChangesRequest, context: CallContext
     ) -> service_pb.ListBillingModeChangesResponse:
-        """The change log, which this version of the server does not keep yet."""
-        del request, context
-        raise NotImplementedYet("the change log is not implemented by this version of the server")
+        """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
+        workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        size = validation.page_size(request.page_size)
+        token_of = workspace_id or ""
+        before = page_token.decode(request.page_token, token_of) if request.page_token else None
+        # One more than is shown tells whether there is another page.
+        changes = await self._repository.list_changes(
+            workspace_id, before=before, limit=size + 1, budget=self._budget(context)
+        )
+        shown, more = changes[:size], len(changes) > size
+        return service_pb.ListBillingModeChangesResponse(
+            changes=[convert.change_to_proto(change) for change in shown],
+            next_page_token=page_token.encode(token_of, shown[-1].change_id) if more else "",
+        )
+
+    def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceView:
+        """A stored workspace as administration sees it.
+
+        Raises:
+            WorkspaceNotFound: there is none.
+        """
+        if record.override == NO_WORKSPACE:
+            raise WorkspaceNotFound("there is no workspace with this id; check it, or create the workspace first")
+        return WorkspaceView(resolve(workspace_id, record.override, self._org_default()), record)
 
     async def _decide(
         self, workspace_id: str | None, org_default: str | None, context: CallContext, *, what_if: bool = False
@@ -192,7 +211,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         else:
             override = await self._load(workspace_id, context)
             resolution = resolve(workspace_id, override, org_default, what_if=what_if)
-        self._note([resolution])
+        self._log.resolved([resolution])
         return resolution
 
     async def _load(self, workspace_id: str, context: CallContext) -> StoredOverride | ResolutionError:
@@ -200,6 +219,14 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             return await self._repository.load_override(workspace_id, budget=self._budget(context))
         except StorageError as error:
             return ResolutionError(error.reason, error.message)
+
+    async def _load_record(self, workspace_id: str, context: CallContext) -> WorkspaceRecord:
+        try:
+            return await self._repository.load_record(workspace_id, budget=self._budget(context))
+        except StorageError as error:
+            # Whoever must have a mode finds the closed one, marked, among the error's details.
+            closed = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
+            raise type(error)(attachments=(closed,)) from error
 
     async def _load_many(
         self, workspace_ids: Sequence[str], context: CallContext
@@ -221,39 +248,3 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         if budget <= 0:
             raise DatabaseTimeout
         return budget
-
-    def _note(self, resolutions: Sequence[Resolution]) -> None:
-        for resolution in resolutions:
-            self._metrics.count_resolution(resolution)
-        degraded = [(each, each.error) for each in resolutions if each.error is not None]
-        if degraded:
-            first, error = degraded[0]
-            log.warning(
-                "billing mode could not be read, defaulting to platform_managed for safety",
-                workspace=first.workspace_id,
-                reason=error.reason,
-                org_default=first.org_default.value,
-                affected=len(degraded),
-            )
-
-    def _note_blocked(
-        self,
-        blocked: Sequence[tuple[str, SecretKeyVerdict]],
-        workspace_id: str | None,
-        resolution: Resolution | None,
-    ) -> None:
-        for name, verdict in blocked:
-            self._metrics.count_blocked_write(verdict.verdict)
-            log.info(
-                "secret write blocked",
-                workspace=workspace_id or "",
-                key=name,
-                verdict=verdict.verdict.value,
-                principal=current_principal.get().name,
-                mode=None if resolution is None else resolution.mode.value,
-                source=None if resolution is None else resolution.source.value,
-            )
-
-
-def _not_found() -> WorkspaceNotFound:
-    return WorkspaceNotFound("there is no workspace with this id; check it, or create the workspace first")

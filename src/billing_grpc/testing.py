@@ -1,14 +1,24 @@
 """For tests, ours and our users': a repository in memory and a real server in a context."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.limits import Limits
 from billing_grpc.metrics import Metrics
-from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, ResolutionError, StoredOverride
+from billing_grpc.model import (
+    NO_WORKSPACE,
+    Announcement,
+    BillingMode,
+    OverrideChange,
+    RecordedChange,
+    ResolutionError,
+    StoredOverride,
+    WorkspaceRecord,
+)
 from billing_grpc.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.repository import Repository
 from billing_grpc.rpc_server import Entrance, RpcServer
@@ -22,7 +32,8 @@ class InMemoryRepository:
     """A `Repository` over a dictionary, held to the same contract as the real one by the same tests.
 
     Attributes:
-        overrides: stored text by workspace id, None for one that inherits. Change it as you like.
+        overrides: stored text by workspace id, None for one that inherits. Change it as you like; nobody records that.
+        changes: the change log, oldest first.
         failure: raised by every call while set.
         delay: seconds every call takes; longer than the call's budget, it is a DatabaseTimeout.
         calls: how many calls were made.
@@ -30,6 +41,7 @@ class InMemoryRepository:
 
     def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
         self.overrides: dict[str, str | None] = dict(overrides or {})
+        self.changes: list[RecordedChange] = []
         self.failure: StorageError | None = None
         self.delay = 0.0
         self.calls = 0
@@ -46,14 +58,53 @@ class InMemoryRepository:
         await self._answer(budget)
         return {each: self._stored(each) for each in workspace_ids if each in self.overrides}
 
-    async def save_override(self, workspace_id: str, mode: BillingMode | None, *, budget: float) -> OverrideChange:
+    async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
         """As `Repository` says."""
         await self._answer(budget)
-        previous = self._stored(workspace_id)
-        if previous == NO_WORKSPACE:
-            return OverrideChange(previous, previous)
-        self.overrides[workspace_id] = None if mode is None else mode.value
-        return OverrideChange(previous, self._stored(workspace_id))
+        return self._record(workspace_id)
+
+    async def save_override(
+        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+    ) -> OverrideChange:
+        """As `Repository` says."""
+        await self._answer(budget)
+        previous, text = self._record(workspace_id), None if mode is None else mode.value
+        stale = bool(etag) and previous.override.exists and etag != previous.etag
+        if not stale and previous.override.exists and self.overrides[workspace_id] != text:
+            self.overrides[workspace_id] = text
+            self.changes.append(
+                RecordedChange(
+                    change_id=len(self.changes) + 1,
+                    workspace_id=workspace_id,
+                    change_time=datetime.now(UTC),
+                    previous_override=previous.override.text,
+                    new_override=text,
+                    principal=by.principal,
+                    database_user="in_memory",
+                    reason=by.reason,
+                    request_id=by.request_id,
+                )
+            )
+        return OverrideChange(previous, self._record(workspace_id), stale)
+
+    async def list_changes(
+        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
+    ) -> Sequence[RecordedChange]:
+        """As `Repository` says."""
+        await self._answer(budget)
+        wanted = [
+            change
+            for change in reversed(self.changes)
+            if workspace_id in {None, change.workspace_id} and (before is None or change.change_id < before)
+        ]
+        return wanted[:limit]
+
+    def _record(self, workspace_id: str) -> WorkspaceRecord:
+        override = self._stored(workspace_id)
+        last = next((each for each in reversed(self.changes) if each.workspace_id == workspace_id), None)
+        if last is None or not override.exists:
+            return WorkspaceRecord(override)
+        return WorkspaceRecord(override, last.change_id, last.change_time, last.principal or last.database_user)
 
     async def _answer(self, budget: float) -> None:
         self.calls += 1

@@ -12,10 +12,13 @@ MAX_BATCH: Final = 1000
 MAX_SECRET_KEYS: Final = 256
 MAX_ENV_KEYS: Final = 4096
 MAX_REASON: Final = 500
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 500
 NAMED_INDEXES: Final = 20
 """How many bad elements of a list an error names."""
 
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_ETAG: Final = re.compile(r"[0-9]{1,19}")
 _UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
 # Control characters and the two separators that terminals and log viewers break lines at.
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})
@@ -89,6 +92,24 @@ def reason(text: str) -> str:
     else:
         return text
     raise InvalidArgument("TEXT_INVALID", FieldViolation("reason", problem))
+
+
+def etag(text: str) -> str:
+    """The etag as it is; for one that cannot be ours, one that matches nothing: it is as stale as any other."""
+    return text if not text or _ETAG.fullmatch(text) else "none of ours"
+
+
+def page_size(number: int) -> int:
+    """How many to answer: 0 means 50, more than 500 means 500.
+
+    Raises:
+        InvalidArgument: COUNT_OUT_OF_RANGE when it is negative.
+    """
+    if number < 0:
+        raise InvalidArgument(
+            "COUNT_OUT_OF_RANGE", FieldViolation("page_size", f"must be 0 to {MAX_PAGE}; it is {number}")
+        )
+    return min(number or DEFAULT_PAGE, MAX_PAGE)
 
 
 def _count(field: str, count: int, least: int, most: int, remedy: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any, Final, Protocol
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout
-from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, StoredOverride
+from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.repository import Repository
 from billing_grpc.testing import InMemoryRepository
@@ -53,7 +54,7 @@ CALLS: Final[dict[str, Call]] = {
     "load": lambda repository, workspace, budget: repository.load_override(workspace, budget=budget),
     "load_many": lambda repository, workspace, budget: repository.load_overrides([workspace], budget=budget),
     "save": lambda repository, workspace, budget: repository.save_override(
-        workspace, BillingMode.DISABLED, budget=budget
+        workspace, BillingMode.DISABLED, by=BY, budget=budget
     ),
 }
 
@@ -237,9 +238,9 @@ async def test_a_save_stores_the_mode_and_reports_what_was_there_before(
     workspace, other = new_id(), new_id()
     after = None if mode is None else mode.value
     storage.put({workspace: before, other: "platform_managed"})
-    change = await storage.repository.save_override(workspace, mode, budget=BUDGET)
+    change = await storage.repository.save_override(workspace, mode, by=BY, budget=BUDGET)
     read_before = None if before is None else before[:LONGEST]
-    assert change == OverrideChange(StoredOverride(read_before), StoredOverride(after))
+    assert overrides(change) == (StoredOverride(read_before), StoredOverride(after))
     assert storage.stored() == {workspace: after, other: "platform_managed"}
     assert await storage.repository.load_override(workspace, budget=BUDGET) == StoredOverride(after)
 
@@ -248,11 +249,12 @@ async def test_a_save_stores_the_mode_and_reports_what_was_there_before(
 async def test_a_repeated_save_succeeds_and_changes_nothing(storage: Storage, mode: BillingMode | None) -> None:
     workspace = new_id()
     storage.put({workspace: "BYOK"})
-    first = await storage.repository.save_override(workspace, mode, budget=BUDGET)
-    assert first.previous == StoredOverride("BYOK")
+    first = await storage.repository.save_override(workspace, mode, by=BY, budget=BUDGET)
+    assert first.previous.override == StoredOverride("BYOK")
     for _ in range(2):
-        again = await storage.repository.save_override(workspace, mode, budget=BUDGET)
-        assert again == OverrideChange(first.current, first.current)
+        again = await storage.repository.save_override(workspace, mode, by=BY, budget=BUDGET)
+        assert overrides(again) == (first.current.override, first.current.override)
+        assert again.current.etag == first.current.etag
     assert storage.stored() == {workspace: None if mode is None else mode.value}
 
 
@@ -260,8 +262,8 @@ async def test_a_repeated_save_succeeds_and_changes_nothing(storage: Storage, mo
 async def test_a_save_to_an_unknown_workspace_writes_nothing(storage: Storage, mode: BillingMode | None) -> None:
     other = new_id()
     storage.put({other: "byok"})
-    change = await storage.repository.save_override(new_id(), mode, budget=BUDGET)
-    assert change == OverrideChange(NO_WORKSPACE, NO_WORKSPACE)
+    change = await storage.repository.save_override(new_id(), mode, by=BY, budget=BUDGET)
+    assert overrides(change) == (NO_WORKSPACE, NO_WORKSPACE)
     assert storage.stored() == {other: "byok"}
 
 

@@ -36,6 +36,7 @@ DECISIONS: Final[dict[str, Any]] = {
 ADMINISTRATION: Final[dict[str, Any]] = {
     "GetWorkspaceBillingMode": service_pb.GetWorkspaceBillingModeRequest(workspace_id=BYOK),
     "SetWorkspaceBillingMode": service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, inherit=pb.Inherit()),
+    "ListBillingModeChanges": service_pb.ListBillingModeChangesRequest(),
 }
 RETRYABLE: Final = {"DATABASE_UNREACHABLE", "DATABASE_TIMEOUT"}
 
@@ -68,6 +69,7 @@ def unpacked(packed: Any) -> Message:
         error_details_pb2.BadRequest,
         error_details_pb2.RetryInfo,
         pb.BillingModeResolution,
+        pb.WorkspaceBillingMode,
     )
     for kind in kinds:
         message = kind()
@@ -233,31 +235,6 @@ async def test_bad_input_arrives_at_the_client_with_its_fields(
     assert harness.repository.calls == 0
 
 
-@pytest.mark.parametrize(
-    ("method", "request_"),
-    [
-        (
-            "SetWorkspaceBillingMode",
-            service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, mode=pb.BILLING_MODE_BYOK, etag="x"),
-        ),
-        (
-            "SetWorkspaceBillingMode",
-            service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, mode=pb.BILLING_MODE_BYOK, validate_only=True),
-        ),
-        ("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest()),
-    ],
-    ids=["etag", "validate_only", "changes"],
-)
-async def test_what_this_version_lacks_says_so_and_changes_nothing(
-    method: str, request_: Message, harness: Harness
-) -> None:
-    code, message, _ = await harness.failure(method, request_)
-
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "this version" in message
-    assert harness.repository.calls == 0
-
-
 async def test_an_oversized_message_is_refused_and_the_server_goes_on(harness: Harness) -> None:
     huge = service_pb.PlanProvisionEnvRequest(env_keys=["x" * (5 << 20)])
 
@@ -278,7 +255,126 @@ async def test_a_set_is_idempotent_and_answers_what_was_and_what_is(harness: Har
     assert first.previous.source == pb.BILLING_MODE_SOURCE_ORG_DEFAULT
     assert first.billing_mode == second.billing_mode
     assert second.previous == second.billing_mode.resolution
+    assert len(harness.repository.changes) == 1
     assert first.billing_mode.resolution.workspace_override == "disabled"
+
+
+async def test_an_etag_guards_a_write_and_a_stale_one_comes_back_with_the_current_state(harness: Harness) -> None:
+    get = service_pb.GetWorkspaceBillingModeRequest(workspace_id=INHERITS)
+    etag = (await harness.call("GetWorkspaceBillingMode", get)).billing_mode.etag
+    request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=INHERITS, mode=pb.BILLING_MODE_BYOK, etag=etag)
+
+    written = (await harness.call("SetWorkspaceBillingMode", request)).billing_mode
+    code, _, details = await harness.failure("SetWorkspaceBillingMode", request)
+
+    assert etag
+    assert written.etag not in {"", etag}
+    assert code is grpc.StatusCode.ABORTED
+    assert only(details, error_details_pb2.ErrorInfo).reason == "ETAG_STALE"
+    assert only(details, pb.WorkspaceBillingMode) == written
+    assert (await harness.call("GetWorkspaceBillingMode", get)).billing_mode == written
+    assert written.updated_by == "local"
+    assert written.HasField("update_time")
+
+
+@pytest.mark.parametrize("etag", ["0x0", "\x00", "-1", "00", "1e0", "😀", "9" * 40, "0 "])
+async def test_an_etag_that_was_never_ours_is_stale_even_when_nothing_would_change(etag: str, harness: Harness) -> None:
+    request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=INHERITS, inherit=pb.Inherit(), etag=etag)
+
+    code, _, _ = await harness.failure("SetWorkspaceBillingMode", request)
+
+    assert code is grpc.StatusCode.ABORTED
+
+
+async def test_validate_only_checks_everything_and_writes_nothing(harness: Harness) -> None:
+    def request(**fields: Any) -> service_pb.SetWorkspaceBillingModeRequest:
+        wanted: dict[str, Any] = {"workspace_id": INHERITS, "mode": pb.BILLING_MODE_DISABLED, "validate_only": True}
+        return service_pb.SetWorkspaceBillingModeRequest(**{**wanted, **fields})
+
+    get = service_pb.GetWorkspaceBillingModeRequest(workspace_id=INHERITS)
+    before = (await harness.call("GetWorkspaceBillingMode", get)).billing_mode
+
+    answer = await harness.call("SetWorkspaceBillingMode", request(etag=before.etag))
+
+    assert answer.billing_mode.resolution.resolved_mode == pb.BILLING_MODE_DISABLED
+    assert answer.billing_mode.resolution.workspace_override == "disabled"
+    assert answer.billing_mode.etag == before.etag
+    assert answer.previous == before.resolution
+    assert (await harness.failure("SetWorkspaceBillingMode", request(etag="77")))[0] is grpc.StatusCode.ABORTED
+    assert (await harness.failure("SetWorkspaceBillingMode", request(workspace_id=UNKNOWN)))[0] is (
+        grpc.StatusCode.NOT_FOUND
+    )
+    assert harness.repository.changes == []
+    assert harness.repository.overrides[INHERITS] is None
+
+
+async def test_changes_are_listed_newest_first_page_by_page_while_new_ones_arrive(harness: Harness) -> None:
+    async def set_mode(workspace: str, mode: Any, reason: str) -> None:
+        request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=workspace, mode=mode, reason=reason)
+        await harness.call("SetWorkspaceBillingMode", request)
+
+    modes = [pb.BILLING_MODE_DISABLED, pb.BILLING_MODE_BYOK]
+    for number in range(7):
+        await set_mode(INHERITS, modes[number % 2], f"change {number}")
+    await set_mode(BYOK, pb.BILLING_MODE_DISABLED, "of another")
+
+    seen, token = [], ""
+    while True:
+        page = await harness.call(
+            "ListBillingModeChanges",
+            service_pb.ListBillingModeChangesRequest(workspace_id=INHERITS, page_size=3, page_token=token),
+        )
+        seen += [change.reason for change in page.changes]
+        token = page.next_page_token
+        if not token:
+            break
+        await set_mode(INHERITS, modes[len(harness.repository.changes) % 2], "arrived meanwhile")
+
+    assert seen == [f"change {number}" for number in reversed(range(7))]
+    every = await harness.call("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest())
+    assert len(every.changes) == len(harness.repository.changes)
+    first = every.changes[-1]
+    assert (first.workspace_id, first.new_override, first.principal) == (INHERITS, "disabled", "local")
+    assert not first.HasField("previous_override")
+    assert first.HasField("change_time")
+
+
+async def test_a_page_is_50_unless_asked_for_and_500_at_most(harness: Harness) -> None:
+    for number in range(520):
+        mode = [pb.BILLING_MODE_DISABLED, pb.BILLING_MODE_BYOK][number % 2]
+        await harness.call(
+            "SetWorkspaceBillingMode", service_pb.SetWorkspaceBillingModeRequest(workspace_id=INHERITS, mode=mode)
+        )
+    for asked, answered in ((0, 50), (1, 1), (500, 500), (501, 500), (2**31 - 1, 500)):
+        page = await harness.call("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest(page_size=asked))
+        assert len(page.changes) == answered
+        assert page.next_page_token
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [(["abc-123"], True), ([], False), (["a", "b"], False), (["x" * 129], False), (["with space"], False)],
+    ids=["one", "none", "two", "too long", "with a space"],
+)
+async def test_a_call_is_named_by_its_caller_or_anew_and_the_name_comes_back(
+    given: list[str], kept: bool, harness: Harness
+) -> None:
+    stub: Any = service_grpc.BillingModeServiceStub(harness.channel)
+    metadata = tuple(("x-request-id", each) for each in given)
+    request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=INHERITS, mode=pb.BILLING_MODE_BYOK)
+    call = stub.SetWorkspaceBillingMode(request, timeout=5, metadata=metadata)
+    await call
+
+    (name,) = [value for key, value in await call.trailing_metadata() if key == "x-request-id"]
+
+    assert (name in given) == kept
+    assert harness.repository.changes[-1].request_id == name
+    refused = stub.ResolveBillingMode(
+        service_pb.ResolveBillingModeRequest(workspace_id="x"), timeout=5, metadata=(("x-request-id", "named"),)
+    )
+    with pytest.raises(grpc.aio.AioRpcError):
+        await refused
+    assert ("x-request-id", "named") in list(await refused.trailing_metadata())
 
 
 async def test_clearing_inherits_again(harness: Harness) -> None:

@@ -24,7 +24,8 @@ from billing_grpc.migrations import MigrationStatus
 
 BASE: Final = "20260526110000_workspaces_base"
 MODE: Final = "20260526120000_workspaces_llm_billing_mode"
-ALL: Final = [BASE, MODE]
+LOG: Final = "20260601100000_workspace_billing_mode_changes"
+ALL: Final = [BASE, MODE, LOG]
 
 FOREIGN_TABLE: Final = "CREATE TABLE workspaces (id uuid PRIMARY KEY, owner text)"
 """The table as the workspace server may have made it."""
@@ -159,6 +160,8 @@ def test_an_empty_database_goes_up_down_one_by_one_and_up_again(
     assert migrations.status(url) == expected(*ALL)
     assert columns(owner)["llm_billing_mode"] == ("text", "YES")
     assert migrations.up(url) == []
+    assert migrations.down(url) == [LOG]
+    assert migrations.status(url) == expected(BASE, MODE)
     assert migrations.down(url) == [MODE]
     assert migrations.status(url) == expected(BASE)
     assert "llm_billing_mode" not in columns(owner)
@@ -186,10 +189,10 @@ def test_what_the_commands_print_names_every_migration(runs: Callable[..., "subp
     assert printed("up") == [f"applied {name}" for name in ALL]
     assert printed("up") == ["nothing to apply"]
     assert printed("status") == [f"applied  {name}" for name in ALL]
-    assert printed("down") == [f"rolled back {MODE}"]
-    assert printed("status") == [f"applied  {BASE}", f"pending  {MODE}"]
-    assert printed("up") == [f"applied {MODE}"]
-    assert printed("down", "--all") == [f"rolled back {MODE}", f"rolled back {BASE}"]
+    assert printed("down") == [f"rolled back {LOG}"]
+    assert printed("status") == [f"applied  {BASE}", f"applied  {MODE}", f"pending  {LOG}"]
+    assert printed("up") == [f"applied {LOG}"]
+    assert printed("down", "--all") == [f"rolled back {name}" for name in ALL[::-1]]
 
 
 MALFORMED: Final = {
@@ -276,8 +279,9 @@ def test_a_column_that_is_there_already_keeps_its_check_of_another_name_and_its_
     assert migrations.up(empty_database_url) == ALL
     assert checks(owner) == ["by_hand"]
     assert owner.execute("SELECT llm_billing_mode FROM workspaces").fetchall() == [("byok",)]
+    assert migrations.down(empty_database_url) == [LOG]
     assert migrations.down(empty_database_url) == [MODE]
-    assert migrations.up(empty_database_url) == [MODE]
+    assert migrations.up(empty_database_url) == [MODE, LOG]
 
 
 def test_files_run_by_hand_twice_and_then_by_us_change_nothing(
@@ -338,7 +342,7 @@ def test_four_runs_at_once_on_one_empty_database_all_succeed_and_apply_each_migr
         output, complaint = process.communicate(timeout=50)
         assert process.returncode == 0, complaint
         printed.append(output)
-    assert sorted(printed) == sorted([f"applied {BASE}\napplied {MODE}\n", *["nothing to apply\n"] * 3])
+    assert sorted(printed) == sorted(["".join(f"applied {name}\n" for name in ALL), *["nothing to apply\n"] * 3])
     assert ledger(owner) == ALL
     assert times_applied(owner) == ALL
 
@@ -355,7 +359,7 @@ def test_a_run_that_was_killed_in_the_middle_does_not_block_the_next(
         assert killed.wait(10) == -signal.SIGKILL
         assert owner.execute("SELECT count(*) FROM yoyo_lock").fetchall() == [(1,)]
     assert ledger(owner) == [BASE]
-    assert migrations.up(empty_database_url) == [MODE]
+    assert migrations.up(empty_database_url) == [MODE, LOG]
     assert ledger(owner) == ALL
     assert "llm_billing_mode" in columns(owner)
 
@@ -365,9 +369,9 @@ def test_a_lock_row_that_nobody_stands_by_does_not_block(
 ) -> None:
     migrations.up(empty_database_url)
     owner.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
-    assert migrations.down(empty_database_url) == [MODE]
+    assert migrations.down(empty_database_url) == [LOG]
     owner.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
-    assert migrations.up(empty_database_url) == [MODE]
+    assert migrations.up(empty_database_url) == [LOG]
     assert owner.execute("SELECT count(*) FROM yoyo_lock").fetchall() == [(0,)]
 
 
@@ -377,12 +381,13 @@ def test_a_database_that_a_newer_version_migrated_says_so_and_still_goes_up_and_
     newer = "20990101000000_from_the_future"
     migrations.up(empty_database_url)
     migrations.down(empty_database_url)
+    migrations.down(empty_database_url)
     owner.execute(
         "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) VALUES ('f', %s, now())", [newer]
     )
     unknown = MigrationStatus(newer, applied=True, known=False)
     assert migrations.status(empty_database_url) == [*expected(BASE), unknown]
-    assert migrations.up(empty_database_url) == [MODE]
+    assert migrations.up(empty_database_url) == [MODE, LOG]
     assert migrations.status(empty_database_url) == [*expected(*ALL), unknown]
     assert migrations.down(empty_database_url, every=True) == ALL[::-1]
     assert migrations.status(empty_database_url) == [*expected(), unknown]
@@ -423,7 +428,7 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     assert migrations.status(empty_database_url) == expected(BASE)
     owner.execute("DROP VIEW workspaces")
     owner.execute(FOREIGN_TABLE)
-    assert migrations.up(empty_database_url) == [MODE]
+    assert migrations.up(empty_database_url) == [MODE, LOG]
 
 
 # The files

@@ -20,6 +20,7 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
@@ -27,7 +28,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.embedded import EmbeddedPostgres
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
-from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, StoredOverride
+from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.testing import running_server
 
@@ -255,7 +256,7 @@ async def test_a_database_that_was_never_there_is_answered_in_time_twice_in_a_ro
                 outcomes = await asyncio.gather(
                     *(read(repository, workspace, budget) for _ in range(2 * POOL_SIZE)),
                     in_time(repository.load_overrides([workspace], budget=budget), budget),
-                    in_time(repository.save_override(workspace, BillingMode.BYOK, budget=budget), budget),
+                    in_time(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=budget), budget),
                 )
                 assert_down(*outcomes)
                 if error is not None:
@@ -275,7 +276,7 @@ async def test_a_hung_server_is_answered_in_time_three_times_in_a_row_and_used_a
         for _ in range(3):
             outcomes = await asyncio.gather(
                 *(read(repository, workspace) for _ in range(16)),
-                in_time(repository.save_override(workspace, BillingMode.BYOK, budget=BUDGET)),
+                in_time(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)),
             )
             assert_down(*outcomes)
     await recovered(repository, workspace)
@@ -361,12 +362,12 @@ async def test_writes_on_terminated_sessions_are_answered_in_time_until_one_succ
     await terminate_every_session(victim.url)
     # A write is not repeated by the repository, so it may find as many dead connections as there are.
     outcomes = [
-        await in_time(repository.save_override(workspace, BillingMode.DISABLED, budget=BUDGET))
+        await in_time(repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET))
         for _ in range(POOL_SIZE + 1)
     ]
     done = [outcome for outcome in outcomes if not isinstance(outcome, StorageError)]
     assert_down(*(outcome for outcome in outcomes if isinstance(outcome, StorageError)))
-    assert done[0] == OverrideChange(StoredOverride("byok"), StoredOverride("disabled"))
+    assert overrides(done[0]) == (StoredOverride("byok"), StoredOverride("disabled"))
 
 
 async def test_a_write_whose_session_ends_in_the_middle_is_not_sent_again(
@@ -374,7 +375,9 @@ async def test_a_write_whose_session_ends_in_the_middle_is_not_sent_again(
 ) -> None:
     with psycopg.connect(victim.url) as holder:
         holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [workspace])
-        writing = asyncio.create_task(in_time(repository.save_override(workspace, BillingMode.DISABLED, budget=BUDGET)))
+        writing = asyncio.create_task(
+            in_time(repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET))
+        )
         await until(lambda: len(sessions(victim.url, "active")) == 1)
         holder.execute("SELECT pg_terminate_backend(%s)", sessions(victim.url, "active"))
         assert type(await writing) is DatabaseUnreachable
@@ -395,7 +398,7 @@ async def test_a_server_that_was_killed_is_used_again_once_it_is_back(
     for _ in range(2):
         outcomes = await asyncio.gather(
             *(read(repository, workspace) for _ in range(16)),
-            in_time(repository.save_override(workspace, BillingMode.BYOK, budget=BUDGET)),
+            in_time(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)),
         )
         assert_down(*outcomes)
     start = asyncio.create_task(asyncio.to_thread(victim.start))

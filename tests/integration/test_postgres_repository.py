@@ -19,6 +19,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
+from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc.errors import (
@@ -38,7 +39,7 @@ PATIENT: Final = 10.0
 """A budget for tests that are not about time."""
 
 NOT_UTF8: Final = b"byok\xff\xfe"
-SECRET: Final = "p4ssw0rd-of-the-tests"  # noqa: S105 - looked for in places where it must not be
+SECRET: Final = "p4ssw0rd-of-the-tests"
 
 Call = Callable[[PostgresRepository, str], Awaitable[object]]
 
@@ -52,7 +53,7 @@ async def load_many(repository: PostgresRepository, workspace: str) -> object:
 
 
 async def save(repository: PostgresRepository, workspace: str) -> object:
-    return await repository.save_override(workspace, BillingMode.DISABLED, budget=BUDGET)
+    return await repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET)
 
 
 READS: Final = (load, load_many)
@@ -80,10 +81,18 @@ DROP_CHECK: Final = "ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billi
 GRANT_LEAST: Final = (
     "GRANT SELECT ON workspaces TO {role}",
     "GRANT UPDATE (llm_billing_mode) ON workspaces TO {role}",
+    "GRANT SELECT ON workspace_billing_mode_changes TO {role}",
+)
+DROP_TRIGGERS: Final = (
+    "DROP TRIGGER workspace_billing_mode_updated ON workspaces",
+    "DROP TRIGGER workspace_billing_mode_inserted ON workspaces",
+    "DROP TRIGGER workspace_billing_mode_deleted ON workspaces",
 )
 BREAKAGES: Final = {
     "no_table": Breakage(("DROP TABLE workspaces",), CALLS, SchemaNotReady),
-    "no_mode_column": Breakage(("ALTER TABLE workspaces DROP COLUMN llm_billing_mode",), CALLS, SchemaNotReady),
+    # Without the column the role has no right to write anything, which a write notices first.
+    "no_mode_column": Breakage(("ALTER TABLE workspaces DROP COLUMN llm_billing_mode CASCADE",), READS, SchemaNotReady),
+    "no_change_log": Breakage((*DROP_TRIGGERS, "DROP TABLE workspace_billing_mode_changes"), (save,), SchemaNotReady),
     "no_id_column": Breakage(("ALTER TABLE workspaces RENAME COLUMN id TO key",), CALLS, SchemaNotReady),
     "id_is_text": Breakage(("ALTER TABLE workspaces ALTER COLUMN id TYPE text",), CALLS, SchemaNotReady),
     "id_is_a_number": Breakage(
@@ -241,12 +250,14 @@ async def test_fifty_concurrent_writers_are_told_one_history_that_is_the_true_on
     random.Random(20260526).shuffle(modes)  # noqa: S311 - an order, the same in every run
     with psycopg.connect(conninfo_of(owner)) as holder:
         holder.execute("SELECT FROM workspaces FOR UPDATE")
-        calls = [asyncio.create_task(repository.save_override(workspace, mode, budget=PATIENT)) for mode in modes[:50]]
+        calls = [
+            asyncio.create_task(repository.save_override(workspace, mode, by=BY, budget=PATIENT)) for mode in modes[:50]
+        ]
         await eventually(lambda: len(waiting_for_a_lock(owner)) == 8)
     changes = await asyncio.gather(*calls)
-    assert [change.current.text for change in changes] == [mode and mode.value for mode in modes[:50]]
+    assert [change.current.override.text for change in changes] == [mode and mode.value for mode in modes[:50]]
     true = owner.execute("SELECT previous, current FROM history ORDER BY number").fetchall()
-    told = [(change.previous.text, change.current.text) for change in changes]
+    told = [(change.previous.override.text, change.current.override.text) for change in changes]
     assert Counter(pair for pair in told if pair[0] != pair[1]) == Counter(true)
     assert [previous for previous, _ in true] == ["byok", *(current for _, current in true)][: len(true)]
     assert stored(owner, workspace) == true[-1][1]
@@ -267,11 +278,11 @@ async def test_heartbeats_and_saves_on_one_row_do_not_lose_each_other(
                 await connection.execute("UPDATE workspaces SET beats = beats + 1, updated_at = now()")
 
     async def switch() -> list[OverrideChange]:
-        return [await repository.save_override(workspace, mode, budget=PATIENT) for mode in modes]
+        return [await repository.save_override(workspace, mode, by=BY, budget=PATIENT) for mode in modes]
 
     changes, _, _ = await asyncio.gather(switch(), beat(), beat())
     expected = [None, *modes]
-    assert [(change.previous.text, change.current.text) for change in changes] == [
+    assert [(change.previous.override.text, change.current.override.text) for change in changes] == [
         (before and before.value, after and after.value) for before, after in itertools.pairwise(expected)
     ]
     assert stored(owner, workspace) == "disabled"
@@ -284,10 +295,10 @@ async def test_a_save_waits_for_an_open_heartbeat_and_keeps_what_it_wrote(
     workspace = add(owner, "byok")
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE workspaces SET name = 'alive'")
-        call = asyncio.create_task(repository.save_override(workspace, BillingMode.DISABLED, budget=PATIENT))
+        call = asyncio.create_task(repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=PATIENT))
         await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
         other.commit()
-    assert await call == OverrideChange(StoredOverride("byok"), StoredOverride("disabled"))
+    assert overrides(await call) == (StoredOverride("byok"), StoredOverride("disabled"))
     assert owner.execute("SELECT name, llm_billing_mode FROM workspaces").fetchall() == [("alive", "disabled")]
 
 
@@ -297,10 +308,10 @@ async def test_a_save_sees_a_mode_that_was_committed_while_it_waited(
     workspace = add(owner, "byok")
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE workspaces SET llm_billing_mode = 'platform_managed'")
-        call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, budget=PATIENT))
+        call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
         await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
         other.commit()
-    assert await call == OverrideChange(StoredOverride("platform_managed"), StoredOverride("byok"))
+    assert overrides(await call) == (StoredOverride("platform_managed"), StoredOverride("byok"))
     assert stored(owner, workspace) == "byok"
 
 
@@ -309,7 +320,7 @@ async def test_a_save_that_changes_nothing_leaves_the_row_untouched(
 ) -> None:
     workspace = add(owner, "byok")
     before = owner.execute("SELECT xmin, * FROM workspaces").fetchall()
-    await repository.save_override(workspace, BillingMode.BYOK, budget=PATIENT)
+    await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT)
     assert owner.execute("SELECT xmin, * FROM workspaces").fetchall() == before
 
 
@@ -319,7 +330,7 @@ async def test_a_save_changes_the_mode_and_no_other_column(
     workspace = add(owner, "byok")
     others = "SELECT id, name, created_at, updated_at FROM workspaces"
     before = owner.execute(others).fetchall()
-    await repository.save_override(workspace, None, budget=PATIENT)
+    await repository.save_override(workspace, None, by=BY, budget=PATIENT)
     assert owner.execute(others).fetchall() == before
 
 
@@ -334,7 +345,7 @@ async def test_a_write_is_finished_when_its_caller_is_cancelled_and_the_connecti
     before = backends(owner)
     with psycopg.connect(database_url) as other:
         other.execute("SELECT FROM workspaces FOR UPDATE")
-        call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, budget=PATIENT))
+        call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
         await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -371,7 +382,7 @@ async def test_closing_waits_for_the_work_of_a_caller_that_went_away(
     with psycopg.connect(database_url) as other:
         other.execute("SELECT FROM workspaces FOR UPDATE")
         async with PostgresRepository.opened(database_url, longest_budget=PATIENT) as repository:
-            call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, budget=PATIENT))
+            call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
             await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -420,20 +431,20 @@ async def test_a_row_that_is_not_utf8_is_repaired_by_saving_a_mode(sql_ascii_url
         connection.execute("UPDATE workspaces SET llm_billing_mode = convert_from(%s, 'SQL_ASCII')", [NOT_UTF8])
     async with PostgresRepository.opened(sql_ascii_url) as repository:
         with suppress(ValueUnreadable):  # outcome unknown, and the call may be repeated
-            await repository.save_override(bad, BillingMode.BYOK, budget=BUDGET)
-        change = await repository.save_override(bad, BillingMode.BYOK, budget=BUDGET)
-    assert change == OverrideChange(StoredOverride("byok"), StoredOverride("byok"))
+            await repository.save_override(bad, BillingMode.BYOK, by=BY, budget=BUDGET)
+        change = await repository.save_override(bad, BillingMode.BYOK, by=BY, budget=BUDGET)
+    assert overrides(change) == (StoredOverride("byok"), StoredOverride("byok"))
 
 
 async def test_another_text_type_of_the_column_makes_no_difference(
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
-    run(owner, DROP_CHECK, "ALTER TABLE workspaces ALTER COLUMN llm_billing_mode TYPE varchar(20)")
+    run(owner, *DROP_TRIGGERS, DROP_CHECK, "ALTER TABLE workspaces ALTER COLUMN llm_billing_mode TYPE varchar(20)")
     workspace = add(owner, "byok")
     assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("byok")
     assert await repository.load_overrides([workspace], budget=BUDGET) == {workspace: StoredOverride("byok")}
-    change = await repository.save_override(workspace, BillingMode.PLATFORM_MANAGED, budget=BUDGET)
-    assert change == OverrideChange(StoredOverride("byok"), StoredOverride("platform_managed"))
+    change = await repository.save_override(workspace, BillingMode.PLATFORM_MANAGED, by=BY, budget=BUDGET)
+    assert overrides(change) == (StoredOverride("byok"), StoredOverride("platform_managed"))
 
 
 # Rights
@@ -445,8 +456,8 @@ async def test_the_role_with_the_least_rights_can_do_everything(
     workspace, other = add(owner, "byok"), add(owner)
     async with PostgresRepository.opened(make_conninfo(database_url, user=role)) as repository:
         assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("byok")
-        change = await repository.save_override(workspace, BillingMode.DISABLED, budget=BUDGET)
-        assert change == OverrideChange(StoredOverride("byok"), StoredOverride("disabled"))
+        change = await repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET)
+        assert overrides(change) == (StoredOverride("byok"), StoredOverride("disabled"))
         assert dict(await repository.load_overrides([workspace, other], budget=BUDGET)) == {
             workspace: StoredOverride("disabled"),
             other: StoredOverride(None),

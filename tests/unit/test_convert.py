@@ -38,7 +38,7 @@ def detail(status: status_pb2.Status, kind: type[Message]) -> Message | None:
 EXPECTED_CODES = {
     errors.InvalidArgument: code_pb2.INVALID_ARGUMENT,
     errors.WorkspaceNotFound: code_pb2.NOT_FOUND,
-    errors.NotImplementedYet: code_pb2.UNIMPLEMENTED,
+    errors.EtagStale: code_pb2.ABORTED,
     errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
     errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,

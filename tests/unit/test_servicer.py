@@ -8,6 +8,7 @@ import grpc
 import grpc_testing
 import pytest
 
+from billing_grpc import page_token
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.caller import current_principal
@@ -141,12 +142,6 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         {"workspace_id": BYOK, "mode": 2, "reason": "a\nb"},
         "TEXT_INVALID",
     ),
-    "set with an etag": ("SetWorkspaceBillingMode", {"workspace_id": BYOK, "mode": 2, "etag": "1"}, "NOT_IMPLEMENTED"),
-    "set to validate": (
-        "SetWorkspaceBillingMode",
-        {"workspace_id": BYOK, "mode": 2, "validate_only": True},
-        "NOT_IMPLEMENTED",
-    ),
     "secrets without a scope": ("ValidateSecretWrite", {"secret_keys": ["A"]}, "SCOPE_REQUIRED"),
     "secrets without keys": ("ValidateSecretWrite", {"workspace_id": BYOK}, "COUNT_OUT_OF_RANGE"),
     "secrets of a malformed id": (
@@ -164,7 +159,14 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
         {"workspace_id": BYOK, "env_keys": ["A"] * 4097},
         "COUNT_OUT_OF_RANGE",
     ),
-    "changes": ("ListBillingModeChanges", {}, "NOT_IMPLEMENTED"),
+    "changes of a malformed id": ("ListBillingModeChanges", {"workspace_id": "x"}, "WORKSPACE_ID_INVALID"),
+    "a negative page": ("ListBillingModeChanges", {"page_size": -1}, "COUNT_OUT_OF_RANGE"),
+    "a page token that is none": ("ListBillingModeChanges", {"page_token": "x"}, "PAGE_TOKEN_INVALID"),
+    "a page token of another list": (
+        "ListBillingModeChanges",
+        {"workspace_id": BYOK, "page_token": page_token.encode(INHERITS, 7)},
+        "PAGE_TOKEN_INVALID",
+    ),
 }
 
 

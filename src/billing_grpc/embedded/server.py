@@ -97,7 +97,15 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The `postgresql://` URL of the database, for libpq in this process.
+        """The `postgresql://` URL of the database for its owner, for libpq in this process.
+
+        Raises:
+            EmbeddedPostgresError: the server does not run.
+        """
+        return self.url_as(DATABASE)
+
+    def url_as(self, role: str) -> str:
+        """The same for another role of the database, which has to exist.
 
         Raises:
             EmbeddedPostgresError: the server does not run.
@@ -105,7 +113,7 @@ class EmbeddedPostgres:
         if self.pid is None or self._sockets is None:
             raise EmbeddedPostgresError(f"the embedded Postgres in {self.directory} does not run")
         host = quote(os.fspath(self._sockets), safe="")
-        return f"postgresql://{DATABASE}@/{DATABASE}?host={host}&port={PORT}"
+        return f"postgresql://{role}@/{DATABASE}?host={host}&port={PORT}"
 
     def start(self) -> str:
         """Starts the server, making the database cluster when there is none; returns its URL.

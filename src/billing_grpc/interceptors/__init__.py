@@ -6,6 +6,7 @@ from billing_grpc.interceptors.access_log import AccessLog
 from billing_grpc.interceptors.authentication import Authentication
 from billing_grpc.interceptors.concurrency_limit import ConcurrencyLimit
 from billing_grpc.interceptors.error_translation import ErrorTranslation
+from billing_grpc.interceptors.request_id import RequestId
 from billing_grpc.principals_file import PrincipalDirectory
 
 
@@ -14,11 +15,12 @@ def in_order(
 ) -> list[grpc.aio.ServerInterceptor]:
     """The interceptors of a server.
 
-    Errors are translated outside of everything else, so that no other interceptor's failure can leak. The log stands outside
-    of authentication: a refusal leaves a trace. Who is not known does not get as far as being counted, so that a flood of
-    strangers takes no place from those who are.
+    A call has a name before anything is said about it. Errors are translated outside of all that can fail, so that no other
+    interceptor's failure can leak. The log stands outside of authentication: a refusal leaves a trace. Who is not known does
+    not get as far as being counted, so that a flood of strangers takes no place from those who are.
     """
     return [
+        RequestId(),
         ErrorTranslation(),
         AccessLog(),
         Authentication(principals, local_admin=local_admin),

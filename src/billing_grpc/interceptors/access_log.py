@@ -13,6 +13,7 @@ from billing_grpc import access, convert
 from billing_grpc.caller import current_principal
 from billing_grpc.errors import RequestError
 from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.request_id import current_request_id
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class AccessLog(grpc.aio.ServerInterceptor):
                     duration_ms=round((time.perf_counter() - started) * 1000, 3),
                     principal=None if principal is None else principal.name,
                     role=None if principal is None else principal.role.value,
+                    request_id=current_request_id.get(),
                 )
 
         return rebuild(handler, logged)

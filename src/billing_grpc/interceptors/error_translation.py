@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from billing_grpc import convert
 from billing_grpc.errors import RequestError
 from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.request_id import HEADER, current_request_id
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -57,5 +58,8 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
 
 
 async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
-    await context.abort_with_status(rpc_status.to_status(status))
+    rich = rpc_status.to_status(status)
+    # An abort replaces the trailing metadata, and the call's name with it.
+    named = (*rich.trailing_metadata, (HEADER, current_request_id.get()))
+    await context.abort_with_status(rich._replace(trailing_metadata=named))
     raise AssertionError("abort_with_status returned")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg import AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -78,7 +79,7 @@ class BoundedPool:
         self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(
             make_conninfo(database_url, **{k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}),
             connection_class=PooledConnection,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, "cursor_factory": AsyncRawCursor},
             min_size=size,
             max_size=size,
             num_workers=size,

@@ -1,14 +1,23 @@
 """The `Repository` on PostgreSQL: the SQL, and rows into the model."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 import structlog
 
 from billing_grpc.errors import ValueUnreadable
-from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, ResolutionError, StoredOverride
+from billing_grpc.model import (
+    NO_WORKSPACE,
+    Announcement,
+    BillingMode,
+    OverrideChange,
+    RecordedChange,
+    ResolutionError,
+    StoredOverride,
+    WorkspaceRecord,
+)
 from billing_grpc.postgres.connection import Connection
 from billing_grpc.postgres.pool import BoundedPool
 
@@ -22,18 +31,37 @@ LOAD_OVERRIDE: Final = "SELECT left(llm_billing_mode::text, 256) FROM workspaces
 
 LOAD_OVERRIDES: Final = "SELECT id, left(llm_billing_mode::text, 256) FROM workspaces WHERE id = ANY($1)"
 
-# One statement: the row is locked, read, and written only when that changes it. A concurrent writer waits at the lock and
-# then sees what the first one wrote.
-SAVE_OVERRIDE: Final = """
-WITH found AS (
-    SELECT id, llm_billing_mode FROM workspaces WHERE id = $1 FOR NO KEY UPDATE
-), written AS (
-    UPDATE workspaces SET llm_billing_mode = $2::text
-    FROM found
-    WHERE workspaces.id = found.id AND found.llm_billing_mode IS DISTINCT FROM $2::text
-)
-SELECT left(found.llm_billing_mode::text, 256) FROM found
+LOAD_RECORD: Final = """
+SELECT left(workspaces.llm_billing_mode::text, 256), last.change_id, last.change_time, last.principal, last.database_user
+FROM workspaces
+LEFT JOIN LATERAL (
+    SELECT change_id, change_time, principal, database_user FROM workspace_billing_mode_changes
+    WHERE workspace_id = workspaces.id ORDER BY change_id DESC LIMIT 1
+) AS last ON true
+WHERE workspaces.id = $1
 """
+
+# A write is these, in one transaction and one round trip. Each statement sees what was committed when it began, so
+# everything is read after the lock was got: what a concurrent writer did before us is seen, and nothing comes between.
+ANNOUNCE: Final = """
+SELECT set_config('billing_grpc.principal', $1, true), set_config('billing_grpc.reason', $2, true),
+       set_config('billing_grpc.request_id', $3, true)
+"""
+LOCK: Final = "SELECT FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"
+WRITE: Final = """
+UPDATE workspaces SET llm_billing_mode = $2::text
+WHERE id = $1 AND llm_billing_mode IS DISTINCT FROM $2::text AND ($3::text = '' OR $3::text = (
+    SELECT coalesce(max(change_id), 0)::text FROM workspace_billing_mode_changes WHERE workspace_id = $1))
+"""
+
+_CHANGE: Final = """
+SELECT change_id, workspace_id, change_time, left(previous_override, 256), left(new_override, 256), principal, database_user,
+       reason, request_id
+FROM workspace_billing_mode_changes
+"""
+LIST_CHANGES: Final = f"{_CHANGE} WHERE change_id < $1 ORDER BY change_id DESC LIMIT $2"
+LIST_CHANGES_OF: Final = f"{_CHANGE} WHERE change_id < $1 AND workspace_id = $3 ORDER BY change_id DESC LIMIT $2"
+_AFTER_THE_LAST: Final = 2**63 - 1
 
 
 class PostgresRepository:
@@ -79,18 +107,77 @@ class PostgresRepository:
 
         return await self._pool.run(work, budget=budget, repeatable=True)
 
-    async def save_override(self, workspace_id: str, mode: BillingMode | None, *, budget: float) -> OverrideChange:
+    async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
         """As `Repository` says."""
-        text = None if mode is None else mode.value
+
+        async def work(connection: Connection) -> WorkspaceRecord:
+            await connection.cur.execute(LOAD_RECORD, [UUID(workspace_id)], binary=True)
+            return _record(await connection.cur.fetchone())
+
+        return await self._pool.run(work, budget=budget, repeatable=True)
+
+    async def save_override(
+        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+    ) -> OverrideChange:
+        """As `Repository` says."""
+        key, text = UUID(workspace_id), None if mode is None else mode.value
 
         async def work(connection: Connection) -> OverrideChange:
-            await connection.cur.execute(SAVE_OVERRIDE, [UUID(workspace_id), text], binary=True)
-            row = await connection.cur.fetchone()
-            if row is None:
-                return OverrideChange(NO_WORKSPACE, NO_WORKSPACE)
-            return OverrideChange(StoredOverride(_text(row[0])), StoredOverride(text))
+            async with connection.pipeline(), connection.transaction():
+                await connection.execute(ANNOUNCE, [by.principal, by.reason, by.request_id])
+                await connection.execute(LOCK, [key])
+                before = await connection.execute(LOAD_RECORD, [key], binary=True)
+                await connection.execute(WRITE, [key, text, etag])
+                after = await connection.execute(LOAD_RECORD, [key], binary=True)
+            previous, current = _record(await before.fetchone()), _record(await after.fetchone())
+            stale = bool(etag) and previous.override.exists and etag != previous.etag
+            return OverrideChange(previous, current, stale)
 
         return await self._pool.run(work, budget=budget, repeatable=False)
+
+    async def list_changes(
+        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
+    ) -> Sequence[RecordedChange]:
+        """As `Repository` says."""
+        parameters: list[object] = [_AFTER_THE_LAST if before is None else before, limit]
+        query = LIST_CHANGES
+        if workspace_id is not None:
+            query, parameters = LIST_CHANGES_OF, [*parameters, UUID(workspace_id)]
+
+        async def work(connection: Connection) -> Sequence[RecordedChange]:
+            await connection.cur.execute(query, parameters, binary=True)
+            return [_change(row) for row in await connection.cur.fetchall()]
+
+        return await self._pool.run(work, budget=budget, repeatable=True)
+
+
+def _record(row: tuple[Any, ...] | None) -> WorkspaceRecord:
+    if row is None:
+        return WorkspaceRecord(NO_WORKSPACE)
+    override, change_id, change_time, principal, database_user = row
+    changed_by = "" if change_id is None else _shown(principal or database_user)
+    return WorkspaceRecord(StoredOverride(_text(override)), change_id or 0, change_time, changed_by)
+
+
+def _change(row: tuple[Any, ...]) -> RecordedChange:
+    change_id, workspace_id, change_time, previous, new, *texts = row
+    principal, database_user, reason, request_id = map(_shown, texts)
+    return RecordedChange(
+        change_id=change_id,
+        workspace_id=str(workspace_id),
+        change_time=change_time,
+        previous_override=None if previous is None else _shown(previous),
+        new_override=None if new is None else _shown(new),
+        principal=principal,
+        database_user=database_user,
+        reason=reason,
+        request_id=request_id,
+    )
+
+
+def _shown(value: bytes | str) -> str:
+    """A text that nothing is decided by: one that is not UTF-8 must not hide the rest of the log."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _text(value: bytes | None) -> str | None:

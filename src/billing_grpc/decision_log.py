@@ -1,0 +1,72 @@
+"""What a decision leaves behind: a count, and a line in the log where somebody will look for it."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from billing_grpc.caller import current_principal
+from billing_grpc.metrics import Metrics
+from billing_grpc.model import Announcement, OverrideChange, Resolution, SecretKeyVerdict
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class DecisionLog:
+    """Logs and counts what the service answered.
+
+    Args:
+        metrics: where it is counted.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def resolved(self, resolutions: Sequence[Resolution]) -> None:
+        """Counts resolutions; one WARNING for all of a call's that are degraded (contract, section 5)."""
+        for resolution in resolutions:
+            self._metrics.count_resolution(resolution)
+        degraded = [(each, each.error) for each in resolutions if each.error is not None]
+        if degraded:
+            first, error = degraded[0]
+            log.warning(
+                "billing mode could not be read, defaulting to platform_managed for safety",
+                workspace=first.workspace_id,
+                reason=error.reason,
+                org_default=first.org_default.value,
+                affected=len(degraded),
+            )
+
+    def planned(self, resolution: Resolution) -> None:
+        """One INFO line a plan, in the words of the contract, section 5: operators search their logs for them."""
+        log.info(
+            f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"  # noqa: G004 - one text
+            f" source={resolution.source} org_default={resolution.org_default}"
+        )
+
+    def blocked(
+        self, refused: Sequence[tuple[str, SecretKeyVerdict]], workspace_id: str, resolution: Resolution | None
+    ) -> None:
+        """Counts and logs refused keys, given by their normalised names: a refusal leaves a trace (section 4)."""
+        for name, verdict in refused:
+            self._metrics.count_blocked_write(verdict.verdict)
+            log.info(
+                "secret write blocked",
+                workspace=workspace_id,
+                key=name,
+                verdict=verdict.verdict.value,
+                principal=current_principal.get().name,
+                mode=None if resolution is None else resolution.mode.value,
+                source=None if resolution is None else resolution.source.value,
+            )
+
+    def changed(self, workspace_id: str, change: OverrideChange, by: Announcement) -> None:
+        """Logs a write that changed something."""
+        log.info(
+            "workspace billing mode changed",
+            workspace=workspace_id,
+            previous_override=change.previous.override.text,
+            new_override=change.current.override.text,
+            principal=by.principal,
+            request_id=by.request_id,
+            reason=by.reason,
+        )

@@ -1,0 +1,24 @@
+"""The retry and timeout policy that ships with the contract, for channels made in Python.
+
+Every method is a read or safe to repeat: setting what is already set changes nothing and records nothing. Other languages
+load the same file, `service_config.json` beside the contract.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+
+_NAME: Final = "service_config.json"
+
+
+def load() -> str:
+    """The policy as JSON, as the channel option `grpc.service_config` takes it."""
+    packaged = Path(__file__).with_name(_NAME)
+    in_checkout = Path(__file__).parents[2] / "proto" / "molecule" / "billing" / "v1" / _NAME
+    text = (packaged if packaged.is_file() else in_checkout).read_text(encoding="utf-8")
+    return json.dumps(json.loads(text))
+
+
+def channel_options() -> list[tuple[str, str | int]]:
+    """Options for a channel that follows the policy."""
+    return [("grpc.service_config", load()), ("grpc.enable_retries", 1)]
