@@ -24,7 +24,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """On a machine that has every tool, a skipped test is a missing result."""
     if SKIPS_ARE_FAILURES and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
         message = f"{item.nodeid} was skipped where nothing may be: {call.excinfo.value}"
-        call.excinfo = pytest.ExceptionInfo.from_exception(AssertionError(message))
+        error = AssertionError(message).with_traceback(call.excinfo.tb)
+        call.excinfo = pytest.ExceptionInfo.from_exception(error)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from billing_grpc.addresses import Address, UnixAddress
+from billing_grpc.addresses import Address
 
 BYOK: Final = "00000000-0000-4000-8000-000000000001"
 INHERITS: Final = "00000000-0000-4000-8000-000000000002"
@@ -27,7 +27,6 @@ _SERVICE: Final = "molecule.billing.v1.BillingModeService"
 
 def hints(address: Address) -> str:
     """Lines to paste into a shell, for a server that listens on `address`."""
-    target = f"-unix {address.path}" if isinstance(address, UnixAddress) else str(address)
     return f"""
 Demo workspaces, as they were first made:
   {BYOK}  byok
@@ -36,11 +35,11 @@ Demo workspaces, as they were first made:
   {PLATFORM_MANAGED}  platform_managed
 
 Try, in another terminal:
-  grpcurl -plaintext {target} list
+  grpcurl -plaintext {address} list
   grpcurl -plaintext -d '{{"workspace_id": "{INHERITS}"}}' \\
-    {target} {_SERVICE}/ResolveBillingMode
+    {address} {_SERVICE}/ResolveBillingMode
   grpcurl -plaintext -d '{{"workspace_id": "{INHERITS}", "secret_keys": ["OPENAI_API_KEY"]}}' \\
-    {target} {_SERVICE}/ValidateSecretWrite
+    {address} {_SERVICE}/ValidateSecretWrite
   .venv/bin/billing-grpc --address {address} resolve {INHERITS}
   .venv/bin/billing-grpc --address {address} set {INHERITS} byok
 

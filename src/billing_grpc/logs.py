@@ -36,9 +36,11 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    # Libraries report their routine at INFO; only what went wrong is of interest here.
-    for noisy in ("yoyo", "psycopg.pool", "asyncio", "grpc"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Libraries report their routine at INFO; only what went wrong is of interest here. The pool warns of every failed
+    # connection every second; that the database cannot be reached is said by us, once.
+    for library in ("yoyo", "asyncio", "grpc"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

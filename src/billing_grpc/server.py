@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +102,10 @@ async def _serve(
         with contextlib.suppress(asyncio.CancelledError):
             await looking
     log.info("stopped")
+    # An embedded database stops next: an impatient second Ctrl-C must not leave it behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 @asynccontextmanager
@@ -116,7 +121,9 @@ def _metrics_port(address: TcpAddress, metrics: Metrics) -> Iterator[None]:
     try:
         server, thread = start_http_server(address.port, address.host, metrics.registry)
     except OSError as error:
-        raise ListenError(f"cannot expose metrics on {address}: {error.strerror}") from error
+        remedy = "name another in BILLING_GRPC_METRICS_LISTEN, or off"
+        raise ListenError(f"cannot expose metrics on {address}: {error.strerror}; {remedy}") from error
+    log.info("metrics exposed", address=str(replace(address, port=server.server_port)))
     try:
         yield
     finally:

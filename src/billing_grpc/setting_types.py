@@ -27,7 +27,17 @@ def _switch(value: object) -> object:
 
 
 def _addresses(value: object) -> object:
-    return tuple(parse(part) for part in value) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    parsed, problems = [], []
+    for part in value:
+        try:
+            parsed.append(parse(part))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(parsed)
 
 
 def _metrics_address(value: object) -> object:

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from certificates import Authority
 from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -24,6 +23,7 @@ from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 from billing_grpc.testing import InMemoryRepository
 from billing_grpc.tls import TlsFiles
+from tests.certificates import Authority
 
 SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
 

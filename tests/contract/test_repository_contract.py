@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout
@@ -18,6 +17,7 @@ from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.repository import Repository
 from billing_grpc.testing import InMemoryRepository
+from tests.writes import BY, overrides
 
 BUDGET: Final = 1.0
 SLACK: Final = 0.5

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
-from writes import BY
 
 from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.model import Announcement, BillingMode, RecordedChange, StoredOverride
 from billing_grpc.postgres import PostgresRepository
+from tests.writes import BY
 
 BUDGET: Final = 10.0
 MODES: Final = [BillingMode.BYOK, BillingMode.DISABLED, BillingMode.PLATFORM_MANAGED, None]

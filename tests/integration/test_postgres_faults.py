@@ -20,7 +20,6 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
@@ -31,6 +30,7 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.testing import running_server
+from tests.writes import BY, overrides
 
 BUDGET: Final = 1.0
 SLACK: Final = 0.5

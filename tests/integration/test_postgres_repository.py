@@ -19,7 +19,6 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
-from writes import BY, overrides
 
 from billing_grpc import migrations
 from billing_grpc.errors import (
@@ -33,6 +32,7 @@ from billing_grpc.errors import (
 )
 from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
 from billing_grpc.postgres import PostgresRepository
+from tests.writes import BY, overrides
 
 BUDGET: Final = 1.0
 PATIENT: Final = 10.0

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import grpc
 import pytest
-from certificates import Authority, Issued
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -20,6 +19,7 @@ from billing_grpc.principals_file import FixedPrincipals
 from billing_grpc.rpc_server import Entrance
 from billing_grpc.testing import InMemoryRepository, running_server
 from billing_grpc.tls import TlsFiles
+from tests.certificates import Authority, Issued
 
 TOKEN: Final = "a-token"
 NAMED: Final = f"""

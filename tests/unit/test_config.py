@@ -130,6 +130,7 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "BILLING_GRPC_LISTEN",
         "10.0.0.1:1",
     ),
+    "two wrong addresses": ({"BILLING_GRPC_LISTEN": "one,127.0.0.1:1,two"}, "BILLING_GRPC_LISTEN", "'two' is not"),
     "no port": ({"BILLING_GRPC_LISTEN": "127.0.0.1"}, "BILLING_GRPC_LISTEN", "host:port"),
     "port too large": ({"BILLING_GRPC_LISTEN": "127.0.0.1:65536"}, "BILLING_GRPC_LISTEN", "65535"),
     "relative socket": ({"BILLING_GRPC_LISTEN": "unix:billing.sock"}, "BILLING_GRPC_LISTEN", "absolute path"),

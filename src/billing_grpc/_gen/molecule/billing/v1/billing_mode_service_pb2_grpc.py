@@ -5,7 +5,7 @@ import warnings
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.83.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 

@@ -1,0 +1,94 @@
+"""The built wheel, in an environment that has nothing else: it migrates and serves without the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from billing_grpc import __version__, migrations
+from tests.e2e.conftest import PATIENCE, decision, environment, serving
+
+CHECKOUT: Final = Path(__file__).parents[2]
+STUBS: Final = "billing_grpc/_gen/molecule/billing/v1/billing_mode"
+INSTALLATION_SECONDS: Final = 600
+OURS: Final = ("BILLING_GRPC_", "MOLECULE_LLM_", "DATABASE_URL", "PYTHONPATH", "VIRTUAL_ENV")
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Runs a tool as the machine is set up, its package index included, but without anything of ours."""
+    machine = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    ended = subprocess.run(
+        command, cwd=cwd, env=machine, capture_output=True, text=True, timeout=INSTALLATION_SECONDS, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A directory outside of the checkout."""
+    made = Path(tempfile.mkdtemp(prefix="billing-e2e-wheel-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def wheel(place: Path) -> Path:
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, CHECKOUT, cwd=place)
+    (built,) = place.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(place: Path, wheel: Path) -> Path:
+    """The script of an empty environment into which the pinned requirements and the wheel went."""
+    run(sys.executable, "-m", "venv", place / "environment", cwd=place)
+    python = place / "environment" / "bin" / "python"
+    pinned = CHECKOUT / "requirements" / "run.txt"
+    run(python, "-m", "pip", "install", "--no-compile", "--require-hashes", "--requirement", pinned, cwd=place)
+    run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=place)
+    run(python, "-m", "pip", "check", cwd=place)
+    return python.with_name("billing-grpc")
+
+
+def test_the_wheel_holds_the_migrations_the_stubs_and_the_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    for name in migrations.names():
+        assert {f"billing_grpc/_migrations/{name}{ending}" for ending in (".sql", ".rollback.sql")} <= names
+    for stub in (STUBS, f"{STUBS}_service"):
+        assert {f"{stub}{ending}" for ending in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")} <= names
+    assert "billing_grpc/py.typed" in names
+    assert [
+        name for name in names if name.split("/")[0] not in {"billing_grpc", f"billing_grpc-{__version__}.dist-info"}
+    ] == []
+
+
+def test_the_wheel_migrates_and_serves(installed: Path, place: Path, empty_database_url: str) -> None:
+    variables = environment({"DATABASE_URL": empty_database_url})
+    migrated = subprocess.run(
+        [installed, "migrate", "up"],
+        env=variables,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert migrated.stdout.splitlines() == [f"applied {name}" for name in migrations.names()]
+    with serving((str(installed),)) as serve:
+        server = serve(settings={"DATABASE_URL": empty_database_url, "MOLECULE_LLM_BILLING_MODE": "byok"})
+        server.logged("database ready")
+        unknown = "5f0e9b0e-0000-4000-8000-000000000000"
+        assert decision(server.resolve(unknown)) == ("byok", "org_default")
+        asked: list[str | Path] = [installed, "--address", server.address, "resolve", unknown]
+        said = subprocess.run(
+            asked, env=environment(), cwd=place, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+        assert said.stdout.startswith("byok  (org_default)\n")
