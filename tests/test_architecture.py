@@ -30,11 +30,13 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "decision_log": {"caller", "metrics", "model"},
     "metrics": {"model"},
     "access": {"model"},
+    "certificate_names": set(),
     "credentials": PURE,
     "watched_file": set(),
-    "org_default": {"watched_file"},
+    "org_default": {"resolver", "watched_file"},
     "principals_file": {"credentials", "errors", "model", "watched_file"},
-    "tls": {"errors", "watched_file"},
+    "certificate": set(),
+    "tls": {"certificate", "errors", "watched_file"},
     "limits": set(),
     "logs": set(),
     "demo": {"addresses"},
@@ -42,7 +44,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "migrations": {"errors"},
     "embedded": {"errors"},
     "setting_types": {"addresses"},
-    "config": {"addresses", "errors", "limits", "secrets", "setting_types"},
+    # Asks those who will use addresses and files whether they can be used, so that all problems are said at once.
+    "config": {
+        *("addresses", "errors", "limits", "postgres", "principals_file", "secrets", "setting_types", "tls"),
+    },
     "convert": PURE | {"_gen"},
     "servicer": {
         *PURE,
@@ -59,8 +64,15 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         ),
         *("resolver", "secrets", "validation"),
     },
-    "interceptors": PURE | {"access", "caller", "convert", "credentials", "principals_file", "request_id"},
-    "rpc_server": {"_gen", "addresses", "credentials", "errors", "interceptors", "limits", "principals_file", "tls"},
+    "interceptors": {
+        *PURE,
+        *("access", "caller", "certificate_names", "convert", "credentials", "limits", "principals_file", "request_id"),
+    },
+    "free_address": {"addresses", "errors"},
+    "rpc_server": {
+        *("_gen", "addresses", "credentials", "errors", "free_address", "interceptors", "limits"),
+        *("principals_file", "tls"),
+    },
     "testing": PURE
     | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
     "service_config": set(),
@@ -113,7 +125,9 @@ PURE_MODULES: Final = {
     "model",
     "errors",
     "access",
+    "certificate_names",
     "addresses",
+    "certificate",
     "credentials",
     "resolver",
     "secrets",
@@ -220,6 +234,8 @@ ENVIRONMENT_NAMES: Final = {
     "load_dotenv",
     "dotenv_values",
     "BaseSettings",
+    "expandvars",
+    "expanduser",
 }
 
 
@@ -256,7 +272,7 @@ def mentions(tree: ast.AST, text: str) -> bool:
         isinstance(node, ast.Constant)
         and node not in docstrings
         and isinstance(node.value, (str, bytes))
-        and (node.value.encode() if isinstance(node.value, str) else node.value).startswith(text.encode())
+        and text.encode() in (node.value.encode() if isinstance(node.value, str) else node.value)
         for node in ast.walk(tree)
     )
 
@@ -292,6 +308,8 @@ READS: Final = {
     "click": "import click\n@click.option('--x', envvar='A')\ndef f(x): ...",
     "dotenv": "from dotenv import dotenv_values",
     "posix": "import posix\nx = posix.environ",
+    "expandvars": "import os\nx = os.path.expandvars('${A}')",
+    "expanduser": "from pathlib import Path\nx = Path('~').expanduser()",
     "proc": "x = open('/proc/self/environ').read()",
 }
 

@@ -31,3 +31,9 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"BILLING_GRPC_[A-Z_]*[A-Z]", page.read_text()))
 
     assert named <= {str(field.alias) for field in Settings.model_fields.values()}
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+
+    assert not [field.alias for field in Settings.model_fields.values() if f"`{field.alias}`" not in page]

@@ -85,5 +85,10 @@ def parse(text: str) -> Address:
         path = text.removeprefix("unix:")
         if not path.startswith("/") or len(path.encode()) > _MAX_SOCKET_PATH:
             raise ValueError(f"{text!r} is not unix: and an absolute path of at most {_MAX_SOCKET_PATH} bytes")
+        if "%" in path:
+            # gRPC decodes it as in a URL and would bind another file than the one whose mode is set.
+            raise ValueError(
+                f"{text!r} has a percent sign in its path, which gRPC takes for an escape: use another path"
+            )
         return UnixAddress(path)
     return parse_tcp(text)

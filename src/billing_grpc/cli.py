@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from billing_grpc import __version__, migrations
 from billing_grpc.cli_calls import call_commands
 from billing_grpc.config import Settings, load_database_url, load_settings
-from billing_grpc.credentials import Principals, token_digest
+from billing_grpc.credentials import NAME_RULE, is_name, token_digest
 from billing_grpc.errors import SettingsError, StartupError
 from billing_grpc.model import Role
 
@@ -79,9 +79,11 @@ def token() -> None:
 @click.option("--role", required=True, type=click.Choice([role.value for role in Role]), help="What it may do.")
 def token_new(name: str, role: str) -> None:
     """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
+    # A name that holds a quote would be valid TOML and more than a name.
+    if not is_name(name):
+        raise SettingsError([f"--name must be {NAME_RULE}"])
     fresh = TOKEN_PREFIX + secrets.token_urlsafe(32)
     entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
-    Principals.parse(entry)
     click.echo(f"The token, shown this once:\n\n{fresh}\n")
     click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")
     click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")

@@ -20,11 +20,23 @@ EXIT_REFUSED: Final = 1
 EXIT_UNAVAILABLE: Final = 3
 _UNAVAILABLE: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
+
+def _is_text(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    del context, parameter
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("must be valid UTF-8") from None
+    return value
+
+
+_workspace_argument = click.argument("workspace_id", callback=_is_text)
+_reason_option = click.option("--reason", default="", callback=_is_text, help="Why; at most 500 characters.")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 
 
 @click.command("resolve")
-@click.argument("workspace_id")
+@_workspace_argument
 @_json_option
 @click.pass_obj
 def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
@@ -35,7 +47,7 @@ def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FB
 
 
 @click.command("get")
-@click.argument("workspace_id")
+@_workspace_argument
 @_json_option
 @click.pass_obj
 def get(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
@@ -46,9 +58,9 @@ def get(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001
 
 
 @click.command("set")
-@click.argument("workspace_id")
+@_workspace_argument
 @click.argument("mode", type=click.Choice([mode.value for mode in BillingMode]))
-@click.option("--reason", default="", help="Why; at most 500 characters.")
+@_reason_option
 @_json_option
 @click.pass_obj
 def set_mode(address: str, workspace_id: str, mode: str, reason: str, as_json: bool) -> None:  # noqa: FBT001 - by name
@@ -60,8 +72,8 @@ def set_mode(address: str, workspace_id: str, mode: str, reason: str, as_json: b
 
 
 @click.command("inherit")
-@click.argument("workspace_id")
-@click.option("--reason", default="", help="Why; at most 500 characters.")
+@_workspace_argument
+@_reason_option
 @_json_option
 @click.pass_obj
 def inherit(address: str, workspace_id: str, reason: str, as_json: bool) -> None:  # noqa: FBT001 - by name

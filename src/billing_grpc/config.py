@@ -4,17 +4,19 @@ The only module that reads the environment. Nothing here is a decision about bil
 and interpreted by the resolver.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import SettingsError
 from billing_grpc.limits import Limits
+from billing_grpc.postgres import parse_address
+from billing_grpc.principals_file import PrincipalsFile
 from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.setting_types import (
     Addresses,
@@ -26,6 +28,7 @@ from billing_grpc.setting_types import (
     Seconds,
     Switch,
 )
+from billing_grpc.tls import TlsFiles
 
 DEFAULTS: Final = Limits()
 _MAX_STORAGE_TIMEOUT: Final = 60
@@ -35,6 +38,11 @@ class _FromEnvironment(BaseSettings):
     model_config = SettingsConfigDict(
         env_ignore_empty=True, hide_input_in_errors=True, case_sensitive=True, extra="ignore"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value != ""}
 
 
 class DatabaseSettings(_FromEnvironment):
@@ -70,6 +78,7 @@ class Settings(_FromEnvironment):
         None,
         alias="BILLING_GRPC_TLS_CLIENT_CA",
         description="the authorities that sign clients' certificates",
+        validate_default=True,
     )
     tokens_file: Path | None = Field(
         None,
@@ -136,6 +145,25 @@ class Settings(_FromEnvironment):
         ge=1,
         description="calls at once; more are refused, health checks excepted",
     )
+    max_watchers: int = Field(
+        DEFAULTS.max_watchers,
+        alias="BILLING_GRPC_MAX_WATCHERS",
+        ge=1,
+        description="streams of health and reflection at once; more are refused",
+    )
+    max_streams: int = Field(
+        DEFAULTS.max_streams, alias="BILLING_GRPC_MAX_STREAMS", ge=1, description="calls at once on one connection"
+    )
+    request_timeout: Seconds = Field(
+        DEFAULTS.request_timeout,
+        alias="BILLING_GRPC_REQUEST_TIMEOUT",
+        description="seconds in which a caller has to send its request",
+    )
+    open_request_timeout: Seconds = Field(
+        DEFAULTS.open_request_timeout,
+        alias="BILLING_GRPC_OPEN_REQUEST_TIMEOUT",
+        description="the same for health checks",
+    )
     max_header_bytes: int = Field(
         DEFAULTS.max_header_bytes,
         alias="BILLING_GRPC_MAX_HEADER_BYTES",
@@ -158,6 +186,11 @@ class Settings(_FromEnvironment):
         DEFAULTS.max_connection_age_grace,
         alias="BILLING_GRPC_MAX_CONNECTION_AGE_GRACE",
         description="seconds that calls on such a connection still get",
+    )
+    max_connection_idle: Seconds = Field(
+        DEFAULTS.max_connection_idle,
+        alias="BILLING_GRPC_MAX_CONNECTION_IDLE",
+        description="seconds after which a connection without a call is asked to go",
     )
     min_ping_interval: Seconds = Field(
         DEFAULTS.min_ping_interval,
@@ -183,6 +216,8 @@ class Settings(_FromEnvironment):
             raise ValueError(
                 "name the Postgres to use; only under BILLING_GRPC_LOCAL_ADMIN=on does one start by itself"
             )
+        if value is not None:
+            _right(parse_address, value.get_secret_value())
         return value
 
     @field_validator("tls_key")
@@ -190,6 +225,14 @@ class Settings(_FromEnvironment):
     def _certificate_and_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if (value is None) != (info.data.get("tls_cert") is None):
             raise ValueError("a certificate and its key go together: set BILLING_GRPC_TLS_CERT too, or neither")
+        return value
+
+    @field_validator("tls_client_ca")
+    @classmethod
+    def _tls_files_are_right(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        certificate, key = info.data.get("tls_cert"), info.data.get("tls_key")
+        if certificate is not None and key is not None:
+            _right(TlsFiles, certificate, key, value)
         return value
 
     @field_validator("tokens_file")
@@ -202,6 +245,8 @@ class Settings(_FromEnvironment):
                 "nobody could call this server. Name who may: BILLING_GRPC_TOKENS_FILE (tokens), with"
                 " BILLING_GRPC_TLS_CLIENT_CA (client certificates), or, on a laptop, BILLING_GRPC_LOCAL_ADMIN=on"
             )
+        if value is not None:
+            _right(PrincipalsFile, value)
         return value
 
     @field_validator("org_default_file")
@@ -286,7 +331,16 @@ def _listed(addresses: list[TcpAddress]) -> str:
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value not in {None, ""}}
+    # An empty flag wins over the environment like any other, and says "unset".
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _right(use: Callable[..., object], *values: object) -> None:
+    """Asks whoever will use these values whether they can be used, so that this too is said with all other problems."""
+    try:
+        use(*values)
+    except SettingsError as error:
+        raise ValueError("; ".join(error.problems)) from error
 
 
 def _problems(error: ValidationError, settings: type[BaseSettings]) -> list[str]:

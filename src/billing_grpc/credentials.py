@@ -25,10 +25,14 @@ LOCAL: Final = Principal("local", Role.ADMIN)
 """Whoever reaches a server under local admin."""
 
 MAX_TOKEN_LENGTH: Final = 4096
+NAME_RULE: Final = f"at most 64 letters, digits and . _ @ / -, a letter or digit first, and not {LOCAL.name!r}"
+"""What a principal may be called."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_WHERE: Final = re.compile(r"\(at (?:line \d+, column \d+|end of document)\)\Z")
 _LISTS: Final = ("token_sha256", "certificate_uri", "certificate_dns")
+_KEYS: Final = ("name", "role", *_LISTS)
 _BEARER: Final = "bearer"
 
 
@@ -45,6 +49,11 @@ def bearer_token(header: str | bytes) -> str | None:
     if scheme.lower() != _BEARER or len(token) > MAX_TOKEN_LENGTH or not _TOKEN.fullmatch(token):
         return None
     return token
+
+
+def is_name(text: str) -> bool:
+    """Whether a principal may be called so."""
+    return _NAME.fullmatch(text) is not None and text != LOCAL.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +79,19 @@ class Principals:
         """
         try:
             document = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            # The parser's message names line and column and repeats nothing of the text.
-            raise SettingsError([f"not TOML: {error}"]) from error
+        except (ValueError, RecursionError) as error:
+            # The parser's message may repeat the text, and a number of too many digits is no TOMLDecodeError.
+            where = _WHERE.search(str(error))
+            raise SettingsError([f"not TOML {where[0]}" if where else "not TOML"]) from error
         problems: list[str] = []
         found = cls({}, {}, {})
         entries = document.get("principal", [])
         if set(document) != {"principal"} or not isinstance(entries, list) or not entries:
             problems.append("expected one or more [[principal]] tables and nothing else")
             entries = []
-        names: set[str] = set()
+        names: dict[str, int] = {}
         for number, entry in enumerate(entries, 1):
-            problems.extend(f"principal {number}: {problem}" for problem in found._add(entry, names))
+            problems.extend(f"principal {number}: {problem}" for problem in found._add(number, entry, names))
         if problems:
             raise SettingsError(problems)
         return found
@@ -101,27 +111,30 @@ class Principals:
         named |= {self.by_dns[name.lower()] for name in dns_names if name.lower() in self.by_dns}
         return named.pop() if len(named) == 1 else None
 
-    def _add(self, entry: object, names: set[str]) -> Iterator[str]:
-        """Takes one table in, yielding what is wrong with it."""
+    def _add(self, number: int, entry: object, names: dict[str, int]) -> Iterator[str]:
+        """Takes one table in, yielding what is wrong with it in words of our own: any text of it may be a token."""
         if not isinstance(entry, dict):
             yield "must be a table"
             return
-        if unknown := sorted(set(entry) - {"name", "role", *_LISTS}):
-            yield f"unknown keys: {', '.join(unknown)}"
+        if unknown := len(set(entry) - set(_KEYS)):
+            yield f"{unknown} unknown key{'s' if unknown > 1 else ''}; known are {', '.join(_KEYS)}"
         name, role = entry.get("name"), entry.get("role")
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name == LOCAL.name or name in names:
-            yield f"name must be a new one of at most 64 letters, digits and . _ @ / -, and not {LOCAL.name!r}"
+        if not isinstance(name, str) or not is_name(name) or name in names:
+            yield f"name must be {NAME_RULE}, and not taken twice"
             return
-        names.add(name)
+        names[name] = number
         if role not in list(Role):
-            yield f"role of {name} must be one of {', '.join(Role)}"
+            yield f"role must be one of {', '.join(Role)}"
             return
         principal = Principal(name, Role(str(role)))
         for key, store in zip(_LISTS, (self.by_digest, self.by_uri, self.by_dns), strict=True):
-            yield from (f"{key} of {name} {problem}" for problem in _fill(store, entry.get(key, []), principal, key))
+            for problem in _fill(store, entry.get(key, []), principal, key, names):
+                yield f"{key} {problem}"
 
 
-def _fill(store: dict[str, Principal], values: Any, principal: Principal, key: str) -> Iterator[str]:
+def _fill(
+    store: dict[str, Principal], values: Any, principal: Principal, key: str, names: dict[str, int]
+) -> Iterator[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
         yield "must be a list of texts"
         return
@@ -131,4 +144,4 @@ def _fill(store: dict[str, Principal], values: Any, principal: Principal, key: s
             # Not repeated: it may be the token itself, put there by mistake.
             yield f"number {number} must be the token's SHA-256 in 64 hexadecimal digits, in lower case"
         elif store.setdefault(value, principal) is not principal:
-            yield f"number {number} belongs to {store[value].name} already"
+            yield f"number {number} belongs to principal {names[store[value].name]} already"

@@ -2,9 +2,26 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
+
+GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what the caller sent and are left out"
+
+
+class WithoutCallersBytes(logging.Filter):
+    """Takes gRPC's own text away: of a header that is no UTF-8 it logs the bytes, a token's among them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Lets everything pass, gRPC's records with a constant text and no more than the name of the error."""
+        library, kind = record.name.partition(".")[0], record.exc_info[0] if record.exc_info else None
+        # The tasks that gRPC leaves behind are reported by asyncio, and such an error shows the bytes.
+        of_its_task = library == "asyncio" and kind is not None and issubclass(kind, UnicodeError)
+        if library == "grpc" or of_its_task:
+            record.error = None if kind is None else kind.__name__
+            record.msg, record.args = GRPC_FAILED, ()
+            record.exc_info = record.exc_text = record.stack_info = None
+        return True
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
@@ -27,6 +44,7 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=True)]
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(WithoutCallersBytes())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -115,7 +115,9 @@ def status(database_url: str) -> list[MigrationStatus]:
         MigrationError: the database cannot be reached or refuses.
     """
     with _errors_named(), _connected(database_url) as connection:
-        ledger = connection.execute("SELECT to_regclass(%s)", [_LEDGER]).fetchone()
+        # Where yoyo keeps it, and not one that merely stands further down the search path.
+        find = "SELECT to_regclass(quote_ident(current_schema()) || '.' || %s)"
+        ledger = connection.execute(find, [_LEDGER]).fetchone()
         rows = (
             connection.execute(f"SELECT migration_id FROM {_LEDGER} ORDER BY migration_id").fetchall()  # noqa: S608 - a constant
             if ledger and ledger[0]
@@ -142,7 +144,7 @@ def _exclusively(database_url: str) -> Iterator[Any]:
     """Yoyo's backend, while no other process of ours migrates this database."""
     with _errors_named(), _connected(database_url) as lock:
         _take_lock(lock)
-        _require_create(lock)
+        _require_rights(lock)
         given = conninfo_to_dict(_as_text(database_url))
         parameters = {key: str(value) for key, value in given.items() if value is not None}
         name = parameters.pop("dbname", "")
@@ -167,13 +169,25 @@ def _take_lock(connection: psycopg.Connection[Any]) -> None:
         time.sleep(_LOCK_POLL)
 
 
-def _require_create(connection: psycopg.Connection[Any]) -> None:
-    # Yoyo passes over a refusal to make its tables and then complains that they are missing.
+def _require_rights(connection: psycopg.Connection[Any]) -> None:
+    """Refuses a role that could not finish: what it began would be its own, and lock the right one out."""
     row = connection.execute(
-        "SELECT to_regclass('yoyo_lock') IS NOT NULL OR coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
+        "SELECT current_user::text, coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
     ).fetchone()
-    if not (row and row[0]):
-        raise MigrationError("the role may not create tables in this schema; migrate as the owner of the database")
+    role, may_create = row or ("", False)
+    if not may_create:
+        raise MigrationError(
+            f"the role {role} may not create tables in this schema; migrate as the owner of the database"
+        )
+    owned_by_others = connection.execute(
+        "SELECT relname::text, pg_get_userbyid(relowner)::text FROM pg_class"
+        " WHERE oid = ANY(ARRAY[to_regclass('workspaces'), to_regclass('yoyo_lock'), to_regclass(%s)]::oid[])"
+        " AND NOT pg_has_role(relowner, 'USAGE')",
+        [_LEDGER],
+    ).fetchone()
+    if owned_by_others:
+        table, owner = owned_by_others
+        raise MigrationError(f"the table {table} belongs to {owner}: migrate as {owner}, or as a member of it")
 
 
 def _as_text(database_url: str) -> str:

@@ -1,6 +1,7 @@
 """Where the organisation's default mode is published: a fixed text, or a file that may change at any time.
 
 Hands on text; what it means is the resolver's business. A default that cannot be read counts as unset, which is closed.
+The text itself is never logged: a secret may have been put there by mistake.
 """
 
 from pathlib import Path
@@ -8,12 +9,16 @@ from typing import Final, Protocol
 
 import structlog
 
-from billing_grpc.watched_file import WatchedFile
+from billing_grpc.resolver import recognise_org_default
+from billing_grpc.watched_file import Complaint, WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_BYTES: Final = 4096
-"""A mode is a word; what is longer than this is not one, and is cut rather than read into memory."""
+"""A mode is a word; a file longer than this is none, and cut it might become one: it counts as unreadable."""
+
+_RETRY_SECONDS: Final = 0.2
+"""Shorter than for other files: until it is read again, calls that should be open are closed."""
 
 
 class OrgDefault(Protocol):
@@ -49,24 +54,53 @@ class FileOrgDefault:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = WatchedFile(path, _MAX_BYTES)
+        self._file = WatchedFile(path, _MAX_BYTES, _RETRY_SECONDS)
         self._text: str | None = None
-        self.reload()
+        self._problem: tuple[str, str] | None = None
+        self._complaint = Complaint()
+        self._take_up()
 
     def current(self) -> str | None:
         """The file's text as it is now; None while it cannot be read."""
         if self._file.changed():
-            self.reload()
+            self._take_up()
+        elif self._problem is not None:
+            self._complain(*self._problem)
         return self._text
 
     def reload(self) -> None:
-        """Reads the file again."""
-        before, path = self._text, str(self._file.path)
+        """Reads the file again, and says so if it cannot be read, even if that was said a moment ago."""
+        self._complaint.over()
+        self._take_up()
+
+    def _take_up(self) -> None:
+        before = self._text
         try:
             self._text = self._file.read().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            self._text = None
-            log.warning("org default unreadable, taken as unset", file=path, error=type(error).__name__)
+        except OSError as error:
+            self._close(type(error).__name__, error.strerror or "")
+        except UnicodeDecodeError as error:
+            self._close(type(error).__name__, "not UTF-8")
         else:
+            self._problem = None
+            self._complaint.over()
             if self._text != before:
-                log.info("org default read", file=path, org_default=self._text.strip()[:64])
+                log.info("org default read", file=str(self._file.path), org_default=_meaning(self._text))
+
+    def _close(self, error: str, problem: str) -> None:
+        self._text = None
+        self._problem = error, problem
+        self._complain(error, problem)
+
+    def _complain(self, error: str, problem: str) -> None:
+        if self._complaint.due(f"{error}: {problem}"):
+            path = str(self._file.path)
+            log.warning("org default unreadable, taken as unset", file=path, error=error, problem=problem)
+
+
+def _meaning(text: str) -> str:
+    mode = recognise_org_default(text)
+    if mode is not None:
+        return mode.value
+    # Bytes know ASCII space only, as the resolver does.
+    return "unrecognised" if text.encode().strip() else "unset"

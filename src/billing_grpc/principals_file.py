@@ -8,11 +8,12 @@ import structlog
 from billing_grpc.credentials import Principals
 from billing_grpc.errors import SettingsError
 from billing_grpc.model import Principal
-from billing_grpc.watched_file import WatchedFile
+from billing_grpc.watched_file import Complaint, WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
-_MAX_BYTES: Final = 4 << 20
+_MAX_BYTES: Final = 256 << 10
+"""Room for a thousand principals; while more than this is parsed, calls would wait for seconds."""
 
 
 class PrincipalDirectory(Protocol):
@@ -45,7 +46,7 @@ class PrincipalsFile:
     """Principals kept in a file.
 
     A change takes effect with the next call. A file that is broken, empty or gone changes nothing: whoever was known
-    stays known, and every look at it says so loudly until it is mended.
+    stays known, and the log says so at once and every ten seconds of calls until it is mended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,25 +56,39 @@ class PrincipalsFile:
             SettingsError: it cannot be read, or what is wrong with it.
         """
         self._file = WatchedFile(path, _MAX_BYTES)
+        self._problems: list[str] = []
+        self._complaint = Complaint()
         self._principals = self._read()
 
     def current(self) -> Principals:
         """The principals of the file as it was when it was last right."""
         if self._file.changed():
-            self.reload()
+            self._take_up()
+        elif self._problems:
+            self._complain()
         return self._principals
 
     def reload(self) -> None:
-        """Reads the file again."""
-        path = str(self._file.path)
+        """Reads the file again, and says so if it is broken, even if that was said a moment ago."""
+        self._complaint.over()
+        self._take_up()
+
+    def _take_up(self) -> None:
         try:
             self._principals = self._read()
         except SettingsError as error:
-            # Everything worth knowing is in the problems; a traceback would only push them out of sight.
-            log.error("tokens file is broken, the old one stays in force", file=path, problems=error.problems)  # noqa: TRY400 - see above
+            self._problems = error.problems
+            self._complain()
         else:
+            self._problems = []
+            self._complaint.over()
             names = sorted({principal.name for principal in self._all()})
-            log.info("tokens file read", file=path, principals=names)
+            log.info("tokens file read", file=str(self._file.path), principals=names)
+
+    def _complain(self) -> None:
+        if self._complaint.due("\n".join(self._problems)):
+            path = str(self._file.path)
+            log.error("tokens file is broken, the old one stays in force", file=path, problems=self._problems)
 
     def _all(self) -> set[Principal]:
         known = self._principals

@@ -1,8 +1,6 @@
 """The gRPC server: the billing service, health and reflection on the addresses it was given."""
 
-import errno
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,19 +13,19 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from billing_grpc import interceptors
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.addresses import Address, Security, TcpAddress, UnixAddress
+from billing_grpc.addresses import Address, Security, UnixAddress
 from billing_grpc.credentials import Principals
 from billing_grpc.errors import ListenError
+from billing_grpc.free_address import require_free
 from billing_grpc.limits import Limits
 from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory
 from billing_grpc.tls import TlsFiles
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
-_PROBE_SECONDS: Final = 1.0
 
 _SPARE_CALLS: Final = 1024
-"""How many calls beyond the limit gRPC itself lets in: health checks, streams, and those about to be refused."""
+"""How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
 
 
 def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
@@ -38,6 +36,10 @@ def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams),
+        # Counts streams that have ended and are not yet tidied up, and so refuses clients that keep to the limit.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.max_connection_idle)),
         ("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(limits.max_connection_age_grace)),
         ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval)),
@@ -92,10 +94,10 @@ class RpcServer:
             interceptors=interceptors.in_order(
                 entrance.principals,
                 local_admin=entrance.local_admin,
-                max_concurrent_calls=limits.max_concurrent_calls,
+                limits=limits,
             ),
             options=_options(limits),
-            maximum_concurrent_rpcs=limits.max_concurrent_calls + _SPARE_CALLS,
+            maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
         )
         self._health = health.aio.HealthServicer()
         service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
@@ -120,25 +122,18 @@ class RpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
 
+    async def ended(self) -> None:
+        """Comes back when the server has ended, told to or not. Never to be cancelled: `stop` would then fail."""
+        await self._server.wait_for_termination()
+
     def _listen(self, address: Address) -> Address:
+        require_free(address)
         if isinstance(address, UnixAddress):
             self._listen_unix(address)
             return address
-        _require_free(address)
         return replace(address, port=self._bind(address.target, address.security))
 
     def _listen_unix(self, address: UnixAddress) -> None:
-        # gRPC removes whatever stands at the path before it binds: a socket that somebody answers must not be stolen.
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_PROBE_SECONDS)
-            try:
-                probe.connect(address.path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                pass  # nothing there, or nobody behind it
-            except OSError as error:
-                raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
-            else:
-                raise ListenError(f"cannot listen on {address}: another server answers there; stop it first")
         # Bound under a tight mask, then widened: no moment in which a user could connect who may not.
         mask = os.umask(0o177)
         try:
@@ -169,24 +164,3 @@ class RpcServer:
         )
         methods = {"ServerReflectionInfo": v1}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, methods),))
-
-
-def _require_free(address: TcpAddress) -> None:
-    """Refuses a name of which gRPC would bind only the addresses that happen to be free."""
-    if address.port == 0:
-        return
-    try:
-        targets = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
-    for family, kind, protocol, _, target in targets:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(target)
-            except OSError as error:
-                # An address that this machine lacks (no IPv6, say) is no reason to refuse the others.
-                if error.errno in {errno.EADDRINUSE, errno.EACCES}:
-                    raise ListenError(f"cannot listen on {address}: {error.strerror}") from error

@@ -19,7 +19,7 @@ from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.config import Settings
 from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
-from billing_grpc.errors import ListenError, SettingsError, StorageError
+from billing_grpc.errors import ListenError, StorageError
 from billing_grpc.metrics import Metrics
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
@@ -96,7 +96,16 @@ async def _serve(
             say(demo.hints(bound[0]))
         log.info("serving", version=__version__, addresses=[str(address) for address in bound])
         looking = asyncio.create_task(_say_whether_ready(repository, settings.storage_timeout))
-        await stopping.wait()
+        # Never cancelled: a server whose wait was cut off cannot be stopped any more.
+        ended, told = asyncio.create_task(server.ended()), asyncio.create_task(stopping.wait())
+        await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            # A process without listeners looks alive to whoever watches it; only its end brings a new one.
+            told.cancel()
+            # The name of what ended it and no more: its text may hold what a caller sent.
+            error = ended.exception()
+            log.error("the gRPC server ended by itself", error=None if error is None else type(error).__name__)
+            raise ListenError("the gRPC server ended by itself: nothing listens any more; start it again")
         log.info("stopping")
         looking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -133,22 +142,13 @@ def _metrics_port(address: TcpAddress, metrics: Metrics) -> Iterator[None]:
 
 
 def _entrance(settings: Settings) -> Entrance:
-    """Who is let in, all that is wrong with it said at once."""
-    problems: list[str] = []
+    """Who is let in; the files were found to be right when the settings were read."""
     principals: PrincipalDirectory = FixedPrincipals(Principals({}, {}, {}))
-    tls = None
     if settings.tokens_file is not None:
-        try:
-            principals = PrincipalsFile(settings.tokens_file)
-        except SettingsError as error:
-            problems.extend(f"BILLING_GRPC_TOKENS_FILE: {problem}" for problem in error.problems)
+        principals = PrincipalsFile(settings.tokens_file)
+    tls = None
     if settings.tls_cert is not None and settings.tls_key is not None:
-        try:
-            tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-        except SettingsError as error:
-            problems.extend(f"BILLING_GRPC_TLS_*: {problem}" for problem in error.problems)
-    if problems:
-        raise SettingsError(problems)
+        tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     return Entrance(principals, settings.local_admin, tls, settings.unix_mode)
 
 

@@ -1,5 +1,6 @@
 """Server certificates from files, taken up again when they are renewed."""
 
+import datetime as dt
 import ssl
 import threading
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any, Final
 import grpc
 import structlog
 
+from billing_grpc.certificate import USABLE_KEYS, Certificate
 from billing_grpc.errors import SettingsError
-from billing_grpc.watched_file import WatchedFile
+from billing_grpc.watched_file import Complaint, WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_BYTES: Final = 1 << 20
+_TRIES: Final = 3
+"""How often files that are being replaced just now are read again before they count as broken."""
 
 
 class TlsFiles:
@@ -33,7 +37,10 @@ class TlsFiles:
         self._client_ca = None if client_ca is None else WatchedFile(client_ca, _MAX_BYTES)
         # Handshakes happen on gRPC's threads.
         self._lock = threading.Lock()
+        self._problems: list[str] = []
+        self._complaint = Complaint()
         self._current = self._read()
+        self._warn_of_the_end()
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Credentials for a listener; `mutual` requires a client certificate, which needs a client CA."""
@@ -58,42 +65,89 @@ class TlsFiles:
         with self._lock:
             if any(file.changed() for file in self._files()):
                 self._take_up()
+            elif self._problems:
+                self._complain()
             return self._current
 
     def reload(self) -> None:
-        """Reads the files again."""
+        """Reads the files again, and says so if they are broken, even if that was said a moment ago."""
         with self._lock:
+            self._complaint.over()
             self._take_up()
 
     def _take_up(self) -> None:
         try:
             self._current = self._read()
         except SettingsError as error:
-            # A traceback would say no more than the problems do.
-            log.error("TLS files are broken, the old ones stay in force", problems=error.problems)  # noqa: TRY400 - see above
+            self._problems = error.problems
+            self._complain()
+        except Exception as error:  # noqa: BLE001 - see below
+            # On gRPC's threads and in a signal's callback nobody would hear of it, and no handshake be answered.
+            self._problems = [f"unexpected {type(error).__name__}"]
+            self._complain(exc_info=True)
         else:
+            self._problems = []
+            self._complaint.over()
             log.info("TLS files read", certificate=str(self._certificate.path))
+            self._warn_of_the_end()
+
+    def _complain(self, *, exc_info: bool = False) -> None:
+        if self._complaint.due("\n".join(self._problems)):
+            problems = self._problems
+            log.error("TLS files are broken, the old ones stay in force", problems=problems, exc_info=exc_info)
+
+    def _warn_of_the_end(self) -> None:
+        ends = Certificate.first_of(self._current[1]).ends
+        if ends <= dt.datetime.now(dt.UTC):
+            path = str(self._certificate.path)
+            log.warning("server certificate has expired", certificate=path, ended=ends.isoformat())
 
     def _files(self) -> list[WatchedFile]:
         return [file for file in (self._certificate, self._key, self._client_ca) if file is not None]
 
     def _read(self) -> tuple[bytes, bytes, bytes | None]:
-        contents = {file: _content(file) for file in self._files()}
-        certificate, key = contents[self._certificate], contents[self._key]
-        client_ca = None if self._client_ca is None else contents[self._client_ca]
+        for _ in range(_TRIES):
+            contents = {file: _content(file) for file in self._files()}
+            self._require_pair()
+            # That has opened the files itself: only if they are still the same were these bytes checked.
+            if not any(file.changed() for file in self._files()):
+                break
+        else:
+            raise SettingsError([f"{self._certificate.path} and {self._key.path}: changing all the time"])
+        certificate = contents[self._certificate]
+        _require_usable_key(certificate, self._certificate.path)
+        if self._client_ca is None:
+            return contents[self._key], certificate, None
+        _require_authorities(contents[self._client_ca], self._client_ca.path)
+        return contents[self._key], certificate, contents[self._client_ca]
+
+    def _require_pair(self) -> None:
         # gRPC itself would accept a mismatch and then fail every handshake.
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            # An encrypted key is refused; without this OpenSSL would ask for the password, and wait.
             context.load_cert_chain(self._certificate.path, self._key.path, password=lambda: "")
         except (OSError, ssl.SSLError, ValueError) as error:
             pair = f"{self._certificate.path} and {self._key.path}"
             raise SettingsError([f"{pair}: not a certificate and its unencrypted key ({_said(error)})"]) from error
-        if client_ca is not None and self._client_ca is not None:
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=client_ca.decode())
-            except (ssl.SSLError, ValueError) as error:
-                raise SettingsError([f"{self._client_ca.path}: not certificates in PEM ({_said(error)})"]) from error
-        return key, certificate, client_ca
+
+
+def _require_usable_key(certificate: bytes, path: Path) -> None:
+    try:
+        usable = Certificate.first_of(certificate).usable_key
+    except ValueError as error:
+        raise SettingsError([f"{path}: not a certificate in PEM"]) from error
+    if not usable:
+        raise SettingsError([f"{path}: gRPC cannot use this kind of key; use {USABLE_KEYS}"])
+
+
+def _require_authorities(client_ca: bytes, path: Path) -> None:
+    # OpenSSL's binding takes ASCII only; a comment between certificates may be anything.
+    text = client_ca.decode("ascii", "replace").replace("\ufffd", "?")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError) as error:
+        raise SettingsError([f"{path}: not certificates in PEM ({_said(error)})"]) from error
 
 
 def _content(file: WatchedFile) -> bytes:

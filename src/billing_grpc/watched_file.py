@@ -1,6 +1,17 @@
 """A file that may change at any time: by being written, replaced, or by a symbolic link that is swapped."""
 
+import errno
+import os
+import stat
+import time
 from pathlib import Path
+from typing import Final
+
+REPEAT_SECONDS: Final = 10.0
+"""How often a problem that lasts is said again."""
+
+# A pipe or a terminal in the file's place must neither block the opening nor become our terminal.
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class WatchedFile:
@@ -10,32 +21,87 @@ class WatchedFile:
         path: the file.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        """Nothing is read yet; at most `max_bytes` ever are."""
+    def __init__(self, path: Path, max_bytes: int, retry_seconds: float = 1.0) -> None:
+        """Nothing is read yet; a file of more than `max_bytes` never is."""
         self.path = path
         self._max_bytes = max_bytes
-        self._seen: tuple[int, ...] | None = None
+        self._retry_seconds = retry_seconds
         self._looked = False
+        self._seen: tuple[int, ...] | None = None
+        self._failed: tuple[tuple[int, ...] | None, float] | None = None
 
     def changed(self) -> bool:
-        """Whether there is something to read that was not read yet; also true when the file is gone since."""
-        return not self._looked or self._signature() != self._seen
+        """Whether there is something to read that was not read yet; also true when the file is gone since.
+
+        A read that failed is due again as soon as the file changes, or else after `retry_seconds`: what failed may have
+        been this process and not the file.
+        """
+        if not self._looked:
+            return True
+        now = self._signature()
+        if self._failed is None:
+            return now != self._seen
+        tried, at = self._failed
+        return now != tried or time.monotonic() - at >= self._retry_seconds
 
     def read(self) -> bytes:
-        """The file's bytes now, cut to the maximum.
+        """The file's bytes now, all of them.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: it cannot be read, is no regular file, or is longer than the maximum.
         """
         # The signature is taken first: a change during the read is then seen as one the next time.
-        self._seen = self._signature()
+        signature = self._signature()
         self._looked = True
-        with self.path.open("rb") as file:
-            return file.read(self._max_bytes)
+        try:
+            content = self._content()
+        except OSError:
+            self._failed = signature, time.monotonic()
+            raise
+        self._seen, self._failed = signature, None
+        return content
+
+    def _content(self) -> bytes:
+        descriptor = os.open(self.path, _FLAGS)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(self._max_bytes + 1)
+        finally:
+            os.close(descriptor)
+        # Half of a file may say the opposite of the whole.
+        if len(content) > self._max_bytes:
+            raise OSError(errno.EFBIG, f"longer than {self._max_bytes} bytes")
+        return content
 
     def _signature(self) -> tuple[int, ...] | None:
         try:
-            stat = self.path.stat()
+            found = self.path.stat()
         except OSError:
             return None
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Complaint:
+    """Decides when a problem that may last is said: at once when it is another, then every `REPEAT_SECONDS`."""
+
+    def __init__(self) -> None:
+        """There is no problem yet."""
+        self._problem: str | None = None
+        self._said = 0.0
+
+    def due(self, problem: str) -> bool:
+        """Whether to say this problem now; who asks then says it."""
+        now = time.monotonic()
+        if problem == self._problem and now - self._said < REPEAT_SECONDS:
+            return False
+        self._problem, self._said = problem, now
+        return True
+
+    def over(self) -> None:
+        """The problem is gone, or whoever asks wants to hear it in any case."""
+        self._problem = None

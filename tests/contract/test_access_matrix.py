@@ -14,16 +14,19 @@ from grpc_status import rpc_status
 
 from billing_grpc import access
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.credentials import token_digest
+from billing_grpc.credentials import Principals, token_digest
+from billing_grpc.errors import Unauthenticated
+from billing_grpc.interceptors.authentication import Authentication
 from billing_grpc.metrics import Metrics
 from billing_grpc.model import Role
-from billing_grpc.principals_file import PrincipalsFile
+from billing_grpc.principals_file import FixedPrincipals, PrincipalsFile
 from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 from billing_grpc.testing import InMemoryRepository
 from billing_grpc.tls import TlsFiles
 from tests.certificates import Authority
+from tests.raw_http2 import EMPTY, connected
 
 SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
 
@@ -203,6 +206,7 @@ HEADERS: Final[dict[str, list[Any]]] = {
     "two headers, one right": ["Bearer wrong", RIGHT],
     "a digest in place of its token": [f"Bearer {token_digest('right-admin')}"],
     "trailing text": [f"{RIGHT} x"],
+    "an empty header": [""],
 }
 
 
@@ -228,3 +232,125 @@ async def test_being_denied_comes_before_anything_about_the_request(gate: Gate) 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call(b"\x0a\x01x", timeout=5, metadata=(("authorization", "Bearer right-reader"),))
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_every_handler_that_is_registered_is_in_the_table_or_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the server registers, not what it says in reflection: the two could differ.
+    registered: set[str] = set()
+    kind = type(grpc.aio.server())
+    add = kind.add_generic_rpc_handlers
+
+    def noted(server: grpc.aio.Server, handlers: Any) -> None:
+        for handler in handlers:
+            registered.update(handler._method_handlers)  # noqa: SLF001 - gRPC has no other way to ask
+        add(server, handlers)
+
+    monkeypatch.setattr(kind, "add_generic_rpc_handlers", noted)
+    RpcServer(service(), entrance=Entrance())
+
+    assert registered - access.OPEN == set(access.MAY_CALL)
+
+
+def service() -> BillingModeService:
+    return BillingModeService(InMemoryRepository(), lambda: None, KeyList(), 1.0, Metrics())
+
+
+async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(tmp_path: Path) -> None:
+    async def never(request: bytes, context: Any) -> bytes:
+        del request, context
+        raise AssertionError("a method without a row was run")
+
+    method = "/molecule.billing.v1.Forgotten/Do"
+    file = tmp_path / "tokens.toml"
+    file.write_text(entry(Role.ADMIN, "right-admin"))
+    for local_admin in (False, True):
+        server = RpcServer(service(), entrance=Entrance(PrincipalsFile(file), local_admin=local_admin))
+        handlers: Any = {"Do": grpc.unary_unary_rpc_method_handler(never)}
+        forgotten = grpc.method_handlers_generic_handler("molecule.billing.v1.Forgotten", handlers)
+        server._server.add_generic_rpc_handlers((forgotten,))  # noqa: SLF001 - as a service added in a hurry would be
+        (address,) = await server.start([TcpAddress("127.0.0.1", 0)])
+        async with grpc.aio.insecure_channel(str(address)) as channel:
+            assert await ending(channel, method, RIGHT) is grpc.StatusCode.PERMISSION_DENIED
+            stranger = grpc.StatusCode.PERMISSION_DENIED if local_admin else grpc.StatusCode.UNAUTHENTICATED
+            assert await ending(channel, method) is stranger
+        await server.stop(0)
+
+
+def test_a_method_that_nobody_listed_may_be_called_by_nobody() -> None:
+    for role in Role:
+        for method in ("", "/", SERVICE, f"{SERVICE}Forgotten", RESOLVE.lower(), *access.OPEN):
+            assert not access.may_call(role, method)
+
+
+@pytest.mark.parametrize("header", ["", "Bearer wrong", "Bearer ", "Basic x", b"\xff"], ids=repr)
+async def test_under_local_admin_a_call_with_authorization_is_still_judged_by_it_alone(header: str | bytes) -> None:
+    server = RpcServer(service(), entrance=Entrance(local_admin=True))
+    (address,) = await server.start([TcpAddress("127.0.0.1", 0)])
+    async with connected(str(address)) as connection:
+        connection.send(connection.open(RESOLVE, [("authorization", header)]), EMPTY)
+        await connection.listen(0.5)
+        connection.send(connection.open(RESOLVE), EMPTY)
+        await connection.listen(0.5)
+    first, last = (
+        b"".join(payload for _, number, payload in connection.frames if number == stream) for stream in (1, 3)
+    )
+    assert b"grpc-status\x0216" in first
+    assert b"grpc-status\x010" in last
+    await server.stop(0)
+
+
+class Peer:
+    """What gRPC tells of a caller, for callers that cannot be had on one machine."""
+
+    def __init__(self, address: str, **identity: list[bytes]) -> None:
+        self._address, self._identity = address, identity
+
+    def peer(self) -> str:
+        return self._address
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return self._identity
+
+
+PEERS: Final = {
+    "unix:": True,
+    "unix:/run/x.sock": True,
+    "ipv4:127.0.0.1:50": True,
+    "ipv6:[::1]:50": True,
+    "ipv6:%5B::1%5D:50": True,
+    "ipv4:10.0.0.1:50": False,
+    "ipv4:12.7.0.1:50": False,
+    "ipv6:[2001:db8::1]:50": False,
+    "ipv6:%5B2001:db8::1%5D:50": False,
+    "": False,
+    "unknown": False,
+}
+
+
+@pytest.mark.parametrize(("peer", "local"), PEERS.items(), ids=PEERS)
+@pytest.mark.parametrize("local_admin", [True, False])
+async def test_local_is_who_calls_from_this_machine_and_only_where_the_operator_said_so(
+    peer: str, *, local: bool, local_admin: bool
+) -> None:
+    called = []
+
+    async def method(request: bytes, context: Any) -> bytes:
+        called.append(context)
+        return request
+
+    async def continuation(details: Any) -> Any:
+        del details
+        return grpc.unary_unary_rpc_method_handler(method)
+
+    class Details(grpc.HandlerCallDetails):
+        method = RESOLVE
+        invocation_metadata = ()
+
+    authentication = Authentication(FixedPrincipals(Principals({}, {}, {})), local_admin=local_admin)
+    handler: Any = await authentication.intercept_service(continuation, Details())
+    if local and local_admin:
+        await handler.unary_unary(b"", Peer(peer))
+    else:
+        with pytest.raises(Unauthenticated):
+            await handler.unary_unary(b"", Peer(peer))
+    assert len(called) == (local and local_admin)

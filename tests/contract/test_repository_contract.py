@@ -133,6 +133,7 @@ def unchecked_url(cluster_url: str) -> Iterator[str]:
         try:
             url = make_conninfo(cluster_url, dbname=name)
             migrations.up(url)
+            migrations.run_script(url, migrations.grants())
             with psycopg.connect(url, autocommit=True) as inside:
                 inside.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
             yield url
@@ -149,7 +150,8 @@ async def storage(request: pytest.FixtureRequest) -> AsyncIterator[Storage]:
     url: str = request.getfixturevalue("unchecked_url")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DELETE FROM workspaces")
-        async with PostgresRepository.opened(url, longest_budget=BUDGET, size=3) as repository:
+        as_service = make_conninfo(url, user=migrations.SERVICE_ROLE)
+        async with PostgresRepository.opened(as_service, longest_budget=BUDGET, size=3) as repository:
             yield Postgres(repository, url, connection)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ SETTINGS: Final = {
 }
 GRPCURL: Final = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
+CORE_LINE: Final = re.compile(r"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl")
+
 Changes = Mapping[str, str | Path | None]
 Value = TypeVar("Value")
 
@@ -68,6 +71,11 @@ def decision(resolution: pb.BillingModeResolution) -> tuple[str, str]:
     mode = pb.BillingMode.Name(resolution.resolved_mode).removeprefix("BILLING_MODE_")
     source = pb.BillingModeSource.Name(resolution.source).removeprefix("BILLING_MODE_SOURCE_")
     return mode.lower(), source.lower()
+
+
+def as_service(database_url: str) -> str:
+    """The address for the role that the service has in production."""
+    return make_conninfo(database_url, user=migrations.SERVICE_ROLE)
 
 
 def add_workspace(database_url: str, mode: str | None = None) -> str:
@@ -130,8 +138,9 @@ class Server:
         until(listens)
 
     def records(self, event: str = "") -> list[dict[str, Any]]:
-        """What it has logged so far under an event that holds these words."""
-        parsed: list[dict[str, Any]] = [json.loads(line) for line in self.stderr.split("\n")[:-1]]
+        """What it has logged so far under an event that holds these words; gRPC's core writes lines of its own."""
+        lines = [line for line in self.stderr.split("\n")[:-1] if not CORE_LINE.match(line)]
+        parsed: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [record for record in parsed if event in record["event"]]
 
     def logged(self, event: str, **fields: str) -> dict[str, Any]:
@@ -206,6 +215,7 @@ def module_database_url(cluster_url: str) -> Iterator[str]:
         try:
             url = make_conninfo(cluster_url, dbname=name)
             migrations.up(url)
+            migrations.run_script(url, migrations.grants())
             yield url
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

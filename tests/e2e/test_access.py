@@ -1,8 +1,10 @@
 """Callers with tokens and certificates, against a real process: let in, kept out, and rotated while it runs."""
 
+import hashlib
 import json
 import signal
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ import pytest
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from tests.certificates import Authority
-from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, billing_grpc, until
+from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service, billing_grpc, until
 
 RESOLVE: Final = "molecule.billing.v1.BillingModeService/ResolveBillingMode"
 SET: Final = "molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"
@@ -32,7 +34,7 @@ class Site:
         self.tokens = directory / "tokens.toml"
         self.socket = directory / "billing.sock"
         self.settings: dict[str, str | Path | None] = {
-            "DATABASE_URL": database_url,
+            "DATABASE_URL": as_service(database_url),
             "BILLING_GRPC_LOCAL_ADMIN": None,
             "BILLING_GRPC_LISTEN": f"127.0.0.1:0,tls://127.0.0.1:0,mtls://127.0.0.1:0,unix:{self.socket}",
             "BILLING_GRPC_TOKENS_FILE": self.tokens,
@@ -179,7 +181,21 @@ def test_files_that_are_wrong_at_the_start_are_all_named_and_nothing_is_served(s
     assert "BEGIN" not in ended.stderr
 
 
-@pytest.mark.parametrize(("name", "role"), [("a b", "admin"), ('x"]', "admin"), ("local", "admin"), ("a", "king")])
+def test_a_new_token_is_shown_beside_the_digest_of_itself_and_is_not_in_the_lines_for_the_file(site: Site) -> None:
+    token, entry = site.new_token("controlplane", "admin")
+
+    (principal,) = tomllib.loads(entry)["principal"]
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    assert principal == {"name": "controlplane", "role": "admin", "token_sha256": [digest]}
+    assert token not in entry
+    assert len(token) > 40
+    assert site.new_token("controlplane", "admin")[0] != token
+
+
+NO_NAMES: Final = ("a b", 'x"]', 'x"\ncertificate_dns = ["evil"] #', "a\n", "", "x" * 65, "local")
+
+
+@pytest.mark.parametrize(("name", "role"), [*((name, "admin") for name in NO_NAMES), ("a", "king")])
 def test_a_token_for_a_name_or_role_that_cannot_be_is_refused(name: str, role: str) -> None:
     ended = billing_grpc("token", "new", "--name", name, "--role", role)
 

@@ -2,13 +2,15 @@
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, Final
 
 import pytest
 
-from tests.e2e.conftest import Serve, Server, add_workspace, billing_grpc
+from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
@@ -64,7 +66,9 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
 
 @pytest.fixture(scope="module")
 def server(module_serve: Serve, module_database_url: str) -> Server:
-    return module_serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE": "disabled"})
+    return module_serve(
+        settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE": "disabled"}
+    )
 
 
 @pytest.fixture
@@ -119,7 +123,8 @@ def test_a_failure_says_why(server: Server, arguments: list[str], code: int, wor
 def test_a_server_that_cannot_be_reached_is_another_exit_code(nobody: str, command: list[str]) -> None:
     ended = billing_grpc("--address", nobody, *command)
     assert (ended.returncode, ended.stdout) == (UNAVAILABLE, "")
-    assert ended.stderr.startswith("billing-grpc: UNAVAILABLE: ")
+    # The policy repeats the call, and its deadline may come first.
+    assert ended.stderr.startswith(("billing-grpc: UNAVAILABLE: ", "billing-grpc: DEADLINE_EXCEEDED: "))
 
 
 def test_without_its_database_a_decision_is_closed_and_administration_unavailable(
@@ -133,3 +138,11 @@ def test_without_its_database_a_decision_is_closed_and_administration_unavailabl
         ended = billing_grpc("--address", server.address, *command)
         assert (ended.returncode, ended.stdout) == (UNAVAILABLE, "")
         assert "run: billing-grpc migrate up" in ended.stderr
+
+
+def test_an_argument_that_is_no_text_is_wrong_usage() -> None:
+    ended = subprocess.run(
+        [sys.executable.encode(), b"-m", b"billing_grpc", b"resolve", b"\xff"], capture_output=True, check=False
+    )
+    assert ended.returncode == 2
+    assert b"must be valid UTF-8" in ended.stderr

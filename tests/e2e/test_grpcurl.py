@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from billing_grpc.secrets import BLOCKED_KEYS
-from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace
+from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service
 
 SERVICE: Final = "molecule.billing.v1.BillingModeService"
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
@@ -123,7 +123,9 @@ def server(grpcurl: str, module_serve: Serve, module_database_url: str) -> Itera
     del grpcurl  # where it is missing, no server has to start
     with tempfile.TemporaryDirectory(prefix="billing-e2e-") as made:
         listen = f"127.0.0.1:0,unix:{Path(made) / 'socket'}"
-        yield module_serve(settings={"DATABASE_URL": module_database_url, "BILLING_GRPC_LISTEN": listen}, listeners=2)
+        yield module_serve(
+            settings={"DATABASE_URL": as_service(module_database_url), "BILLING_GRPC_LISTEN": listen}, listeners=2
+        )
 
 
 @pytest.fixture(params=[0, 1], ids=["tcp", "unix"])

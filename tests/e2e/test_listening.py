@@ -12,7 +12,7 @@ import grpc
 import psutil
 import pytest
 
-from tests.e2e.conftest import Changes, Serve, Server, billing_grpc
+from tests.e2e.conftest import Changes, Serve, Server, as_service, billing_grpc
 
 FAILED: Final = 1
 
@@ -32,7 +32,10 @@ class Listen(Protocol):
 
 @pytest.fixture
 def listen(module_database_url: str) -> Listen:
-    return lambda *addresses: {"BILLING_GRPC_LISTEN": ",".join(addresses), "DATABASE_URL": module_database_url}
+    return lambda *addresses: {
+        "BILLING_GRPC_LISTEN": ",".join(addresses),
+        "DATABASE_URL": as_service(module_database_url),
+    }
 
 
 @contextmanager

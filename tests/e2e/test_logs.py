@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import Serve, Server, add_workspace
+from tests.e2e.conftest import Serve, Server, add_workspace, as_service
 
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 NEW, MISSING = object(), object()
@@ -77,7 +77,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(module_serve: Serve, module_database_url: str, published: Path) -> Server:
     with psycopg.connect(module_database_url) as connection:  # a corrupt override gets past no CHECK
         connection.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
-    return module_serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE_FILE": published})
+    return module_serve(
+        settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": published}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def test_logs_are_lines_for_people_on_a_terminal(serve: Serve, module_database_u
     ours, theirs = pty.openpty()
     with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor, no path
         with open(theirs, "wb"):  # noqa: PTH123 - a descriptor, no path
-            server = serve(settings={"DATABASE_URL": module_database_url}, stderr=theirs)
+            server = serve(settings={"DATABASE_URL": as_service(module_database_url)}, stderr=theirs)
         shown = b""
         while b"serving" not in shown:
             shown += terminal.read(1024)
@@ -206,7 +208,7 @@ def test_logs_are_lines_for_people_on_a_terminal(serve: Serve, module_database_u
 
 
 def test_a_higher_level_leaves_out_the_routine(serve: Serve, module_database_url: str) -> None:
-    server = serve(settings={"DATABASE_URL": module_database_url, "BILLING_GRPC_LOG_LEVEL": "warning"})
+    server = serve(settings={"DATABASE_URL": as_service(module_database_url), "BILLING_GRPC_LOG_LEVEL": "warning"})
     server.stub.PlanProvisionEnv(service_pb.PlanProvisionEnvRequest(), timeout=30)
     assert server.stop() == 0
     assert server.stderr == ""

@@ -1,5 +1,6 @@
 """The published org default: read as it is now, in whatever way it changes, and closed while it cannot be read."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import Changes, Serve, Server, decision, until
+from tests.e2e.conftest import Changes, Serve, Server, as_service, decision, until
 
 CLOSED: Final = ("platform_managed", "constant_fallback")
 PLATFORM: Final = ("platform_managed", "org_default")
@@ -40,6 +41,7 @@ UNREADABLE: Final = {
     "UTF-16": "byok".encode("utf-16"),
     "empty": b"",
     "a byte-order mark": b"\xef\xbb\xbfbyok",
+    "a mode, and more behind much space": b"byok" + b" " * 4092 + b"x",
     "behind more space than anybody reads": b" " * 5000 + b"byok",
 }
 
@@ -50,7 +52,7 @@ def shared(
 ) -> tuple[Server, Path]:
     """One server for every test that writes a file, and the path of that file."""
     path = tmp_path_factory.mktemp("published") / "mode"
-    settings: Changes = {"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE_FILE": path}
+    settings: Changes = {"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path}
     return module_serve(settings=settings), path
 
 
@@ -94,14 +96,20 @@ def test_a_file_is_trimmed_and_its_case_folded(
 @pytest.mark.parametrize("name", ["upper case", "spaces around it", "another word"])
 def test_a_setting_is_judged_as_a_file_is(serve: Serve, module_database_url: str, name: str) -> None:
     text, expected = TEXTS[name]
-    assert now(serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE": text})) == expected
+    assert (
+        now(serve(settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE": text}))
+        == expected
+    )
 
 
 @pytest.mark.parametrize("text", [None, ""], ids=["unset", "empty"])
 def test_without_a_published_default_everything_is_closed(
     serve: Serve, module_database_url: str, text: str | None
 ) -> None:
-    assert now(serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE": text})) == CLOSED
+    assert (
+        now(serve(settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE": text}))
+        == CLOSED
+    )
 
 
 def test_a_file_that_is_rewritten_in_place_is_read_again(server: Server, path: Path) -> None:
@@ -159,11 +167,28 @@ def test_a_directory_in_the_files_place_is_closed_until_it_is_a_file(server: Ser
     assert now(server) == BYOK
 
 
+def test_a_pipe_in_the_files_place_is_closed_and_holds_no_call_up(server: Server, path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    assert now(server) == CLOSED
+    server.logged("org default unreadable", problem="not a regular file")
+    path.unlink()
+    path.write_text("byok")
+    assert now(server) == BYOK
+
+
+def test_a_secret_put_in_the_files_place_is_not_logged(server: Server, path: Path) -> None:
+    replace(path, b"sk-put-there-by-mistake")
+    assert now(server) == CLOSED
+    server.logged("org default read", org_default="unrecognised")
+    assert "by-mistake" not in server.stderr
+
+
 def test_a_server_starts_without_its_file_and_sees_it_come(
     serve: Serve, module_database_url: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "later" / "mode"
-    server = serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE_FILE": path})
+    server = serve(settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path})
     assert now(server) == CLOSED
     path.parent.mkdir()
     path.write_text("byok")
@@ -181,7 +206,7 @@ def test_sighup_reads_the_file_again_without_a_call(server: Server, path: Path) 
 
 
 def test_sighup_does_not_end_a_server_with_a_fixed_default(serve: Serve, module_database_url: str) -> None:
-    server = serve(settings={"DATABASE_URL": module_database_url, "MOLECULE_LLM_BILLING_MODE": "byok"})
+    server = serve(settings={"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE": "byok"})
     server.process.send_signal(signal.SIGHUP)
     assert now(server) == BYOK
     assert server.stop() == 0

@@ -12,8 +12,8 @@ PASSWORD: Final = "hunter2"
 
 # setting: a wrong value, and words of its problem
 WRONG: Final = {
-    "DATABASE_URL": (f"mysql://user:{PASSWORD}@db/billing", "must be postgresql://"),
     "BILLING_GRPC_LOCAL_ADMIN": ("yes", "must be on or off"),
+    "DATABASE_URL": (f"mysql://user:{PASSWORD}@db/billing", "must be postgresql://"),
     "MOLECULE_LLM_BILLING_MODE_FILE": ("/etc/mode", "set this or MOLECULE_LLM_BILLING_MODE, not both"),
     "BILLING_GRPC_LISTEN": ("nowhere", "'nowhere' is not host:port"),
     "BILLING_GRPC_STORAGE_TIMEOUT": ("-1", "greater than 0"),

@@ -15,7 +15,18 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import PATIENCE, SETTINGS, Changes, Serve, Server, add_workspace, billing_grpc, decision, until
+from tests.e2e.conftest import (
+    PATIENCE,
+    SETTINGS,
+    Changes,
+    Serve,
+    Server,
+    add_workspace,
+    as_service,
+    billing_grpc,
+    decision,
+    until,
+)
 
 CLOSED: Final = ("platform_managed", "constant_fallback")
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
@@ -57,7 +68,7 @@ def reflects(server: Server) -> bool:
 
 def test_a_configured_database_is_used_as_it_is(serve: Serve, database_url: str, directory: Path) -> None:
     data = directory / "data"
-    server = serve(settings={"DATABASE_URL": database_url, "BILLING_GRPC_DATA_DIR": data})
+    server = serve(settings={"DATABASE_URL": as_service(database_url), "BILLING_GRPC_DATA_DIR": data})
     server.logged("database ready")
     assert psutil.Process(server.pid).children(recursive=True) == []
     assert not data.exists()
@@ -122,7 +133,7 @@ def test_metrics_count_decisions_blocked_writes_and_degraded_answers(serve: Serv
 
 @pytest.mark.parametrize(("switch", "open_"), [("on", True), ("off", False)], ids=["on", "off"])
 def test_reflection_can_be_turned_off(serve: Serve, database_url: str, switch: str, *, open_: bool) -> None:
-    server = serve(settings={"DATABASE_URL": database_url, "BILLING_GRPC_REFLECTION": switch})
+    server = serve(settings={"DATABASE_URL": as_service(database_url), "BILLING_GRPC_REFLECTION": switch})
     assert reflects(server) is open_
     assert decision(server.resolve()) == CLOSED
 
@@ -169,7 +180,7 @@ def test_a_flag_wins_over_its_setting(serve: Serve, database_url: str) -> None:
 
 def test_a_stop_lets_running_calls_finish(serve: Serve, database_url: str) -> None:
     workspace = add_workspace(database_url, "byok")
-    server = serve(settings={"DATABASE_URL": database_url, "BILLING_GRPC_STORAGE_TIMEOUT": "30"})
+    server = serve(settings={"DATABASE_URL": as_service(database_url), "BILLING_GRPC_STORAGE_TIMEOUT": "30"})
     server.logged("database ready")
     with psycopg.connect(database_url) as holder, ThreadPoolExecutor() as threads:
         holder.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")

@@ -388,6 +388,20 @@ async def test_a_write_that_ran_out_of_time_may_be_repeated(
     assert len(await log_of(repository, workspace)) == 1
 
 
+async def test_a_write_that_its_caller_gave_up_does_not_happen_later(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace = add(owner)
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [workspace])
+        with pytest.raises(DatabaseTimeout):
+            await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=0.3)
+        await asyncio.sleep(0.3)
+    await asyncio.sleep(0.2)
+
+    assert (await repository.load_override(workspace, budget=BUDGET)).text is None
+
+
 # Pages
 
 

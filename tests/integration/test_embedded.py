@@ -1,5 +1,6 @@
 """The embedded Postgres, with real servers: what it survives, whom it lets in, what it leaves."""
 
+import asyncio
 import getpass
 import importlib.metadata
 import importlib.util
@@ -13,15 +14,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import grpc
 import psutil
 import psycopg
 import pytest
 
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
+from billing_grpc.embedded.account import Account
+from billing_grpc.embedded.directory import prepare
+from billing_grpc.embedded.installation import find_installation
 from billing_grpc.errors import EmbeddedPostgresError
 
 ROOT = os.geteuid() == 0
@@ -140,6 +146,10 @@ def execute(url: str, *statements: str) -> None:
 def pid_of(server: EmbeddedPostgres) -> int:
     assert server.pid is not None
     return server.pid
+
+
+def account_of(user: pwd.struct_passwd) -> Account:
+    return Account(user.pw_name, user.pw_uid, user.pw_gid, getpass.getuser())
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -344,8 +354,9 @@ def test_a_stale_pid_that_is_a_strangers_now_blocks_nothing(server: EmbeddedPost
     server.stop()
     program = place / name  # Postgres believes any process of its own user to be a server
     program.symlink_to("/bin/sleep")
-    owner = server.directory.stat().st_uid if ROOT else None
-    stranger = subprocess.Popen([program, "60"], user=owner)
+    # Not with `user=`: forked in a process where gRPC is alive, it would now and then crash.
+    owner = account_of(pwd.getpwuid(server.directory.stat().st_uid))
+    stranger = owner.spawn([str(program), "60"], subprocess.DEVNULL, {})
     try:
         file.write_text("\n".join([str(stranger.pid), *record[1:]]))
         assert rows(server.start(), "select 1") == [(1,)]
@@ -379,14 +390,13 @@ def test_a_session_that_outlives_its_killed_server_is_waited_for(server: Embedde
     # Without a wait in it, the statement does not notice the death of the server.
     busy = "do $$ declare t timestamptz := clock_timestamp() + interval '1 second';"
     busy += " begin while clock_timestamp() < t loop end loop; end $$"
-    connection = psycopg.connect(server.url)
-    connection.pgconn.send_query(busy.encode())
-    connection.pgconn.flush()
-    time.sleep(0.2)
-    os.kill(pid_of(server), signal.SIGKILL)
-    assert eventually(lambda: server.pid is None)
-    assert rows(server.start(), "select 1") == [(1,)]
-    connection.close()
+    with closing(psycopg.connect(server.url)) as connection:
+        connection.pgconn.send_query(busy.encode())
+        connection.pgconn.flush()
+        time.sleep(0.2)
+        os.kill(pid_of(server), signal.SIGKILL)
+        assert eventually(lambda: server.pid is None)
+        assert rows(server.start(), "select 1") == [(1,)]
 
 
 def test_a_stopped_server_can_be_stopped(server: EmbeddedPostgres) -> None:
@@ -430,17 +440,76 @@ if ROOT:  # what only root can arrange
     def knock(server: EmbeddedPostgres, user: pwd.struct_passwd, role: str) -> str:
         """What psql answers to another user of this machine."""
         psql = Path(psutil.Process(pid_of(server)).exe()).with_name("psql")
-        answer = subprocess.run(
-            [psql, "-Xwqtc", "select 'in'", "-h", sockets_of(server.url), "-U", role, "billing"],
-            user=user.pw_uid,
-            group=user.pw_gid,
-            extra_groups=[],
-            env={"PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        question = ("-Xwqtc", "select 'in'", "-h", sockets_of(server.url), "-U", role, "billing")
+        answer = account_of(user).run(psql, *question, timeout=30)
         return answer.stdout.strip() or answer.stderr
+
+    NOBODY = account_of(pwd.getpwnam("nobody"))
+
+    async def test_an_account_runs_programs_beside_a_grpc_server_that_is_answering() -> None:
+        # In a fork gRPC's handlers crashed every second child: what they rely on, its other threads, is not there.
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+            async def call_without_end() -> None:
+                unknown: Any = channel.unary_unary("/no/such")
+                while True:
+                    with suppress(grpc.aio.AioRpcError):
+                        await unknown(b"", timeout=10)
+
+            calls = [asyncio.create_task(call_without_end()) for _ in range(4)]
+            try:
+                codes = await asyncio.to_thread(
+                    lambda: [NOBODY.run("/bin/true", timeout=10).returncode for _ in range(40)]
+                )
+            finally:
+                for each in calls:
+                    each.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+        await server.stop(None)
+        assert codes == [0] * 40
+
+    def test_a_program_runs_as_the_account_and_inherits_nothing_of_ours() -> None:
+        script = "id -u; id -g; id -G; umask; pwd; grep SigIgn /proc/self/status; ls /proc/self/fd; env | sort"
+        groups = os.getgroups()
+        os.setgroups([*groups, 4242])
+        try:
+            said = NOBODY.run("/bin/sh", "-c", script, timeout=10).stdout.split("\n")
+        finally:
+            os.setgroups(groups)
+        assert said[:5] == [str(NOBODY.uid), str(NOBODY.gid), str(NOBODY.gid), "0077", "/"]
+        assert said[5].split() == ["SigIgn:", "0" * 16]
+        assert said[6:10] == ["0", "1", "2", "3"]  # the last one is what ls reads
+        assert {line.partition("=")[0] for line in said[10:-1]} == {"LC_ALL", "PATH", "PGCONNECT_TIMEOUT", "PWD", "TZ"}
+
+    def test_a_started_program_has_the_process_id_that_is_answered_and_a_session_of_its_own(tmp_path: Path) -> None:
+        with (tmp_path / "out").open("w+b") as output:
+            started = NOBODY.spawn(["/bin/sh", "-c", "echo $$ $A; ps -o sid= -p $$"], output, {"A": "b"})
+            assert started.wait(10) == 0
+            output.seek(0)
+            assert output.read().split() == [str(started.pid).encode(), b"b", str(started.pid).encode()]
+
+    @pytest.mark.parametrize(
+        ("program", "error"),
+        [("/etc/passwd", PermissionError), ("/nowhere", FileNotFoundError)],
+        ids=["closed", "gone"],
+    )
+    def test_a_program_that_cannot_be_executed_raises_what_the_system_said(program: str, error: type[OSError]) -> None:
+        with pytest.raises(error):
+            NOBODY.run(program, timeout=10)
+        with pytest.raises(error):
+            NOBODY.spawn([program], subprocess.DEVNULL, {})
+
+    def test_a_program_that_a_signal_ended_is_not_taken_for_a_no(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(EmbeddedPostgresError, match=r"/bin/sh, run as nobody, was ended by SIGSEGV"):
+            NOBODY.run("/bin/sh", "-c", "kill -SEGV $$", timeout=10)
+        monkeypatch.setattr("billing_grpc.embedded.account._BECOME", "import os; os.kill(os.getpid(), 11)")
+        with pytest.raises(EmbeddedPostgresError, match="postgres, run as nobody, was ended by SIGSEGV"):
+            find_installation(NOBODY, None)
+        with pytest.raises(EmbeddedPostgresError, match="/bin/sh, run as nobody, was ended by SIGSEGV"):
+            prepare(place / "pg", NOBODY)
 
     def test_the_server_does_not_run_as_root(shared: EmbeddedPostgres) -> None:
         process = psutil.Process(pid_of(shared))

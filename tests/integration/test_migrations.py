@@ -418,6 +418,39 @@ def test_a_missing_right_is_a_migration_error_and_applies_nothing(
         owner.execute(f"DROP ROLE {role}".encode())
 
 
+def test_a_role_that_does_not_own_the_table_is_sent_away_before_it_began(
+    empty_database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    name = f"other_{uuid.uuid4().hex}"
+    role = sql.Identifier(name)
+    owner.execute(FOREIGN_TABLE)
+    owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+    owner.execute(sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(role))
+    try:
+        with pytest.raises(MigrationError, match=f"workspaces belongs to {owner.info.user}: migrate as"):
+            migrations.up(make_conninfo(empty_database_url, user=name))
+        assert relations(owner) == {"workspaces", "workspaces_pkey"}
+        assert migrations.up(empty_database_url) == ALL
+        with pytest.raises(MigrationError, match="belongs to"):
+            migrations.down(make_conninfo(empty_database_url, user=name))
+    finally:
+        owner.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        owner.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_the_status_is_that_of_the_schema_in_which_up_would_work(
+    empty_database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    migrations.up(empty_database_url)
+    owner.execute("CREATE SCHEMA tenant")
+    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY)")
+    in_tenant = make_conninfo(empty_database_url, options="-c search_path=tenant,public")
+
+    assert migrations.status(in_tenant) == expected()
+    assert migrations.up(in_tenant) == ALL
+    assert migrations.status(in_tenant) == expected(*ALL)
+
+
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:

@@ -66,6 +66,11 @@ class Victim:
         self.sockets.symlink_to(str(given["host"]))
         self.url = make_conninfo(self.server.url, host=os.fspath(self.sockets))
 
+    @property
+    def service_url(self) -> str:
+        """The address for the role that the service has in production."""
+        return make_conninfo(self.url, user=migrations.SERVICE_ROLE)
+
     def kill(self) -> None:
         """Ends every process of it, without a word."""
         for pid in self.server.pids:
@@ -97,6 +102,7 @@ def kept() -> Iterator[Victim]:
     try:
         victim.start()
         migrations.up(victim.url)
+        migrations.run_script(victim.url, migrations.grants())
         with psycopg.connect(victim.url, autocommit=True) as connection:
             connection.execute("CHECKPOINT")  # a kill may take the last commits of a server that is not durable
         yield victim
@@ -116,7 +122,7 @@ def victim(kept: Victim) -> Victim:
 @pytest.fixture
 async def repository(victim: Victim) -> AsyncIterator[PostgresRepository]:
     """A repository whose connections all stand."""
-    async with PostgresRepository.opened(victim.url, longest_budget=BUDGET) as opened:
+    async with PostgresRepository.opened(victim.service_url, longest_budget=BUDGET) as opened:
         await until(lambda: len(sessions(victim.url)) == POOL_SIZE)
         yield opened
 
@@ -307,7 +313,7 @@ async def test_a_server_that_hangs_before_the_first_connection_is_used_when_it_g
 ) -> None:
     with ExitStack() as hanging:
         hanging.enter_context(victim.hung())
-        async with PostgresRepository.opened(victim.url, longest_budget=BUDGET) as repository:
+        async with PostgresRepository.opened(victim.service_url, longest_budget=BUDGET) as repository:
             assert_down(await read(repository, workspace), await read(repository, workspace))
             hanging.close()
             await recovered(repository, workspace)
@@ -324,7 +330,10 @@ async def test_a_short_budget_is_kept_on_a_hung_server(
 
 async def test_closing_ends_soon_although_every_connection_hangs(victim: Victim, workspace: str) -> None:
     with ExitStack() as hanging:
-        async with asyncio.timeout(LIMIT), PostgresRepository.opened(victim.url, longest_budget=BUDGET) as repository:
+        async with (
+            asyncio.timeout(LIMIT),
+            PostgresRepository.opened(victim.service_url, longest_budget=BUDGET) as repository,
+        ):
             await until(lambda: len(sessions(victim.url)) == POOL_SIZE)
             hanging.enter_context(victim.hung())
             calls = [asyncio.create_task(read(repository, workspace)) for _ in range(2 * POOL_SIZE)]

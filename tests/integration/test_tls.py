@@ -1,14 +1,24 @@
 """TLS and mutual TLS over real sockets: who gets in, who does not, and renewal without a restart."""
 
+import datetime as dt
 import os
+import re
+import ssl
 import stat
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from structlog.testing import capture_logs
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -19,7 +29,7 @@ from billing_grpc.principals_file import FixedPrincipals
 from billing_grpc.rpc_server import Entrance
 from billing_grpc.testing import InMemoryRepository, running_server
 from billing_grpc.tls import TlsFiles
-from tests.certificates import Authority, Issued
+from tests.certificates import SERIALS, Authority, Issued
 
 TOKEN: Final = "a-token"
 NAMED: Final = f"""
@@ -178,6 +188,227 @@ def test_a_file_that_is_not_what_it_should_be_is_named(name: str, content: bytes
 
     assert str(path) in str(refused.value)
     assert "BEGIN" not in str(refused.value)
+
+
+def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None = None) -> bytes:
+    written: bytes = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption or serialization.NoEncryption()
+    )
+    return written
+
+
+def self_signed(key: Any, ends: dt.datetime | None = None) -> Issued:
+    """A certificate for localhost that is its own authority."""
+    now = dt.datetime.now(dt.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "itself")])
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey) else hashes.SHA256()
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), next(SERIALS))
+        .not_valid_before(now - dt.timedelta(days=2))
+        .not_valid_after(ends or now + dt.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, digest)
+    )
+    return Issued(certificate.public_bytes(serialization.Encoding.PEM), pem_of(key))
+
+
+# id: how to make a key, and whether gRPC completes handshakes with it
+KEYS: Final[dict[str, tuple[Callable[[], Any], bool]]] = {
+    "RSA 2048": (lambda: rsa.generate_private_key(65537, 2048), True),
+    "RSA 3072": (lambda: rsa.generate_private_key(65537, 3072), True),
+    "P-256": (lambda: ec.generate_private_key(ec.SECP256R1()), True),
+    "P-384": (lambda: ec.generate_private_key(ec.SECP384R1()), True),
+    "P-521": (lambda: ec.generate_private_key(ec.SECP521R1()), False),
+    "P-224": (lambda: ec.generate_private_key(ec.SECP224R1()), False),
+    "secp256k1": (lambda: ec.generate_private_key(ec.SECP256K1()), False),
+    "Ed25519": (ed25519.Ed25519PrivateKey.generate, False),
+    "Ed448": (ed448.Ed448PrivateKey.generate, False),
+}
+
+
+@pytest.mark.parametrize(("new", "usable"), KEYS.values(), ids=KEYS)
+async def test_a_key_that_grpc_cannot_use_is_refused_at_the_start_and_every_other_serves(
+    new: Callable[[], Any], usable: bool, files: Files
+) -> None:
+    issued = self_signed(new())
+    issued.write(files.folder, "server")
+    if usable:
+        async with files.serving("tls") as target:
+            assert await files.ask(target, token=TOKEN, trust=issued.certificate) is grpc.StatusCode.OK
+    else:
+        with pytest.raises(SettingsError, match="use RSA of 2048 bits or more, P-256 or P-384") as refused:
+            TlsFiles(files.certificate, files.key, None)
+        assert str(files.certificate) in str(refused.value)
+
+
+def test_a_short_rsa_key_is_refused_even_where_openssl_takes_it(files: Files) -> None:
+    self_signed(rsa.generate_private_key(65537, 2040)).write(files.folder, "server")  # noqa: S505 - it is refused
+    with pytest.raises(SettingsError, match=re.escape(str(files.certificate))):
+        TlsFiles(files.certificate, files.key, None)
+
+
+async def test_a_renewal_with_a_key_that_grpc_cannot_use_keeps_the_old_one_and_says_so(files: Files) -> None:
+    async with files.serving("tls") as target:
+        before = files.servers
+        self_signed(ec.generate_private_key(ec.SECP256K1())).write(files.folder, "server")
+        with capture_logs() as logs:
+            assert await files.ask(target, token=TOKEN, trust=before.pem) is grpc.StatusCode.OK
+    assert broken(logs)
+    assert "gRPC cannot use this kind of key" in str(logs)
+
+
+def broken(logs: Any) -> list[Any]:
+    return [
+        entry
+        for entry in logs
+        if (entry["log_level"], entry["event"]) == ("error", "TLS files are broken, the old ones stay in force")
+    ]
+
+
+@pytest.mark.parametrize("year", [None, 2051], ids=["UTCTime", "GeneralizedTime"])
+@pytest.mark.parametrize("expired", [False, True])
+def test_an_expired_certificate_is_warned_of_with_its_end(
+    expired: bool, year: int | None, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    ends = now.replace(year=year, day=1) if year else now - dt.timedelta(days=1)
+    self_signed(ec.generate_private_key(ec.SECP256R1()), ends).write(files.folder, "server")
+    then = ends + dt.timedelta(seconds=1 if expired else -1)
+    clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: then), UTC=dt.UTC)
+    monkeypatch.setattr("billing_grpc.tls.dt", clock)
+
+    with capture_logs() as logs:
+        tls = TlsFiles(files.certificate, files.key, None)
+    warned = [(entry["log_level"], entry["ended"]) for entry in logs if "expired" in entry["event"]]
+    with capture_logs() as logs:
+        tls.reload()
+
+    assert warned == ([("warning", ends.isoformat())] if expired else [])
+    assert any("expired" in entry["event"] for entry in logs) == expired
+
+
+def test_an_encrypted_key_is_refused_without_asking_for_its_password(files: Files) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    files.certificate.write_bytes(self_signed(key).certificate)
+    files.key.write_bytes(pem_of(key, serialization.BestAvailableEncryption(b"password")))
+    # OpenSSL would ask on the terminal, so the server is given one.
+    program = """
+import fcntl, pty, sys, termios
+from pathlib import Path
+from billing_grpc.errors import SettingsError
+from billing_grpc.tls import TlsFiles
+_, terminal = pty.openpty()
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+try:
+    TlsFiles(Path(sys.argv[1]), Path(sys.argv[2]), None)
+except SettingsError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", program, str(files.certificate), str(files.key)]
+    ended = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=15,
+        check=True,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "not a certificate and its unencrypted key" in ended.stdout
+
+
+@pytest.mark.parametrize("comment", ["# Zertifizierungsstelle f\u00fcr Kunden\n".encode(), b"\xff\xfe\n"])
+async def test_a_comment_in_the_client_authorities_may_be_in_any_language(comment: bytes, files: Files) -> None:
+    files.ca.write_bytes(comment + files.clients.pem)
+    async with files.serving("mtls") as target:
+        assert await files.ask(target, files.clients.issue(uris=URI)) is grpc.StatusCode.OK
+        files.clients = Authority.new("the next authority")
+        files.ca.write_bytes(comment + files.clients.pem)
+        assert await files.ask(target, files.clients.issue(uris=URI)) is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_only_mutual_tls_hands_the_client_authorities_on(
+    mutual: bool, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On the wire nothing shows them while gRPC asks for no certificate.
+    handed: list[bytes | None] = []
+    made = grpc.ssl_server_certificate_configuration
+
+    def record(pairs: Any, authorities: bytes | None) -> Any:
+        handed.append(authorities)
+        return made(pairs, authorities)
+
+    monkeypatch.setattr("billing_grpc.tls.grpc.ssl_server_certificate_configuration", record)
+    TlsFiles(files.certificate, files.key, files.ca).credentials(mutual=mutual)
+
+    assert handed == [files.clients.pem if mutual else None]
+
+
+def test_a_failure_nobody_thought_of_keeps_the_old_files_in_force(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = TlsFiles(files.certificate, files.key, files.ca)
+    before = tls.current()
+    files.renew()
+
+    def fail(*_: object) -> None:
+        raise TypeError("unheard of")
+
+    with monkeypatch.context() as only_here, capture_logs() as logs:
+        only_here.setattr("billing_grpc.tls._require_authorities", fail)
+        assert tls.current() == before
+        tls.reload()
+        assert tls.current() == before
+    assert [entry["log_level"] for entry in logs] == ["error", "error"]
+
+    tls.reload()
+    assert tls.current()[:2] == (files.key.read_bytes(), files.certificate.read_bytes())
+
+
+def test_a_file_that_is_replaced_while_it_is_checked_is_read_again(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = files.key.read_bytes()
+    renewals = [files.servers.issue(dns=("localhost",))]
+
+    class Overtaken(ssl.SSLContext):
+        def load_cert_chain(self, *arguments: Any, **more: Any) -> None:
+            for issued in renewals[:1]:
+                issued.write(files.folder, "server")
+                del renewals[0]
+            super().load_cert_chain(*arguments, **more)
+
+    monkeypatch.setattr("billing_grpc.tls.ssl.SSLContext", Overtaken)
+    key, certificate, _ = TlsFiles(files.certificate, files.key, None).current()
+    assert (key, certificate) == (files.key.read_bytes(), files.certificate.read_bytes())
+    assert key != stale
+
+    renewals.extend(files.servers.issue(dns=("localhost",)) for _ in range(10))
+    with pytest.raises(SettingsError, match="changing all the time"):
+        TlsFiles(files.certificate, files.key, None)
+
+
+def test_broken_files_are_named_every_ten_seconds_until_they_are_mended(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("billing_grpc.watched_file.time", SimpleNamespace(monotonic=lambda: now))
+    tls = TlsFiles(files.certificate, files.key, None)
+    files.key.write_bytes(b"")
+
+    with capture_logs() as logs:
+        for _ in range(250):
+            tls.current()
+            now += 0.1
+    assert len(broken(logs)) == len(logs) == 3
+    files.renew()
+    with capture_logs() as logs:
+        for _ in range(250):
+            tls.current()
+            now += 0.1
+    assert [entry["event"] for entry in logs] == ["TLS files read"]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])

@@ -8,20 +8,36 @@ from billing_grpc.addresses import TcpAddress, UnixAddress
 from billing_grpc.config import Settings, load_database_url, load_settings
 from billing_grpc.errors import SettingsError
 from billing_grpc.limits import Limits
+from tests.certificates import Authority
 
 LOCAL = {"BILLING_GRPC_LOCAL_ADMIN": "on"}
 TOKENS = {
     "BILLING_GRPC_LOCAL_ADMIN": "off",
-    "BILLING_GRPC_TOKENS_FILE": "/tokens",
+    "BILLING_GRPC_TOKENS_FILE": "{tokens}",
     "DATABASE_URL": "postgresql://db/x",
 }
-TLS = {"BILLING_GRPC_TLS_CERT": "/cert", "BILLING_GRPC_TLS_KEY": "/key"}
+TLS = {"BILLING_GRPC_TLS_CERT": "{certificate}", "BILLING_GRPC_TLS_KEY": "{key}"}
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for field in Settings.model_fields.values():
         monkeypatch.delenv(str(field.alias), raising=False)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Files that are right, by the names that stand for them in the tables."""
+    authority = Authority.new("servers")
+    certificate, key = authority.issue(dns=("localhost",)).write(tmp_path, "server")
+    tokens, ca = tmp_path / "tokens.toml", tmp_path / "ca.crt"
+    tokens.write_text('[[principal]]\nname = "a"\nrole = "admin"\n')
+    ca.write_bytes(authority.pem)
+    return {"tokens": tokens, "certificate": certificate, "key": key, "ca": ca}
+
+
+def filled(given: dict[str, str], files: dict[str, Path]) -> dict[str, str]:
+    return {name: value.format(**files) for name, value in given.items()}
 
 
 def test_the_defaults_are_the_contracts() -> None:
@@ -68,6 +84,25 @@ def test_every_setting_is_read_from_the_environment_and_a_flag_wins(monkeypatch:
     assert settings.data_dir == Path("/srv/data")
 
 
+def test_an_empty_flag_wins_over_the_environment_and_says_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOLECULE_LLM_BILLING_MODE", "byok")
+    monkeypatch.setenv("BILLING_GRPC_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://db/x")
+
+    settings = load_settings(
+        {**LOCAL, **dict.fromkeys(("MOLECULE_LLM_BILLING_MODE", "BILLING_GRPC_LISTEN", "DATABASE_URL"), "")}
+    )
+
+    assert (settings.org_default, settings.database_url) == (None, None)
+    assert settings.listen == (TcpAddress("127.0.0.1", 50051),)
+
+
+def test_a_setting_in_another_case_is_another_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("molecule_llm_billing_mode", "byok")
+
+    assert load_settings(LOCAL).org_default is None
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL", "BILLING_GRPC_LISTEN", "MOLECULE_LLM_BILLING_MODE"):
         monkeypatch.setenv(name, "")
@@ -86,17 +121,21 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "(tokens), with BILLING_GRPC_TLS_CLIENT_CA (client certificates), or, on a laptop, BILLING_GRPC_LOCAL_ADMIN=on",
     ),
     "a forgotten database": (
-        {"BILLING_GRPC_LOCAL_ADMIN": "off", "BILLING_GRPC_TOKENS_FILE": "/tokens"},
+        {"BILLING_GRPC_LOCAL_ADMIN": "off", "BILLING_GRPC_TOKENS_FILE": "{tokens}"},
         "DATABASE_URL",
         "LOCAL_ADMIN=on",
     ),
     "a client CA without roles": (
-        {"BILLING_GRPC_TLS_CLIENT_CA": "/ca"},
+        {"BILLING_GRPC_TLS_CLIENT_CA": "{ca}"},
         "BILLING_GRPC_TOKENS_FILE",
         "roles",
     ),
-    "a certificate without its key": ({"BILLING_GRPC_TLS_CERT": "/c"}, "BILLING_GRPC_TLS_KEY", "go together"),
-    "a key without its certificate": ({"BILLING_GRPC_TLS_KEY": "/k"}, "BILLING_GRPC_TLS_KEY", "go together"),
+    "a certificate without its key": (
+        {"BILLING_GRPC_TLS_CERT": "{certificate}"},
+        "BILLING_GRPC_TLS_KEY",
+        "go together",
+    ),
+    "a key without its certificate": ({"BILLING_GRPC_TLS_KEY": "{key}"}, "BILLING_GRPC_TLS_KEY", "go together"),
     "tls without a certificate": ({"BILLING_GRPC_LISTEN": "tls://127.0.0.1:1"}, "BILLING_GRPC_LISTEN", "TLS_CERT"),
     "mtls without a client CA": (
         {**TLS, **TOKENS, "BILLING_GRPC_LISTEN": "mtls://127.0.0.1:1"},
@@ -135,6 +174,12 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
     "port too large": ({"BILLING_GRPC_LISTEN": "127.0.0.1:65536"}, "BILLING_GRPC_LISTEN", "65535"),
     "relative socket": ({"BILLING_GRPC_LISTEN": "unix:billing.sock"}, "BILLING_GRPC_LISTEN", "absolute path"),
     "socket path too long": ({"BILLING_GRPC_LISTEN": "unix:/" + "x" * 120}, "BILLING_GRPC_LISTEN", "100 bytes"),
+    "socket path with an escape": (
+        {"BILLING_GRPC_LISTEN": "unix:/run/a%41.sock"},
+        "BILLING_GRPC_LISTEN",
+        "percent sign",
+    ),
+    "no watchers at all": ({"BILLING_GRPC_MAX_WATCHERS": "0"}, "BILLING_GRPC_MAX_WATCHERS", "greater"),
     "only commas": ({"BILLING_GRPC_LISTEN": " , "}, "BILLING_GRPC_LISTEN", "at least one"),
     "no time for storage": ({"BILLING_GRPC_STORAGE_TIMEOUT": "0"}, "BILLING_GRPC_STORAGE_TIMEOUT", "greater than 0"),
     "time that is none": ({"BILLING_GRPC_STORAGE_TIMEOUT": "nan"}, "BILLING_GRPC_STORAGE_TIMEOUT", "finite"),
@@ -153,6 +198,26 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "MOLECULE_LLM_BILLING_MODE_FILE",
         "not both",
     ),
+    "an address that libpq does not understand": (
+        {"DATABASE_URL": "postgresql://u:s3cret@h/d?nonsense=1"},
+        "DATABASE_URL",
+        "libpq",
+    ),
+    "a tokens file that is not there": (
+        {"BILLING_GRPC_TOKENS_FILE": "/nowhere"},
+        "BILLING_GRPC_TOKENS_FILE",
+        "No such",
+    ),
+    "a certificate that is not there": (
+        {**TLS, "BILLING_GRPC_TLS_CERT": "/nowhere"},
+        "BILLING_GRPC_TLS_CLIENT_CA",
+        "/nowhere: No such",
+    ),
+    "a certificate in place of its key": (
+        {**TLS, "BILLING_GRPC_TLS_KEY": "{certificate}"},
+        "BILLING_GRPC_TLS_CLIENT_CA",
+        "unencrypted key",
+    ),
     "another database": ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL", "postgresql://"),
     "a metrics address that is none": ({"BILLING_GRPC_METRICS_LISTEN": "9464"}, "BILLING_GRPC_METRICS_LISTEN", "host:"),
     "an unknown level": ({"BILLING_GRPC_LOG_LEVEL": "loud"}, "BILLING_GRPC_LOG_LEVEL", "'DEBUG'"),
@@ -161,9 +226,11 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize(("given", "setting", "says"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_wrong_setting_is_named_with_its_remedy(given: dict[str, str], setting: str, says: str) -> None:
+def test_a_wrong_setting_is_named_with_its_remedy(
+    given: dict[str, str], setting: str, says: str, files: dict[str, Path]
+) -> None:
     with pytest.raises(SettingsError) as refused:
-        load_settings({**LOCAL, **given})
+        load_settings(filled({**LOCAL, **given}, files))
 
     (problem,) = refused.value.problems
     assert problem.startswith(f"{setting}: ")
@@ -172,7 +239,8 @@ def test_a_wrong_setting_is_named_with_its_remedy(given: dict[str, str], setting
 
 def test_all_problems_are_reported_at_once_and_no_secret_with_them() -> None:
     wrong = {
-        "DATABASE_URL": "mysql://u:s3cret@h/d",
+        "DATABASE_URL": "postgresql://u:s3cret@h/d?nonsense=1",
+        "BILLING_GRPC_TOKENS_FILE": "/nowhere",
         "BILLING_GRPC_LISTEN": "nonsense",
         "BILLING_GRPC_STORAGE_TIMEOUT": "soon",
         "BILLING_GRPC_TLS_KEY": "/key",
@@ -186,19 +254,17 @@ def test_all_problems_are_reported_at_once_and_no_secret_with_them() -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings(wrong)
 
-    assert {problem.split(":")[0] for problem in refused.value.problems} == {
-        *(set(wrong) - {"BILLING_GRPC_LOCAL_ADMIN", "MOLECULE_LLM_BILLING_MODE"}),
-        "BILLING_GRPC_TOKENS_FILE",
-    }
+    named = set(wrong) - {"BILLING_GRPC_LOCAL_ADMIN", "MOLECULE_LLM_BILLING_MODE"}
+    assert {problem.split(":")[0] for problem in refused.value.problems} == named
     assert "s3cret" not in str(refused.value)
 
 
-def test_the_same_addresses_are_fine_where_tokens_do_not_travel_in_plain_text() -> None:
+def test_the_same_addresses_are_fine_where_tokens_do_not_travel_in_plain_text(files: dict[str, Path]) -> None:
     for listen in ("tls://10.0.0.1:1", "127.0.0.1:1", "unix:/run/x.sock", "mtls://[::]:1"):
-        given = {**TOKENS, **TLS, "BILLING_GRPC_TLS_CLIENT_CA": "/ca", "BILLING_GRPC_LISTEN": listen}
-        assert str(load_settings(given).listen[0]) == listen
+        given = {**TOKENS, **TLS, "BILLING_GRPC_TLS_CLIENT_CA": "{ca}", "BILLING_GRPC_LISTEN": listen}
+        assert str(load_settings(filled(given, files)).listen[0]) == listen
     allowed = {**TOKENS, "BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT": "on", "BILLING_GRPC_LISTEN": "10.0.0.1:1"}
-    assert str(load_settings(allowed).listen[0]) == "10.0.0.1:1"
+    assert str(load_settings(filled(allowed, files)).listen[0]) == "10.0.0.1:1"
 
 
 def test_every_limit_is_a_setting_with_the_limits_default() -> None:

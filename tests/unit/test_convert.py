@@ -82,7 +82,9 @@ def test_bad_input_names_its_fields() -> None:
     )
 
     assert bad is not None
-    assert [(each.field, each.description) for each in bad.field_violations] == [("mode", "must be one of the three")]
+    assert [(each.field, each.description, each.reason) for each in bad.field_violations] == [
+        ("mode", "must be one of the three", "MODE_INVALID")
+    ]
 
 
 def test_the_closed_resolution_travels_with_an_error() -> None:

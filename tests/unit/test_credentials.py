@@ -1,12 +1,15 @@
 """Who is known by what: the file's rules, tokens and the names in certificates."""
 
 import hashlib
+import hmac
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_grpc.credentials import Principals, bearer_token, token_digest
+from billing_grpc import credentials
+from billing_grpc.credentials import Principals, bearer_token, is_name, token_digest
 from billing_grpc.errors import SettingsError
 from billing_grpc.model import Principal, Role
 
@@ -102,6 +105,9 @@ def test_no_text_is_let_in_by_accident(text: str) -> None:
 
 BROKEN: dict[str, tuple[str, str]] = {
     "not TOML": ("[[principal", "not TOML"),
+    "not TOML at a place": ('a = "b\n', "not TOML (at line 1, column 7)"),
+    "not TOML at the end": ("a =", "not TOML (at "),
+    "a number of 5000 digits": ("a = " + "1" * 5000, "not TOML"),
     "empty": ("", "one or more"),
     "something else": ("[server]\nport = 1", "one or more"),
     "no list of tables": ('principal = "x"', "one or more"),
@@ -112,7 +118,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no role": ('[[principal]]\nname = "a"', "reader, provisioner, admin"),
     "a role of capitals": ('[[principal]]\nname = "a"\nrole = "Admin"', "reader, provisioner, admin"),
     "a role that is no text": ('[[principal]]\nname = "a"\nrole = ["admin"]', "reader, provisioner, admin"),
-    "a mistyped key": ('[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha265 = []', "token_sha265"),
+    "a mistyped key": (
+        '[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha265 = []',
+        "1 unknown key; known are name, role, token_sha256",
+    ),
     "digests that are no list": (
         f'[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = "{DIGEST}"',
         "must be a list",
@@ -123,11 +132,11 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "a token of another": (
         FILE + f'[[principal]]\nname = "b"\nrole = "reader"\ntoken_sha256 = ["{OTHER}"]',
-        "belongs to controlplane",
+        "token_sha256 number 1 belongs to principal 1 already",
     ),
     "a certificate of another": (
         FILE + '[[principal]]\nname = "b"\nrole = "reader"\ncertificate_dns = ["DASHBOARD.internal"]',
-        "belongs to dashboard",
+        "certificate_dns number 1 belongs to principal 2 already",
     ),
 }
 
@@ -140,11 +149,66 @@ def test_a_broken_file_is_refused_with_its_reason(text: str, says: str) -> None:
     assert says in str(refused.value)
 
 
-def test_a_token_put_where_its_digest_belongs_is_not_repeated() -> None:
+MISPLACED: dict[str, str] = {
+    "as a digest": '[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = ["TOKEN"]',
+    "as a key": '[[principal]]\nname = "a"\nrole = "admin"\nTOKEN = 1',
+    "as a key of the file": "TOKEN = 1",
+    "as an inline key twice": "a = {TOKEN = 1, TOKEN = 2}",
+    "as a table twice": "[TOKEN]\n[TOKEN]",
+    "as a role": '[[principal]]\nname = "a"\nrole = "TOKEN"',
+    "as a name": '[[principal]]\nname = "TOKEN"\nrole = "king"',
+    "as a name, before lists": '[[principal]]\nname = "TOKEN"\nrole = "admin"\ntoken_sha256 = ["x"]\ncertificate_uri = 1',
+    "as a name that is taken": '[[principal]]\nname = "TOKEN"\nrole = "admin"\n' * 2,
+    "as a name with another's digest": f'[[principal]]\nname = "TOKEN"\nrole = "admin"\ntoken_sha256 = ["{DIGEST}"]\n'
+    f'[[principal]]\nname = "b"\nrole = "admin"\ntoken_sha256 = ["{DIGEST}"]',
+    "bare": "TOKEN",
+}
+
+
+@pytest.mark.parametrize("text", MISPLACED.values(), ids=MISPLACED)
+def test_a_token_put_in_the_wrong_place_is_not_repeated(text: str) -> None:
     with pytest.raises(SettingsError) as refused:
-        Principals.parse('[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = ["bgrpc_the-token-itself"]')
+        Principals.parse(text.replace("TOKEN", "bgrpc_the-token-itself"))
 
     assert "the-token-itself" not in str(refused.value)
+
+
+@pytest.mark.parametrize("token", ["first", "second", "third", "unknown"])
+def test_every_digest_is_compared_in_constant_time_wherever_the_match_is(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = f'[[principal]]\nname = "last"\nrole = "reader"\ntoken_sha256 = ["{token_digest("third")}"]'
+    principals = Principals.parse(FILE + third)
+    compared: list[tuple[str, str]] = []
+
+    def compare(left: str, right: str) -> bool:
+        compared.append((left, right))
+        return hmac.compare_digest(left, right)
+
+    monkeypatch.setattr(credentials, "hmac", SimpleNamespace(compare_digest=compare))
+    principals.by_token(token)
+
+    assert compared == [(known, token_digest(token)) for known in principals.by_digest]
+    assert len(compared) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "may"),
+    [
+        ("a", True),
+        ("spiffe@x/y.z_1-2", True),
+        ("a" * 64, True),
+        ("a" * 65, False),
+        ("", False),
+        ("-a", False),
+        ("a\n", False),
+        ('a"', False),
+        ("\u00e9", False),
+        ("local", False),
+    ],
+)
+def test_a_name_is_a_plain_word(name: str, may: bool) -> None:
+    assert is_name(name) == may
 
 
 def test_all_problems_of_a_file_are_named_at_once() -> None:

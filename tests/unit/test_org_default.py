@@ -2,9 +2,13 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from billing_grpc import watched_file
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault
 
 
@@ -79,11 +83,82 @@ def test_reload_looks_again_even_if_nothing_seems_to_have_changed(tmp_path: Path
     assert published.current() is None
 
 
-def test_a_file_that_is_no_word_is_cut_and_not_recognised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["byok" + " " * 4092 + "x", "byok" + " " * 100_000], ids=["and more", "and space"])
+def test_a_file_too_long_is_unset_and_never_cut_until_it_is_a_mode(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mode"
-    path.write_text("byok" + " " * 100_000)
+    path.write_text(text)
 
-    text = FileOrgDefault(path).current()
+    with capture_logs() as logs:
+        assert FileOrgDefault(path).current() is None
 
-    assert text is not None
-    assert len(text) <= 4096
+    assert [entry["problem"] for entry in logs] == ["longer than 4096 bytes"]
+
+
+def test_a_pipe_in_the_files_place_is_unset_and_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "mode"
+    os.mkfifo(path)
+
+    assert FileOrgDefault(path).current() is None
+
+
+LOGGED = {
+    "a mode": (" BYOK\n", "byok"),
+    "a secret": ("sk-ant-api03-secret", "unrecognised"),
+    "a space of another alphabet": ("\u00a0", "unrecognised"),
+    "space": (" \n", "unset"),
+    "empty": ("", "unset"),
+}
+
+
+@pytest.mark.parametrize(("text", "logged"), LOGGED.values(), ids=LOGGED)
+def test_the_log_says_what_a_file_means_and_not_what_it_says(text: str, logged: str, tmp_path: Path) -> None:
+    path = tmp_path / "mode"
+    path.write_text(text)
+
+    with capture_logs() as logs:
+        FileOrgDefault(path)
+
+    assert [entry["org_default"] for entry in logs] == [logged]
+    assert "secret" not in str(logs)
+
+
+def test_a_read_that_fails_closes_and_is_tried_again_soon_without_flooding_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now, tries = tmp_path / "mode", 1000.0, 0
+    path.write_text("byok")
+    monkeypatch.setattr(watched_file, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def refuse(*_: Any) -> int:
+        nonlocal tries
+        tries += 1
+        raise OSError(24, "Too many open files")
+
+    published = FileOrgDefault(path)
+    path.write_text("disabled")
+    with monkeypatch.context() as only_here, capture_logs() as logs:
+        only_here.setattr(watched_file, "os", SimpleNamespace(**{**vars(os), "open": refuse}))
+        for _ in range(1100):  # eleven seconds
+            assert published.current() is None
+            now += 0.01
+    assert 50 <= tries <= 56
+    assert [entry["problem"] for entry in logs] == ["Too many open files"] * 2
+
+    now += 0.2
+    assert published.current() == "disabled"
+
+
+def test_an_unreadable_file_is_named_again_while_it_lasts_though_nothing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now = tmp_path / "mode", 1000.0
+    monkeypatch.setattr(watched_file, "time", SimpleNamespace(monotonic=lambda: now))
+    path.write_bytes(b"\xff")
+
+    with capture_logs() as logs:
+        published = FileOrgDefault(path)
+        for _ in range(250):
+            assert published.current() is None
+            now += 0.1
+
+    assert [entry["problem"] for entry in logs] == ["not UTF-8"] * 3

@@ -77,7 +77,9 @@ def test_what_cannot_be_a_name_is_not_normalised(key: str) -> None:
     assert normalise(key) is None
 
 
-@pytest.mark.parametrize("key", ["_", "a", "A.b-c_9", "A" * 256, "\n OPENAI_API_KEY \r\n"])
+@pytest.mark.parametrize(
+    "key", ["_", "a", "A.b-c_9", "A" * 256, " " * 300 + "A" * 256 + " " * 300, "\n OPENAI_API_KEY \r\n"]
+)
 def test_what_can_be_a_name_is_trimmed_and_upper_cased(key: str) -> None:
     assert normalise(key) == key.strip().upper()
 

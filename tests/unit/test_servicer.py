@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import grpc_testing
 import pytest
+from structlog.testing import capture_logs
 
 from billing_grpc import page_token
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
@@ -53,7 +54,8 @@ class Harness:
 
     def __init__(self, org_default: str | None = None, storage_timeout: float = 1.0) -> None:
         self.repository = InMemoryRepository({BYOK: "byok", INHERITS: None})
-        servicer = BillingModeService(self.repository, lambda: org_default, KeyList(), storage_timeout, Metrics())
+        self.metrics = Metrics()
+        servicer = BillingModeService(self.repository, lambda: org_default, KeyList(), storage_timeout, self.metrics)
         self._handlers = Synchronous(servicer)
         self._server = grpc_testing.server_from_dictionary({SERVICE: self._handlers}, grpc_testing.strict_real_time())
 
@@ -292,6 +294,28 @@ def test_a_write_answers_what_was_and_what_is() -> None:
     assert answer.previous.resolved_mode == pb.BILLING_MODE_DISABLED
     assert answer.billing_mode.resolution.resolved_mode == pb.BILLING_MODE_BYOK
     assert harness.repository.overrides[INHERITS] == "byok"
+
+
+def test_only_a_write_that_changed_something_is_logged() -> None:
+    harness = Harness()
+    request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, mode=pb.BILLING_MODE_BYOK)
+    with capture_logs() as lines:
+        harness.call("SetWorkspaceBillingMode", request)
+        assert lines == []
+        harness.call(
+            "SetWorkspaceBillingMode",
+            service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, mode="BILLING_MODE_DISABLED"),
+        )
+        assert [line["event"] for line in lines] == ["workspace billing mode changed"]
+
+
+def test_an_org_wide_decision_is_counted() -> None:
+    harness = Harness()
+    request = service_pb.ValidateSecretWriteRequest(org_wide=pb.OrgWide(), secret_keys=["OPENAI_API_KEY"])
+    harness.call("ValidateSecretWrite", request)
+    labels = {"mode": "platform_managed", "source": "constant_fallback"}
+
+    assert harness.metrics.registry.get_sample_value("billing_grpc_resolutions_total", labels) == 1
 
 
 def test_a_failed_get_carries_the_closed_resolution() -> None:

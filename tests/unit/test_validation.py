@@ -53,6 +53,20 @@ def test_a_batch_keeps_order_and_duplicates() -> None:
     assert validation.batch_ids([other, ID, other]) == [other.lower(), ID.lower(), other.lower()]
 
 
+@pytest.mark.parametrize("text", BAD_IDS.values(), ids=BAD_IDS)
+def test_a_malformed_id_in_a_batch_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        validation.batch_ids([ID, text])
+
+    assert [violation.field for violation in refused.value.violations] == ["workspace_ids[1]"]
+
+
+@pytest.mark.parametrize(("count", "remedy"), [(0, "name at least one"), (1001, "split the request")])
+def test_a_list_of_the_wrong_length_comes_with_the_right_remedy(count: int, remedy: str) -> None:
+    with pytest.raises(InvalidArgument, match=remedy):
+        validation.batch_ids([ID] * count)
+
+
 def test_a_batch_names_its_first_twenty_bad_indexes() -> None:
     with pytest.raises(InvalidArgument) as refused:
         validation.batch_ids([ID, *["bad"] * 30, ""])

@@ -2,11 +2,14 @@
 
 import os
 import pwd
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from billing_grpc.errors import EmbeddedPostgresError
 
@@ -19,6 +22,26 @@ _ENVIRONMENT: Final = {
     "TZ": "UTC",
     "PGCONNECT_TIMEOUT": "5",
 }
+
+
+# Becomes the account and then the program, under the same process id. With `user=` subprocess would fork and run gRPC's
+# handlers, which crashed every fifth child; without it, it uses vfork, which runs nothing. A fresh interpreter ignores two
+# signals, which the program must not inherit.
+_BECOME: Final = """
+import os, signal, sys
+report, uid, gid = map(int, sys.argv[1:4])
+os.set_inheritable(report, False)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+try:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+    os.execv(sys.argv[4], sys.argv[4:])
+except OSError as error:
+    os.write(report, str(error.errno).encode())
+    os._exit(127)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,40 +70,72 @@ class Account:
 
         Raises:
             OSError: it cannot be executed; `PermissionError` when the account cannot reach it.
+            EmbeddedPostgresError: a signal ended it, which says nothing about what it was asked.
             subprocess.TimeoutExpired: it took longer than `timeout` seconds and was killed.
         """
-        return _run(argv, timeout, self)
+        with self._become(argv) as start:
+            ended = _run(start.pop("args"), timeout, **start)
+        if ended.returncode < 0:
+            raise EmbeddedPostgresError(
+                f"{argv[0]}, run as {self.name}, was ended by {_signal_name(-ended.returncode)}; try again"
+            )
+        return ended
 
     def spawn(
         self, argv: Sequence[str], output: IO[bytes] | int, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         """Starts a server under this account in a session of its own; `environment` adds variables.
 
-        In its own session no Ctrl-C on our terminal reaches it: it must outlive our drain.
+        In its own session no Ctrl-C on our terminal reaches it: it must outlive our drain. Raises `OSError` as `run` does.
         """
-        return subprocess.Popen(  # noqa: S603 - argv of our own making, no shell
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd="/",  # ours may be out of the account's reach
-            env={**_ENVIRONMENT, **environment},
-            umask=0o077,
-            start_new_session=True,
-            user=self.uid if self.dropped else None,
-            group=self.gid if self.dropped else None,
-            extra_groups=[] if self.dropped else None,
-        )
+        started: subprocess.Popen[bytes] | None = None
+        try:
+            with self._become(argv) as start:
+                started = subprocess.Popen(  # argv of our own making, no shell
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",  # ours may be out of the account's reach
+                    env={**_ENVIRONMENT, **environment},
+                    umask=0o077,
+                    start_new_session=True,
+                    **start,
+                )
+        except OSError:
+            if started is not None:
+                started.wait()
+            raise
+        return started
+
+    @contextmanager
+    def _become(self, argv: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
+        """How to start a program under this account; raises, at the end, what kept it from starting."""
+        if not self.dropped:
+            yield {"args": argv}
+            return
+        reader, writer = os.pipe()
+        # Isolated and without site packages: what runs as root here is the standard library and nothing else.
+        become = [sys.executable, "-I", "-S", "-c", _BECOME, str(writer), str(self.uid), str(self.gid), *argv]
+        try:
+            try:
+                yield {"args": become, "pass_fds": [writer]}
+            finally:
+                os.close(writer)
+            # Ends when the program takes the interpreter's place, or when that is gone.
+            number = os.read(reader, 16)
+        finally:
+            os.close(reader)
+        if number:
+            raise OSError(int(number), os.strerror(int(number)), os.fspath(argv[0]))
 
 
 def run_as_ourselves(*argv: str | Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end under our own account; raises as `Account.run` does."""
-    return _run(argv, timeout, None)
+    """Runs a program to its end under our own account; raises as `Account.run` does, but a signal is a return code."""
+    return _run(argv, timeout)
 
 
-def _run(argv: Sequence[str | Path], timeout: float, account: Account | None) -> subprocess.CompletedProcess[str]:
-    drop = account if account is not None and account.dropped else None
-    return subprocess.run(  # noqa: S603 - argv of our own making, no shell
+def _run(argv: Sequence[str | Path], timeout: float, **more: Any) -> subprocess.CompletedProcess[str]:
+    ended: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - argv of our own making, no shell
         argv,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -92,10 +147,13 @@ def _run(argv: Sequence[str | Path], timeout: float, account: Account | None) ->
         env=_ENVIRONMENT,
         umask=0o077,
         start_new_session=True,
-        user=drop.uid if drop else None,
-        group=drop.gid if drop else None,
-        extra_groups=[] if drop else None,
+        **more,
     )
+    return ended
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def server_account(owner: int | None) -> Account:

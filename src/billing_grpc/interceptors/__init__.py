@@ -6,23 +6,27 @@ from billing_grpc.interceptors.access_log import AccessLog
 from billing_grpc.interceptors.authentication import Authentication
 from billing_grpc.interceptors.concurrency_limit import ConcurrencyLimit
 from billing_grpc.interceptors.error_translation import ErrorTranslation
+from billing_grpc.interceptors.late_reading import LateReading
 from billing_grpc.interceptors.request_id import RequestId
+from billing_grpc.interceptors.unknown_method import UnknownMethod
+from billing_grpc.limits import Limits
 from billing_grpc.principals_file import PrincipalDirectory
 
 
-def in_order(
-    principals: PrincipalDirectory, *, local_admin: bool, max_concurrent_calls: int
-) -> list[grpc.aio.ServerInterceptor]:
+def in_order(principals: PrincipalDirectory, *, local_admin: bool, limits: Limits) -> list[grpc.aio.ServerInterceptor]:
     """The interceptors of a server.
 
     A call has a name before anything is said about it. Errors are translated outside of all that can fail, so that no other
     interceptor's failure can leak. The log stands outside of authentication: a refusal leaves a trace. Who is not known does
-    not get as far as being counted, so that a flood of strangers takes no place from those who are.
+    not get as far as being counted, so that a flood of strangers takes no place from those who are. The request is read
+    last: nobody's bytes are waited for, kept or parsed before it is clear that the call may run.
     """
     return [
         RequestId(),
         ErrorTranslation(),
         AccessLog(),
+        UnknownMethod(),
         Authentication(principals, local_admin=local_admin),
-        ConcurrencyLimit(max_concurrent_calls),
+        ConcurrencyLimit(limits.max_concurrent_calls, limits.max_watchers),
+        LateReading(limits.request_timeout, limits.open_request_timeout),
     ]

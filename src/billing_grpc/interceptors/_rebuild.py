@@ -12,19 +12,29 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 Around: TypeAlias = Callable[["Context"], AbstractAsyncContextManager[None]]
+Behaviour: TypeAlias = Callable[..., Any]
 
 
 def rebuild(handler: "Handler", around: Around) -> "Handler":
     """The same method, with every call running inside `around(context)`."""
-    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
-    behaviour = getattr(handler, kind)
+    behaviour = behaviour_of(handler)
     wrapped = _generating(behaviour, around) if inspect.isasyncgenfunction(behaviour) else _returning(behaviour, around)
-    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
     rebuilt: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
     return rebuilt
 
 
-def _returning(behaviour: Callable[..., Any], around: Around) -> Callable[..., Any]:
+def behaviour_of(handler: "Handler") -> Behaviour:
+    """The function that a handler of any kind runs."""
+    behaviour: Behaviour = getattr(handler, _kind(handler))
+    return behaviour
+
+
+def _kind(handler: "Handler") -> str:
+    return f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+
+
+def _returning(behaviour: Behaviour, around: Around) -> Behaviour:
     async def call(request: Any, context: "Context") -> Any:
         async with around(context):
             return await behaviour(request, context)
@@ -32,7 +42,7 @@ def _returning(behaviour: Callable[..., Any], around: Around) -> Callable[..., A
     return call
 
 
-def _generating(behaviour: Callable[..., Any], around: Around) -> Callable[..., Any]:
+def _generating(behaviour: Behaviour, around: Around) -> Behaviour:
     async def call(request: Any, context: "Context") -> AsyncIterator[Any]:
         async with around(context):
             async for response in behaviour(request, context):

@@ -17,11 +17,15 @@ from billing_grpc.request_id import current_request_id
 
 log = structlog.stdlib.get_logger(__name__)
 
+_SHOWN_METHOD: Final = 100
 _NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class AccessLog(grpc.aio.ServerInterceptor):
-    """Logs calls, and neither their metadata nor what they carry. Health checks and reflection at DEBUG."""
+    """Logs calls, and neither their metadata nor what they carry. Health checks and reflection at DEBUG.
+
+    A method that this server does not know is a stranger's text: quoted, and cut to 100 characters.
+    """
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -31,6 +35,7 @@ class AccessLog(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        shown = method if method in access.OPEN or method in access.MAY_CALL else repr(method[:_SHOWN_METHOD])
 
         @asynccontextmanager
         async def logged(context: "Context") -> AsyncIterator[None]:
@@ -53,7 +58,7 @@ class AccessLog(grpc.aio.ServerInterceptor):
                 principal = current_principal.get(None)
                 (log.debug if method in access.OPEN else log.info)(
                     "call",
-                    method=method,
+                    method=shown,
                     code=code,
                     duration_ms=round((time.perf_counter() - started) * 1000, 3),
                     principal=None if principal is None else principal.name,

@@ -1,12 +1,13 @@
 """Who is calling, and whether they may: nothing passes that the table does not let pass."""
 
-from collections.abc import AsyncIterator, Iterable
+import ssl
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import grpc
 
-from billing_grpc import access
+from billing_grpc import access, certificate_names
 from billing_grpc.caller import current_principal
 from billing_grpc.credentials import LOCAL, bearer_token
 from billing_grpc.errors import PermissionDenied, Unauthenticated
@@ -15,6 +16,7 @@ from billing_grpc.model import Principal
 from billing_grpc.principals_file import PrincipalDirectory
 
 _HEADER: Final = "authorization"
+_CERTIFICATE: Final = "x509_pem_cert"
 _HERE: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 
 
@@ -22,7 +24,8 @@ class Authentication(grpc.aio.ServerInterceptor):
     """Names the caller and checks its role.
 
     A call that carries `authorization` is judged by it alone. Without, a client certificate that gRPC has verified decides,
-    and then, under local admin, that the caller is on this machine.
+    and decides alone: one that names nobody is nobody's, on this machine too. Without either, under local admin, a caller on
+    this machine is `local`.
 
     Args:
         principals: who is known.
@@ -59,14 +62,10 @@ class Authentication(grpc.aio.ServerInterceptor):
         if headers:
             token = bearer_token(headers[0]) if len(headers) == 1 else None
             return None if token is None else self._principals.current().by_token(token)
-        identity = context.auth_context()
-        uris, names = _texts(identity.get("peer_uri", ())), _texts(identity.get("peer_dns", ()))
-        if uris or names:
-            return self._principals.current().by_certificate(uris, names)
+        certificate = context.auth_context().get(_CERTIFICATE)
+        if certificate:
+            names = certificate_names.names(ssl.PEM_cert_to_DER_cert(next(iter(certificate)).decode()))
+            return None if names is None else self._principals.current().by_certificate(*names)
         if self._local_admin and context.peer().startswith(_HERE):
             return LOCAL
         return None
-
-
-def _texts(values: Iterable[bytes]) -> list[str]:
-    return [value.decode(errors="replace") for value in values]

@@ -38,11 +38,11 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     Attributes:
         last_failure: the text of the last failed connect; None since the last successful one.
-        statement_timeout_ms: after how long the server itself ends a statement, so that none outlives its call.
+        statement_timeout: after how long the server itself ends a statement, so that none outlives the longest call.
     """
 
     last_failure: ClassVar[str | None] = None
-    statement_timeout_ms: ClassVar[int] = 0
+    statement_timeout: ClassVar[str] = "0"
 
     cur: AsyncRawCursor[Any]
 
@@ -81,7 +81,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         # Not in the startup packet, where pgbouncer refuses it. A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.sever)
         try:
-            await connection.cur.execute(f"SET statement_timeout = {cls.statement_timeout_ms}; SET row_security = off")
+            await connection.cur.execute(f"SET statement_timeout = '{cls.statement_timeout}'; SET row_security = off")
         finally:
             cut_off.cancel()
 

@@ -37,6 +37,24 @@ _DRAIN_EVERY: Final = 1.0
 """Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
 
 
+def server_timeout(budget: float) -> str:
+    """After how long the server is to end a statement of a call with this budget, as Postgres takes it."""
+    return f"{max(1, int(budget * _STATEMENT_AT * 1000))}ms"
+
+
+def parse_address(database_url: str) -> dict[str, Any]:
+    """The parts of an address.
+
+    Raises:
+        SettingsError: libpq does not understand it.
+    """
+    try:
+        return conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        # Without the driver's text, which repeats the address and the password in it.
+        raise SettingsError(["not a Postgres address that libpq understands"]) from None
+
+
 @dataclass(slots=True)
 class _Lease:
     """The connection that a piece of work holds at this moment, and whether its time is up."""
@@ -64,16 +82,12 @@ class BoundedPool:
         Raises:
             SettingsError: the address is not one that libpq understands.
         """
-        try:
-            given = conninfo_to_dict(database_url)
-        except psycopg.ProgrammingError:
-            # Without the driver's text, which repeats the address and the password in it.
-            raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from None
+        given = parse_address(database_url)
 
         class PooledConnection(Connection):
             """Remembers failures for this pool alone."""
 
-            statement_timeout_ms = max(1, int(longest_budget * _STATEMENT_AT * 1000))
+            statement_timeout = server_timeout(longest_budget)
 
         self._connection_class = PooledConnection
         self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(

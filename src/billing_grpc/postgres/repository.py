@@ -19,7 +19,7 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.postgres.connection import Connection
-from billing_grpc.postgres.pool import BoundedPool
+from billing_grpc.postgres.pool import BoundedPool, server_timeout
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -45,7 +45,7 @@ WHERE workspaces.id = $1
 # everything is read after the lock was got: what a concurrent writer did before us is seen, and nothing comes between.
 ANNOUNCE: Final = """
 SELECT set_config('billing_grpc.principal', $1, true), set_config('billing_grpc.reason', $2, true),
-       set_config('billing_grpc.request_id', $3, true)
+       set_config('billing_grpc.request_id', $3, true), set_config('statement_timeout', $4, true)
 """
 LOCK: Final = "SELECT FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"
 WRITE: Final = """
@@ -124,7 +124,10 @@ class PostgresRepository:
 
         async def work(connection: Connection) -> OverrideChange:
             async with connection.pipeline(), connection.transaction():
-                await connection.execute(ANNOUNCE, [by.principal, by.reason, by.request_id])
+                # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
+                # given up must not happen long after.
+                announced = [by.principal, by.reason, by.request_id, server_timeout(budget)]
+                await connection.execute(ANNOUNCE, announced)
                 await connection.execute(LOCK, [key])
                 before = await connection.execute(LOAD_RECORD, [key], binary=True)
                 await connection.execute(WRITE, [key, text, etag])

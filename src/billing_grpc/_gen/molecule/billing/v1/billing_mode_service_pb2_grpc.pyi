@@ -47,6 +47,33 @@ class BillingModeServiceStub:
     before a handler runs carries no details. Every call may also fail with
     UNAUTHENTICATED, PERMISSION_DENIED or RESOURCE_EXHAUSTED.
 
+    The reasons, each with an example:
+
+      INVALID_ARGUMENT
+        WORKSPACE_ID_INVALID   an id in braces, or without dashes
+        COUNT_OUT_OF_RANGE     1001 ids, no secret key, a negative page size
+        CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
+        MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
+        SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
+        TEXT_INVALID           a change's reason with a line break; a request
+                               that is not a message of its method
+        SECRET_KEY_INVALID     a secret key with a space inside
+        PAGE_TOKEN_INVALID     a token of another list, or none of ours
+      NOT_FOUND                WORKSPACE_NOT_FOUND
+      ABORTED                  ETAG_STALE: somebody changed the workspace since
+      UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
+      PERMISSION_DENIED        ROLE_DENIED: a `reader` that sets a mode
+      RESOURCE_EXHAUSTED       OVERLOADED: more calls at once than allowed
+      UNAVAILABLE, and in `ResolutionError.reason` of decisions
+        DATABASE_UNREACHABLE   refused, reset, restarting
+        DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        SCHEMA_NOT_READY       the migrations were not run
+        DATABASE_DENIED        the service's role lacks a right
+        VALUE_UNREADABLE       a stored text that is not UTF-8
+
+    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
+    client makes them up for itself when it has to close without an answer.
+
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).
     """
@@ -190,6 +217,33 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     before a handler runs carries no details. Every call may also fail with
     UNAUTHENTICATED, PERMISSION_DENIED or RESOURCE_EXHAUSTED.
 
+    The reasons, each with an example:
+
+      INVALID_ARGUMENT
+        WORKSPACE_ID_INVALID   an id in braces, or without dashes
+        COUNT_OUT_OF_RANGE     1001 ids, no secret key, a negative page size
+        CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
+        MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
+        SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
+        TEXT_INVALID           a change's reason with a line break; a request
+                               that is not a message of its method
+        SECRET_KEY_INVALID     a secret key with a space inside
+        PAGE_TOKEN_INVALID     a token of another list, or none of ours
+      NOT_FOUND                WORKSPACE_NOT_FOUND
+      ABORTED                  ETAG_STALE: somebody changed the workspace since
+      UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
+      PERMISSION_DENIED        ROLE_DENIED: a `reader` that sets a mode
+      RESOURCE_EXHAUSTED       OVERLOADED: more calls at once than allowed
+      UNAVAILABLE, and in `ResolutionError.reason` of decisions
+        DATABASE_UNREACHABLE   refused, reset, restarting
+        DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        SCHEMA_NOT_READY       the migrations were not run
+        DATABASE_DENIED        the service's role lacks a right
+        VALUE_UNREADABLE       a stored text that is not UTF-8
+
+    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
+    client makes them up for itself when it has to close without an answer.
+
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).
     """
@@ -328,6 +382,33 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
     DATABASE_TIMEOUT add a google.rpc.RetryInfo. What the transport refuses
     before a handler runs carries no details. Every call may also fail with
     UNAUTHENTICATED, PERMISSION_DENIED or RESOURCE_EXHAUSTED.
+
+    The reasons, each with an example:
+
+      INVALID_ARGUMENT
+        WORKSPACE_ID_INVALID   an id in braces, or without dashes
+        COUNT_OUT_OF_RANGE     1001 ids, no secret key, a negative page size
+        CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
+        MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
+        SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
+        TEXT_INVALID           a change's reason with a line break; a request
+                               that is not a message of its method
+        SECRET_KEY_INVALID     a secret key with a space inside
+        PAGE_TOKEN_INVALID     a token of another list, or none of ours
+      NOT_FOUND                WORKSPACE_NOT_FOUND
+      ABORTED                  ETAG_STALE: somebody changed the workspace since
+      UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
+      PERMISSION_DENIED        ROLE_DENIED: a `reader` that sets a mode
+      RESOURCE_EXHAUSTED       OVERLOADED: more calls at once than allowed
+      UNAVAILABLE, and in `ResolutionError.reason` of decisions
+        DATABASE_UNREACHABLE   refused, reset, restarting
+        DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        SCHEMA_NOT_READY       the migrations were not run
+        DATABASE_DENIED        the service's role lacks a right
+        VALUE_UNREADABLE       a stored text that is not UTF-8
+
+    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
+    client makes them up for itself when it has to close without an answer.
 
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).

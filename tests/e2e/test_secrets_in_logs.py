@@ -1,0 +1,121 @@
+"""No secret is ever in a log: neither at the loudest level nor in what gRPC itself has to say about a header."""
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import pytest
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.credentials import token_digest
+from tests.certificates import Authority, Issued
+from tests.e2e.conftest import PATIENCE, Serve, Server
+from tests.raw_http2 import EMPTY, connected
+
+RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
+RIGHT: Final = "right-token-7f1fc6a0"
+WRONG: Final = "wrong-token-9b2d4e11"
+URI: Final = "spiffe://example/secret-name"
+GRPC_FAILED: Final = "gRPC could not handle a call"
+
+
+class Site:
+    """A server at the loudest level, with a plain and a mutual-TLS listener."""
+
+    def __init__(self, serve: Serve, directory: Path, database_url: str) -> None:
+        self.servers, self.clients = Authority.new("servers"), Authority.new("clients")
+        certificate, key = self.servers.issue(dns=("localhost",)).write(directory, "server")
+        self.key = key.read_text()
+        (directory / "ca.crt").write_bytes(self.clients.pem)
+        (directory / "tokens.toml").write_text(
+            f'[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = ["{token_digest(RIGHT)}"]\n'
+            f'certificate_uri = ["{URI}"]\n'
+        )
+        settings = {
+            "DATABASE_URL": database_url,
+            "BILLING_GRPC_LOCAL_ADMIN": None,
+            "BILLING_GRPC_LISTEN": "127.0.0.1:0,mtls://127.0.0.1:0",
+            "BILLING_GRPC_TOKENS_FILE": directory / "tokens.toml",
+            "BILLING_GRPC_TLS_CERT": certificate,
+            "BILLING_GRPC_TLS_KEY": key,
+            "BILLING_GRPC_TLS_CLIENT_CA": directory / "ca.crt",
+            "BILLING_GRPC_LOG_LEVEL": "DEBUG",
+        }
+        self.server: Server = serve(settings=settings, listeners=2)
+
+    def call(self, token: str | None = None, client: Issued | None = None) -> grpc.StatusCode:
+        if client is None:
+            channel = grpc.insecure_channel(self.server.addresses[0])
+        else:
+            credentials = grpc.ssl_channel_credentials(self.servers.pem, client.key, client.certificate)
+            options = [("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+            target = self.server.addresses[1].removeprefix("mtls://")
+            channel = grpc.secure_channel(target, credentials, options=options)
+        metadata = None if token is None else (("authorization", f"Bearer {token}"),)
+        with channel:
+            stub = service_grpc.BillingModeServiceStub(channel)
+            request = service_pb.ResolveBillingModeRequest()
+            call: Any = stub.ResolveBillingMode.future(request, timeout=PATIENCE, metadata=metadata)
+            ended: grpc.StatusCode = call.code()
+        return ended
+
+    def send(self, path: bytes | str, *headers: tuple[str, bytes | str], body: bytes = EMPTY) -> None:
+        """A request that no library would send."""
+
+        async def send() -> None:
+            async with connected(self.server.addresses[0]) as connection:
+                connection.send(connection.open(path, headers), body)
+                await connection.listen(0.5)
+
+        asyncio.run(send())
+
+
+@pytest.fixture
+def site(serve: Serve, directory: Path, database_url: str) -> Site:
+    return Site(serve, directory, database_url)
+
+
+def test_no_credentials_are_logged_good_or_bad_at_the_loudest_level(site: Site) -> None:
+    known, unknown = site.clients.issue(uris=(URI,)), site.clients.issue(uris=("spiffe://example/other-secret",))
+    forged = Authority.new("strangers").issue(uris=(URI,))
+    assert site.call(RIGHT) is grpc.StatusCode.OK
+    assert site.call(WRONG) is grpc.StatusCode.UNAUTHENTICATED
+    assert site.call() is grpc.StatusCode.UNAUTHENTICATED
+    assert site.call(client=known) is grpc.StatusCode.OK
+    assert site.call(client=unknown) is grpc.StatusCode.UNAUTHENTICATED
+    assert site.call(client=forged) is grpc.StatusCode.UNAVAILABLE
+    assert site.call(WRONG, client=known) is grpc.StatusCode.UNAUTHENTICATED
+    site.server.stop()
+
+    # Not read as records: of a handshake that fails, gRPC's core writes a line of its own.
+    assert site.server.stderr.count('"code": "OK"') == 2
+    secrets = [RIGHT, WRONG, token_digest(RIGHT), token_digest(WRONG), "Bearer", "BEGIN", "secret-name", "other-secret"]
+    for pem in (known.certificate, known.key, unknown.certificate, forged.certificate, site.key.encode()):
+        secrets += [line for line in pem.decode().splitlines() if len(line) > 10]
+    assert [secret for secret in secrets if secret in site.server.stderr] == []
+
+
+NOT_UTF8: Final[dict[str, tuple[bytes | str, tuple[tuple[str, bytes], ...]]]] = {
+    "a token": (RESOLVE, (("authorization", b"Bearer " + RIGHT.encode() + b"\xe9"),)),
+    "another header": (RESOLVE, (("cookie", RIGHT.encode() + b"\xe9"),)),
+    "a header of ours": (RESOLVE, (("x-request-id", RIGHT.encode() + b"\xff"),)),
+    "the path": (b"/" + RIGHT.encode() + b"\xff", ()),
+}
+
+
+@pytest.mark.parametrize(("path", "headers"), NOT_UTF8.values(), ids=NOT_UTF8)
+def test_what_is_no_utf8_is_not_repeated_in_the_log(
+    path: bytes | str, headers: tuple[tuple[str, bytes], ...], site: Site
+) -> None:
+    name = uuid.uuid4().hex
+    site.send(path, ("x-else", name), *headers)
+    assert site.call(RIGHT) is grpc.StatusCode.OK
+    site.server.stop()
+
+    found = site.server.records(GRPC_FAILED)
+    assert {each["error"] for each in found if each["level"] == "error"} == {"UnicodeDecodeError"}
+    for held in (RIGHT, "xe9", "xff", "Traceback", "Invalid encoding", name):
+        assert held not in site.server.stderr

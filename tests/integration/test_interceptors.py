@@ -1,0 +1,159 @@
+"""What happens around every call: its line in the log, its place, and errors that end in one place."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.credentials import Principals, token_digest
+from billing_grpc.limits import Limits
+from billing_grpc.principals_file import FixedPrincipals
+from billing_grpc.rpc_server import Entrance
+from billing_grpc.testing import InMemoryRepository, running_server
+
+WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"
+SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
+RESOLVE: Final = service_pb.ResolveBillingModeRequest(workspace_id=WORKSPACE)
+WRONG: Final = service_pb.ResolveBillingModeRequest(workspace_id="not one")
+KNOWN: Final = Principals.parse(
+    f'[[principal]]\nname = "gate"\nrole = "reader"\ntoken_sha256 = ["{token_digest("right-token")}"]'
+)
+RIGHT: Final = (("authorization", "Bearer right-token"), ("x-anything", "said-in-metadata"))
+
+
+class Site:
+    """A server that knows one reader, a client, and what the server logged."""
+
+    def __init__(self, target: str, channel: grpc.aio.Channel, repository: InMemoryRepository, logged: Any) -> None:
+        self.target = target
+        self.billing: Any = service_grpc.BillingModeServiceStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
+        self.repository = repository
+        self.logged = logged
+
+    async def code(self, request: Any = RESOLVE, metadata: Any = RIGHT, method: str = "ResolveBillingMode") -> Any:
+        call = getattr(self.billing, method)(request, timeout=10, metadata=metadata)
+        return await call.code()
+
+    async def calls(self, number: int) -> list[dict[str, Any]]:
+        """The lines of calls, once there are as many."""
+        async with asyncio.timeout(10):
+            while len(found := [each for each in self.logged if each["event"] == "call"]) < number:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # for what would be logged after the line
+        assert len(found) == number
+        return found
+
+
+@asynccontextmanager
+async def serving(limits: Limits | None = None) -> AsyncIterator[Site]:
+    repository = InMemoryRepository({WORKSPACE: "byok"})
+    entrance = Entrance(FixedPrincipals(KNOWN))
+    with capture_logs() as logged:
+        async with (
+            running_server(repository, entrance=entrance, limits=limits, storage_timeout=5.0) as target,
+            grpc.aio.insecure_channel(target) as channel,
+        ):
+            yield Site(target, channel, repository, logged)
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving() as site:
+        yield site
+
+
+SET: Final = service_pb.SetWorkspaceBillingModeRequest(workspace_id=WORKSPACE)
+LINES: Final[dict[str, tuple[str, Any, Any, str, str | None]]] = {
+    "answered": ("ResolveBillingMode", RESOLVE, RIGHT, "OK", "gate"),
+    "a wrong request": ("ResolveBillingMode", WRONG, RIGHT, "INVALID_ARGUMENT", "gate"),
+    "no credentials": ("ResolveBillingMode", RESOLVE, RIGHT[1:], "UNAUTHENTICATED", None),
+    "a role that may not": ("SetWorkspaceBillingMode", SET, RIGHT, "PERMISSION_DENIED", "gate"),
+}
+
+
+@pytest.mark.parametrize(("method", "request_", "metadata", "code", "principal"), LINES.values(), ids=LINES)
+async def test_a_call_leaves_one_line_that_says_how_it_ended_and_who_called(
+    method: str, request_: Any, metadata: Any, code: str, principal: str | None, site: Site
+) -> None:
+    assert (await site.code(request_, metadata, method)).name == code
+
+    (line,) = await site.calls(1)
+    assert line["method"] == SERVICE + method
+    assert (line["code"], line["principal"]) == (code, principal)
+    assert line["role"] == (None if principal is None else "reader")
+    assert line["log_level"] == "info"
+    assert set(line) == {"event", "log_level", "method", "code", "duration_ms", "principal", "role", "request_id"}
+
+
+async def test_no_line_holds_anything_of_the_metadata_or_the_request(site: Site) -> None:
+    for metadata in (RIGHT, RIGHT[1:], (("authorization", "Bearer wrong-token"), *RIGHT[1:])):
+        for request in (RESOLVE, WRONG):
+            await site.code(request, metadata)
+
+    await site.calls(6)
+    for held in ("right-token", "wrong-token", "Bearer", "said-in-metadata", "not one"):
+        assert held not in str(site.logged)
+
+
+async def test_health_checks_are_logged_below_what_is_usually_shown(site: Site) -> None:
+    await site.health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+    (line,) = await site.calls(1)
+    assert (line["log_level"], line["method"], line["code"]) == ("debug", "/grpc.health.v1.Health/Check", "OK")
+
+
+async def test_a_caller_that_goes_away_is_a_cancelled_call_and_no_error(site: Site) -> None:
+    site.repository.delay = 4.0
+    call = site.billing.ResolveBillingMode(RESOLVE, timeout=10, metadata=RIGHT)
+    while not site.repository.calls:
+        await asyncio.sleep(0.01)
+    call.cancel()
+
+    (line,) = await site.calls(1)
+    assert line["code"] == "CANCELLED"
+    assert {each["log_level"] for each in site.logged} == {"info"}
+
+
+async def test_a_handler_that_has_aborted_by_itself_is_no_unexpected_error(site: Site) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await site.health.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=5)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+    (line,) = await site.calls(1)
+    assert line["code"] == "NOT_FOUND"
+    assert [each["event"] for each in site.logged] == ["call"]
+
+
+async def test_a_place_is_free_again_however_the_call_ended() -> None:
+    async with serving(Limits(max_concurrent_calls=1)) as site:
+        for _ in range(3):
+            assert await site.code(WRONG) is grpc.StatusCode.INVALID_ARGUMENT
+        site.repository.delay = 4.0
+        before = site.repository.calls
+        call = site.billing.ResolveBillingMode(RESOLVE, timeout=10, metadata=RIGHT)
+        while site.repository.calls == before:
+            await asyncio.sleep(0.01)
+        assert await site.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        call.cancel()
+        await site.calls(5)
+        site.repository.delay = 0.0
+        assert await site.code() is grpc.StatusCode.OK
+
+
+async def test_a_stranger_is_told_to_show_who_it_is_even_when_every_place_is_taken() -> None:
+    async with serving(Limits(max_concurrent_calls=1)) as site:
+        site.repository.delay = 1.0
+        running = asyncio.ensure_future(site.code())
+        while not site.repository.calls:
+            await asyncio.sleep(0.01)
+        assert await site.code(metadata=()) is grpc.StatusCode.UNAUTHENTICATED
+        assert await site.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await running is grpc.StatusCode.OK
