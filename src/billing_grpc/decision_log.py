@@ -60,9 +60,10 @@ class DecisionLog:
             )
 
     def changed(self, workspace_id: str, change: OverrideChange, by: Announcement) -> None:
-        """Logs a write that changed something."""
-        log.info(
-            "workspace billing mode changed",
+        """Logs a write that changed something; as an error when the database did not record it."""
+        recorded = change.current.change_id != change.previous.change_id
+        (log.info if recorded else log.error)(
+            "workspace billing mode changed" if recorded else "workspace billing mode changed and not recorded",
             workspace=workspace_id,
             previous_override=change.previous.override.text,
             new_override=change.current.override.text,

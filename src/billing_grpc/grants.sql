@@ -7,6 +7,7 @@ BEGIN
     END IF;
 END
 $$;
+DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO billing_grpc', current_schema()); END $$;
 GRANT SELECT ON workspaces TO billing_grpc;
 GRANT UPDATE (llm_billing_mode) ON workspaces TO billing_grpc;
 GRANT SELECT ON workspace_billing_mode_changes TO billing_grpc;

@@ -1,7 +1,7 @@
 """Applies, rolls back and lists the schema's migrations: raw SQL files, run by yoyo under an advisory lock of ours."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from billing_grpc.errors import MigrationError, SettingsError
 _LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
 _LOCK_WAIT: Final = 60.0
 _LOCK_POLL: Final = 0.1
+_LOCK_ATTEMPTS: Final = 30
+_LOCK_PAUSE: Final = 1.0
 _CONNECT_TIMEOUT: Final = 10
 SERVICE_ROLE: Final = "billing_grpc"
 """The role that the service logs in as, or that its login role was granted."""
@@ -85,12 +87,17 @@ def up(database_url: str) -> list[str]:
     Raises:
         MigrationError: the database cannot be reached, refuses, or another migration holds the lock for a minute.
     """
-    known = names()
-    with _exclusively(database_url) as backend:
-        todo = backend.to_apply(yoyo.read_migrations(str(directory())))
-        applied = [migration.id for migration in todo]
-        backend.apply_migrations(todo)
-    return [name for name in known if name in applied]
+    names()
+    applied: list[str] = []
+
+    def run() -> None:
+        with _exclusively(database_url) as backend:
+            for migration in backend.to_apply(yoyo.read_migrations(str(directory()))):
+                backend.apply_one(migration)
+                applied.append(migration.id)
+
+    _patiently(run)
+    return applied
 
 
 def down(database_url: str, *, every: bool = False) -> list[str]:
@@ -100,11 +107,16 @@ def down(database_url: str, *, every: bool = False) -> list[str]:
         MigrationError: as for `up`.
     """
     names()
-    with _exclusively(database_url) as backend:
-        todo = backend.to_rollback(yoyo.read_migrations(str(directory())))
-        chosen = todo if every else todo[:1]
-        rolled_back = [migration.id for migration in chosen]
-        backend.rollback_migrations(chosen)
+    rolled_back: list[str] = []
+
+    def run() -> None:
+        with _exclusively(database_url) as backend:
+            for migration in backend.to_rollback(yoyo.read_migrations(str(directory()))):
+                if every or not rolled_back:
+                    backend.rollback_one(migration)
+                    rolled_back.append(migration.id)
+
+    _patiently(run)
     return rolled_back
 
 
@@ -137,6 +149,22 @@ def run_script(database_url: str, sql: bytes) -> None:
     """
     with _errors_named(), _connected(database_url) as connection, connection.transaction():
         connection.execute(sql)
+
+
+def _patiently(run: Callable[[], None]) -> None:
+    """Tries again while somebody uses the table.
+
+    Each migration waits only half a second for its lock: everybody else's reads and writes wait behind it.
+    """
+    for left in reversed(range(_LOCK_ATTEMPTS)):
+        try:
+            run()
+        except MigrationError as error:
+            if not left or not isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                raise
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return
 
 
 @contextmanager

@@ -40,6 +40,9 @@ def decode(token: str, workspace_id: str) -> int:
         raise _invalid("is not one that this service made; start again without it") from None
     if _check(payload) != raw[:_CHECK_BYTES] or version != _VERSION or not 0 <= number <= _MAX_POSITION:
         raise _invalid("is not one that this service made; start again without it")
+    if encode(filtered_by, number) != token:
+        # Another spelling of one of ours.
+        raise _invalid("is not one that this service made; start again without it")
     if filtered_by != workspace_id:
         raise _invalid("belongs to a list of something else; send the workspace_id it was made for")
     return number

@@ -116,7 +116,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         if change.stale:
             message = "the workspace changed since this etag was read; read it again, decide again, send its etag"
             raise EtagStale(message, attachments=(previous,))
-        if change.current.change_id != change.previous.change_id:
+        if change.current.override != change.previous.override and not request.validate_only:
             self._log.changed(workspace_id, change, by)
         return service_pb.SetWorkspaceBillingModeResponse(
             billing_mode=convert.billing_mode_to_proto(current),

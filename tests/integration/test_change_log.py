@@ -2,8 +2,12 @@
 
 import asyncio
 import itertools
+import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -57,6 +61,10 @@ def add(owner: psycopg.Connection[Any], mode: str | None = None) -> str:
 async def log_of(repository: PostgresRepository, workspace: str) -> list[RecordedChange]:
     """Oldest first."""
     return list(reversed(await repository.list_changes(workspace, before=None, limit=1000, budget=BUDGET)))
+
+
+async def stored(repository: PostgresRepository, workspace: str) -> str | None:
+    return (await repository.load_override(workspace, budget=BUDGET)).text
 
 
 # What is recorded
@@ -143,6 +151,96 @@ async def test_a_workspace_that_comes_and_goes_with_a_mode_leaves_a_whole_chain(
     ]
 
 
+async def test_a_workspace_that_gets_another_id_ends_one_chain_and_begins_another(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    before, after = add(owner, "byok"), str(uuid.uuid4())
+    owner.execute("UPDATE workspaces SET id = %s, llm_billing_mode = 'disabled' WHERE id = %s", [after, before])
+
+    assert [(each.previous_override, each.new_override) for each in await log_of(repository, before)] == [
+        (None, "byok"),
+        ("byok", None),
+    ]
+    assert [(each.previous_override, each.new_override) for each in await log_of(repository, after)] == [
+        (None, "disabled")
+    ]
+
+
+async def test_emptying_the_table_is_recorded_for_every_workspace_that_had_a_mode(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspaces = [add(owner, "byok"), add(owner, "disabled"), add(owner)]
+    owner.execute("TRUNCATE workspaces")
+
+    every = await repository.list_changes(None, before=None, limit=100, budget=BUDGET)
+    assert {(each.workspace_id, each.previous_override) for each in every if each.new_override is None} == {
+        (workspaces[0], "byok"),
+        (workspaces[1], "disabled"),
+    }
+
+
+async def test_a_workspace_that_appears_during_a_write_is_there_or_not_but_never_both(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    for _ in range(60):
+        workspace = str(uuid.uuid4())
+        insert = asyncio.to_thread(owner.execute, "INSERT INTO workspaces (id) VALUES (%s)", [workspace])
+        save = repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
+        change, _ = await asyncio.gather(save, insert)
+        assert (await stored(repository, workspace)) == (change.current.override.text)
+        assert change.previous.override.exists == change.current.override.exists
+
+
+async def test_a_write_is_one_round_trip(service_url: str, owner: psycopg.Connection[Any]) -> None:
+    # Through a relay that counts how often the server is waited for: each time the client sends after an answer.
+    workspace = add(owner)
+    async with relayed(service_url) as (url, trips), PostgresRepository.opened(url, size=1) as repository:
+        await repository.load_override(workspace, budget=BUDGET)
+        for mode in (BillingMode.BYOK, BillingMode.DISABLED):
+            trips.clear()
+            await repository.save_override(workspace, mode, by=BY, budget=BUDGET)
+            assert len(trips) == 1
+
+
+@asynccontextmanager
+async def relayed(url: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """The same database through a Unix socket that notes each turn of the conversation from answer to question."""
+    given = psycopg.conninfo.conninfo_to_dict(url)
+    port = given.get("port", "5432")
+    folder = Path(tempfile.mkdtemp(prefix="billing-relay-"))
+    trips: list[str] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: str, state: dict[str, str]) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if who == "client" and state["last"] != "client":
+                    trips.append(who)
+                state["last"] = who
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(f"{given['host']}/.s.PGSQL.{port}")
+        state = {"last": ""}
+        await asyncio.gather(pump(reader, server_writer, "client", state), pump(server_reader, writer, "server", state))
+
+    relays: set[asyncio.Task[None]] = set()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.add(asyncio.ensure_future(relay(reader, writer)))
+
+    server = await asyncio.start_unix_server(accept, folder / f".s.PGSQL.{port}")
+    try:
+        yield make_conninfo(url, host=str(folder)), trips
+    finally:
+        server.close()
+        await asyncio.wait(relays, timeout=10)
+        shutil.rmtree(folder)
+
+
 async def test_a_change_that_is_rolled_back_was_never_made(
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
@@ -215,6 +313,56 @@ async def test_without_the_services_role_every_update_goes_on_working(empty_data
         assert found == [("",)]
 
 
+async def test_whoever_created_the_services_role_is_not_thereby_the_service(
+    owner: psycopg.Connection[Any], repository: PostgresRepository, database_url: str, stranger: str
+) -> None:
+    workspace = add(owner)
+    name = str(psycopg.conninfo.conninfo_to_dict(stranger)["user"])
+    grant = "GRANT {} TO {} WITH ADMIN TRUE, INHERIT FALSE, SET FALSE"
+    owner.execute(sql.SQL(grant).format(sql.Identifier(migrations.SERVICE_ROLE), sql.Identifier(name)))
+    with psycopg.connect(make_conninfo(database_url, user=name), autocommit=True) as connection:
+        connection.execute("SELECT set_config('billing_grpc.principal', 'made up', false)")
+        connection.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
+
+    (recorded,) = await log_of(repository, workspace)
+    assert (recorded.principal, recorded.database_user) == ("", name)
+
+
+def test_default_privileges_do_not_give_the_log_away(empty_database_url: str, stranger: str) -> None:
+    name = str(psycopg.conninfo.conninfo_to_dict(stranger)["user"])
+    role = sql.Identifier(name)
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        for grant in (
+            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {}"),
+            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO {}"),
+            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO {}"),
+        ):
+            owner.execute(grant.format(role))
+        owner.execute(sql.SQL("GRANT ALL ON SCHEMA public TO {}").format(role))
+        migrations.up(empty_database_url)
+        with psycopg.connect(make_conninfo(empty_database_url, user=name), autocommit=True) as connection:
+            for attempt in (
+                FORBIDDEN["a row of the log"],
+                FORBIDDEN["deleting from the log"],
+                "SELECT setval('workspace_billing_mode_changes_change_id_seq', 1)",
+                "CREATE TABLE mine (id uuid, llm_billing_mode text)",
+                ATTACH_TO_MINE,
+            ):
+                if attempt.startswith("CREATE TABLE"):
+                    connection.execute(attempt.encode())
+                    continue
+                with pytest.raises(errors.InsufficientPrivilege):
+                    connection.execute(attempt.encode())
+        owner.execute(sql.SQL("DROP OWNED BY {}").format(role))
+
+
+ATTACH_TO_MINE: Final = (
+    "CREATE TRIGGER mine AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION record_workspace_billing_mode_change()"
+)
+FORGED_ROLES: Final = (
+    "CREATE TEMP TABLE pg_roles AS"
+    " SELECT oid, 'billing_grpc'::name AS rolname FROM pg_catalog.pg_roles WHERE rolname = current_user"
+)
 FORBIDDEN: Final = {
     "another column": "UPDATE workspaces SET name = 'x'",
     "the id": "UPDATE workspaces SET id = gen_random_uuid()",
@@ -261,21 +409,26 @@ def test_a_stranger_cannot_write_into_the_log_through_a_table_of_its_own(strange
             connection.execute(trigger)
 
 
-async def test_functions_of_a_strangers_own_are_not_called_by_the_trigger(
+async def test_functions_and_tables_of_a_strangers_own_are_not_used_by_the_trigger(
     repository: PostgresRepository, owner: psycopg.Connection[Any], stranger: str
 ) -> None:
     workspace = add(owner)
-    with psycopg.connect(stranger, options="-c search_path=evil,public", autocommit=True) as connection:
-        owner.execute(sql.SQL("CREATE SCHEMA evil AUTHORIZATION {}").format(sql.Identifier(connection.info.user)))
-        connection.execute(
-            "CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql"
-            " AS $$ SELECT '1999-01-01'::timestamptz $$"
-        )
-        connection.execute("CREATE TABLE evil.workspace_billing_mode_changes (stolen text)")
-        connection.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
+    with psycopg.connect(stranger, autocommit=True) as connection:
+        user = connection.info.user
+        owner.execute(sql.SQL("CREATE SCHEMA evil AUTHORIZATION {}").format(sql.Identifier(user)))
+        for statement in (
+            "CREATE FUNCTION evil.pg_has_role(name, oid, text) RETURNS boolean LANGUAGE sql AS 'SELECT true'",
+            "CREATE TABLE evil.workspace_billing_mode_changes (stolen text)",
+            "SET search_path = evil, pg_catalog, public",
+            FORGED_ROLES,
+            "GRANT SELECT ON pg_temp.pg_roles TO PUBLIC",
+            "SELECT set_config('billing_grpc.principal', 'made up', false)",
+        ):
+            connection.execute(statement.encode())
+        connection.execute("UPDATE public.workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
 
     (recorded,) = await log_of(repository, workspace)
-    assert recorded.change_time.year > 1999
+    assert (recorded.principal, recorded.database_user) == ("", user)
 
 
 # Concurrency
@@ -285,11 +438,16 @@ async def test_fifty_writers_with_etags_have_one_winner_a_round_and_leave_a_chai
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
     workspace = add(owner)
-    for turn, mode in zip(range(6), itertools.cycle([BillingMode.BYOK, BillingMode.DISABLED]), strict=False):
+    for turn in range(6):
         etag = (await repository.load_record(workspace, budget=BUDGET)).etag
         writers = [Announcement(f"writer-{number}", f"round {turn}") for number in range(50)]
+        # All of them want something else than what is stored, and not all the same.
+        wanted = [mode for mode in MODES if (mode and mode.value) != (await stored(repository, workspace))]
         changes = await asyncio.gather(
-            *(repository.save_override(workspace, mode, by=by, etag=etag, budget=BUDGET) for by in writers)
+            *(
+                repository.save_override(workspace, mode, by=by, etag=etag, budget=BUDGET)
+                for by, mode in zip(writers, itertools.cycle(wanted), strict=False)
+            )
         )
         winners = [change for change in changes if not change.stale]
         assert len(winners) == 1

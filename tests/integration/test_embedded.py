@@ -480,7 +480,8 @@ if ROOT:  # what only root can arrange
         finally:
             os.setgroups(groups)
         assert said[:5] == [str(NOBODY.uid), str(NOBODY.gid), str(NOBODY.gid), "0077", "/"]
-        assert said[5].split() == ["SigIgn:", "0" * 16]
+        ignored = int(said[5].split()[1], 16)
+        assert not ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1)  # Python's own doing
         assert said[6:10] == ["0", "1", "2", "3"]  # the last one is what ls reads
         assert {line.partition("=")[0] for line in said[10:-1]} == {"LC_ALL", "PATH", "PGCONNECT_TIMEOUT", "PWD", "TZ"}
 

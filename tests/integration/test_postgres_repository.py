@@ -94,9 +94,13 @@ BREAKAGES: Final = {
     "no_mode_column": Breakage(("ALTER TABLE workspaces DROP COLUMN llm_billing_mode CASCADE",), READS, SchemaNotReady),
     "no_change_log": Breakage((*DROP_TRIGGERS, "DROP TABLE workspace_billing_mode_changes"), (save,), SchemaNotReady),
     "no_id_column": Breakage(("ALTER TABLE workspaces RENAME COLUMN id TO key",), CALLS, SchemaNotReady),
-    "id_is_text": Breakage(("ALTER TABLE workspaces ALTER COLUMN id TYPE text",), CALLS, SchemaNotReady),
+    "id_is_text": Breakage((*DROP_TRIGGERS, "ALTER TABLE workspaces ALTER COLUMN id TYPE text"), CALLS, SchemaNotReady),
     "id_is_a_number": Breakage(
-        ("ALTER TABLE workspaces DROP COLUMN id", "ALTER TABLE workspaces ADD COLUMN id bigserial PRIMARY KEY"),
+        (
+            *DROP_TRIGGERS,
+            "ALTER TABLE workspaces DROP COLUMN id",
+            "ALTER TABLE workspaces ADD COLUMN id bigserial PRIMARY KEY",
+        ),
         CALLS,
         SchemaNotReady,
     ),

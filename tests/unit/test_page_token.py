@@ -1,6 +1,8 @@
 """Page tokens: opaque, bound to their list, and refused when they are not ours."""
 
 import base64
+import hashlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -41,3 +43,17 @@ def test_a_token_with_one_bit_changed_is_refused(position: int, place: int, bit:
 
     with pytest.raises(InvalidArgument):
         page_token.decode(base64.urlsafe_b64encode(raw).decode().rstrip("="), "")
+
+
+@pytest.mark.parametrize("spelt", [lambda token: token + "=", lambda token: token + "==", lambda token: " " + token])
+def test_another_spelling_of_a_token_is_refused(spelt: Callable[[str], str]) -> None:
+    with pytest.raises(InvalidArgument):
+        page_token.decode(spelt(page_token.encode("", 7)), "")
+
+
+def test_a_token_of_another_version_or_with_an_odd_number_is_refused() -> None:
+    for payload in (b"2||7", b"1||+7", b"1||0_7", b"1||-7", b"1||7|", b"1||" + b"9" * 30, "1||\u0667".encode()):
+        check = hashlib.sha256(b"billing_grpc page token" + payload).digest()[:8]
+        token = base64.urlsafe_b64encode(check + payload).decode().rstrip("=")
+        with pytest.raises(InvalidArgument):
+            page_token.decode(token, "")

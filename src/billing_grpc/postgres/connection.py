@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from typing import Any, ClassVar, Final, Self
 
 import psycopg
@@ -17,6 +18,13 @@ log = structlog.stdlib.get_logger(__name__)
 CONNECT_TIMEOUT: Final = 2
 """Seconds; libpq's floor."""
 
+# Not in the startup packet, where pgbouncer refuses such things. Rows that a policy hides would look like workspaces that do
+# not exist, and inherit: an error instead closes. A write reads after it has got its lock, which only "read committed" does.
+_SESSION: Final = """
+SET statement_timeout = '{statement_timeout}';
+SET row_security = off;
+SET default_transaction_isolation = 'read committed'
+"""
 _RETRY_FOR: Final = 0.55
 _RETRY_QUICK: Final = 0.2
 _RETRY_DELAYS: Final = (0.05, 0.1)
@@ -77,11 +85,14 @@ class Connection(psycopg.AsyncConnection[Any]):
     async def _prepare(cls, connection: Self) -> None:
         connection.adapters.register_loader("text", _TextAsBytes)
         connection.cur = AsyncRawCursor(connection)
-        # Rows that a policy hides would look like workspaces that do not exist, and inherit: an error instead closes.
-        # Not in the startup packet, where pgbouncer refuses it. A server that hangs right here is cut off.
+        # A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.sever)
         try:
-            await connection.cur.execute(f"SET statement_timeout = '{cls.statement_timeout}'; SET row_security = off")
+            await connection.cur.execute(_SESSION.format(statement_timeout=cls.statement_timeout))
+            # Not on every platform. Where it is, a session whose caller has cut the connection ends soon: it neither holds
+            # one of the server's few places nor writes what nobody waits for any more.
+            with suppress(psycopg.errors.InvalidParameterValue):
+                await connection.cur.execute("SET client_connection_check_interval = 100")
         finally:
             cut_off.cancel()
 

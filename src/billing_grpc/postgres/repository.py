@@ -32,7 +32,8 @@ LOAD_OVERRIDE: Final = "SELECT left(llm_billing_mode::text, 256) FROM workspaces
 LOAD_OVERRIDES: Final = "SELECT id, left(llm_billing_mode::text, 256) FROM workspaces WHERE id = ANY($1)"
 
 LOAD_RECORD: Final = """
-SELECT left(workspaces.llm_billing_mode::text, 256), last.change_id, last.change_time, last.principal, last.database_user
+SELECT left(workspaces.llm_billing_mode::text, 256), last.change_id::bigint, last.change_time::timestamptz,
+       last.principal::text, last.database_user::text
 FROM workspaces
 LEFT JOIN LATERAL (
     SELECT change_id, change_time, principal, database_user FROM workspace_billing_mode_changes
@@ -41,22 +42,28 @@ LEFT JOIN LATERAL (
 WHERE workspaces.id = $1
 """
 
-# A write is these, in one transaction and one round trip. Each statement sees what was committed when it began, so
-# everything is read after the lock was got: what a concurrent writer did before us is seen, and nothing comes between.
+# A write is these, in one round trip and so in one transaction. Each statement sees what was committed when it began, so
+# everything is read after the lock was got: what a concurrent writer did before us is seen, and nothing comes between. A
+# workspace that appears after the lock found none is not written: the answer says that there is none.
 ANNOUNCE: Final = """
 SELECT set_config('billing_grpc.principal', $1, true), set_config('billing_grpc.reason', $2, true),
-       set_config('billing_grpc.request_id', $3, true), set_config('statement_timeout', $4, true)
+       set_config('billing_grpc.request_id', $3, true), set_config('statement_timeout', $4, true),
+       set_config('billing_grpc.locked', 'no', true)
 """
-LOCK: Final = "SELECT FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"
+LOCK: Final = """
+SELECT set_config('billing_grpc.locked', 'yes', true)
+FROM (SELECT FROM workspaces WHERE id = $1 FOR NO KEY UPDATE) AS locked
+"""
 WRITE: Final = """
 UPDATE workspaces SET llm_billing_mode = $2::text
-WHERE id = $1 AND llm_billing_mode IS DISTINCT FROM $2::text AND ($3::text = '' OR $3::text = (
-    SELECT coalesce(max(change_id), 0)::text FROM workspace_billing_mode_changes WHERE workspace_id = $1))
+WHERE id = $1 AND current_setting('billing_grpc.locked') = 'yes' AND llm_billing_mode IS DISTINCT FROM $2::text
+    AND ($3::text = '' OR $3::text = (
+        SELECT coalesce(max(change_id), 0)::text FROM workspace_billing_mode_changes WHERE workspace_id = $1))
 """
 
 _CHANGE: Final = """
-SELECT change_id, workspace_id, change_time, left(previous_override, 256), left(new_override, 256), principal, database_user,
-       reason, request_id
+SELECT change_id::bigint, workspace_id::uuid, change_time::timestamptz, left(previous_override::text, 256),
+       left(new_override::text, 256), principal::text, database_user::text, reason::text, request_id::text
 FROM workspace_billing_mode_changes
 """
 LIST_CHANGES: Final = f"{_CHANGE} WHERE change_id < $1 ORDER BY change_id DESC LIMIT $2"
@@ -123,15 +130,18 @@ class PostgresRepository:
         key, text = UUID(workspace_id), None if mode is None else mode.value
 
         async def work(connection: Connection) -> OverrideChange:
-            async with connection.pipeline(), connection.transaction():
+            # Outside of a transaction, what a pipeline sends before its end is one.
+            async with connection.pipeline():
                 # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
                 # given up must not happen long after.
                 announced = [by.principal, by.reason, by.request_id, server_timeout(budget)]
                 await connection.execute(ANNOUNCE, announced)
-                await connection.execute(LOCK, [key])
+                locked = await connection.execute(LOCK, [key])
                 before = await connection.execute(LOAD_RECORD, [key], binary=True)
                 await connection.execute(WRITE, [key, text, etag])
                 after = await connection.execute(LOAD_RECORD, [key], binary=True)
+            if not locked.rowcount:
+                return OverrideChange(WorkspaceRecord(NO_WORKSPACE), WorkspaceRecord(NO_WORKSPACE))
             previous, current = _record(await before.fetchone()), _record(await after.fetchone())
             stale = bool(etag) and previous.override.exists and etag != previous.etag
             return OverrideChange(previous, current, stale)

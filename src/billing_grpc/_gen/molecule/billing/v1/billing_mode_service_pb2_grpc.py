@@ -240,7 +240,9 @@ class BillingModeServiceServicer:
 
         Database down: UNAVAILABLE, which means "outcome unknown".
         On a non-OK status the caller must not assume that the change was made. On
-        UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is.
+        UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
+        repeated with an etag, a change that was made comes back as ABORTED, with
+        that very change as the current state.
         ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
         decide again, and send its etag.
         """

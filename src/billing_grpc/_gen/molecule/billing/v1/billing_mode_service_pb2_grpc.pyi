@@ -142,7 +142,9 @@ class BillingModeServiceStub:
 
     Database down: UNAVAILABLE, which means "outcome unknown".
     On a non-OK status the caller must not assume that the change was made. On
-    UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is.
+    UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
+    repeated with an etag, a change that was made comes back as ABORTED, with
+    that very change as the current state.
     ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
     decide again, and send its etag.
     """
@@ -309,7 +311,9 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
 
     Database down: UNAVAILABLE, which means "outcome unknown".
     On a non-OK status the caller must not assume that the change was made. On
-    UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is.
+    UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
+    repeated with an etag, a change that was made comes back as ABORTED, with
+    that very change as the current state.
     ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
     decide again, and send its etag.
     """
@@ -497,7 +501,9 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Database down: UNAVAILABLE, which means "outcome unknown".
         On a non-OK status the caller must not assume that the change was made. On
-        UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is.
+        UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
+        repeated with an etag, a change that was made comes back as ABORTED, with
+        that very change as the current state.
         ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
         decide again, and send its etag.
         """
