@@ -25,7 +25,10 @@ SCANNING: Final = (
     b" CHECK (llm_billing_mode IS NULL OR llm_billing_mode IN ('platform_managed', 'byok', 'disabled'))"
 )
 TABLE: Final = b"CREATE TABLE workspaces (id uuid PRIMARY KEY, name text, updated_at timestamptz DEFAULT now())"
-FILL: Final = "INSERT INTO workspaces (id, name) SELECT gen_random_uuid(), repeat(md5(random()::text), %s) FROM generate_series(1, %s)"
+FILL: Final = """
+INSERT INTO workspaces (id, name)
+SELECT gen_random_uuid(), repeat(md5(random()::text), %s) FROM generate_series(1, %s)
+"""
 READ: Final = b"SELECT name FROM workspaces WHERE id = '00000000-0000-4000-8000-000000000000'"
 WRITE: Final = b"UPDATE workspaces SET updated_at = now() WHERE id = '00000000-0000-4000-8000-000000000000'"
 

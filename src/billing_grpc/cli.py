@@ -13,6 +13,7 @@ from billing_grpc.config import Settings, load_database_url, load_settings
 from billing_grpc.credentials import NAME_RULE, is_name, token_digest
 from billing_grpc.errors import SettingsError, StartupError
 from billing_grpc.model import Role
+from billing_grpc.server import run
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -90,9 +91,6 @@ def token_new(name: str, role: str) -> None:
 
 
 def _serve(**flags: str | None) -> None:
-    # The server's libraries are loaded here and not above: a call command needs none of them, and starts the faster.
-    from billing_grpc.server import run  # noqa: PLC0415 - see above
-
     by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
     run(load_settings(by_setting), click.echo)
 
