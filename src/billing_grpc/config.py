@@ -21,6 +21,7 @@ from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.setting_types import (
     Addresses,
     CommaSeparated,
+    Count,
     DatabaseUrl,
     FileMode,
     LogLevel,
@@ -139,19 +140,17 @@ class Settings(_FromEnvironment):
         le=64 << 20,
         description="the largest request",
     )
-    max_concurrent_calls: int = Field(
+    max_concurrent_calls: Count = Field(
         DEFAULTS.max_concurrent_calls,
         alias="BILLING_GRPC_MAX_CONCURRENT_CALLS",
-        ge=1,
         description="calls at once; more are refused, health checks excepted",
     )
-    max_watchers: int = Field(
+    max_watchers: Count = Field(
         DEFAULTS.max_watchers,
         alias="BILLING_GRPC_MAX_WATCHERS",
-        ge=1,
         description="streams of health and reflection at once; more are refused",
     )
-    max_streams: int = Field(
+    max_streams: Count = Field(
         DEFAULTS.max_streams, alias="BILLING_GRPC_MAX_STREAMS", ge=1, description="calls at once on one connection"
     )
     request_timeout: Seconds = Field(
@@ -171,10 +170,9 @@ class Settings(_FromEnvironment):
         le=1 << 20,
         description="the largest metadata of a call",
     )
-    max_connections: int = Field(
+    max_connections: Count = Field(
         DEFAULTS.max_connections,
         alias="BILLING_GRPC_MAX_CONNECTIONS",
-        ge=1,
         description="connections at once on a listener",
     )
     max_connection_age: Seconds = Field(

@@ -58,8 +58,10 @@ def _upper(value: object) -> object:
     return value.upper() if isinstance(value, str) else value
 
 
+Count = Annotated[int, Ge(1), Le(1_000_000)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
-Seconds = Annotated[float, Ge(0.1), Le(86_400 * 30), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
+# gRPC counts milliseconds in 32 bits: 24 days and a half.
+Seconds = Annotated[float, Ge(0.1), Le(86_400 * 24), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
 
 
 def _postgres_address(value: SecretStr | None) -> SecretStr | None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ from billing_grpc.watched_file import Complaint, WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
+_RETRY_SECONDS: Final = 1.0
+"""How often files that were found broken are looked at again: what was wrong may not have been in them."""
 _MAX_BYTES: Final = 1 << 20
 _TRIES: Final = 3
 """How often files that are being replaced just now are read again before they count as broken."""
@@ -38,6 +41,7 @@ class TlsFiles:
         # Handshakes happen on gRPC's threads.
         self._lock = threading.Lock()
         self._problems: list[str] = []
+        self._tried = 0.0
         self._complaint = Complaint()
         self._current = self._read()
         self._warn_of_the_end()
@@ -63,7 +67,8 @@ class TlsFiles:
     def current(self) -> tuple[bytes, bytes, bytes | None]:
         """Key, certificate chain and client CA in force."""
         with self._lock:
-            if any(file.changed() for file in self._files()):
+            changed = any(file.changed() for file in self._files())
+            if changed or (self._problems and time.monotonic() - self._tried >= _RETRY_SECONDS):
                 self._take_up()
             elif self._problems:
                 self._complain()
@@ -76,6 +81,7 @@ class TlsFiles:
             self._take_up()
 
     def _take_up(self) -> None:
+        self._tried = time.monotonic()
         try:
             self._current = self._read()
         except SettingsError as error:

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
+from structlog.testing import capture_logs
 
 from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout, StorageError
@@ -558,6 +559,42 @@ async def test_a_write_that_its_caller_gave_up_does_not_happen_later(
     await asyncio.sleep(0.2)
 
     assert (await repository.load_override(workspace, budget=BUDGET)).text is None
+
+
+async def test_a_write_that_first_waited_for_a_connection_does_not_happen_later_either(
+    service_url: str, repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace, other = add(owner), add(owner)
+    async with PostgresRepository.opened(service_url, size=1) as narrow:
+        with psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM workspaces WHERE id = ANY(%s) FOR UPDATE", [[workspace, other]])
+            first = asyncio.create_task(narrow.save_override(other, BillingMode.BYOK, by=BY, budget=0.7))
+            await asyncio.sleep(0.05)
+            with pytest.raises(DatabaseTimeout):
+                await narrow.save_override(workspace, BillingMode.BYOK, by=BY, budget=0.9)
+            with pytest.raises(DatabaseTimeout):
+                await first
+        await asyncio.sleep(0.3)
+
+    assert await stored(repository, workspace) is None
+    assert await stored(repository, other) is None
+
+
+async def test_what_is_checked_only_at_the_commit_rolls_back_and_keeps_the_connection(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner)
+    owner.execute("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$")
+    owner.execute(
+        "CREATE CONSTRAINT TRIGGER refuse AFTER UPDATE ON workspaces DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    with capture_logs() as logs, pytest.raises(StorageError):
+        await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
+
+    assert [line["error"] for line in logs if line["event"] == "storage failed"] == ["RaiseException"]
+    assert await stored(repository, workspace) is None
+    assert await log_of(repository, workspace) == []
 
 
 # Pages

@@ -157,3 +157,19 @@ async def test_a_stranger_is_told_to_show_who_it_is_even_when_every_place_is_tak
         assert await site.code(metadata=()) is grpc.StatusCode.UNAUTHENTICATED
         assert await site.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await running is grpc.StatusCode.OK
+
+
+async def test_a_call_that_is_cancelled_before_its_request_came_is_logged_as_cancelled() -> None:
+    async with running_server(InMemoryRepository()) as target, grpc.aio.insecure_channel(target) as channel:
+        with capture_logs() as logs:
+            for _ in range(20):
+                call: Any = channel.stream_unary("/molecule.billing.v1.BillingModeService/ResolveBillingMode")(
+                    timeout=5
+                )
+                await asyncio.sleep(0.02)
+                call.cancel()
+            deadline = asyncio.get_running_loop().time() + 10
+            while len(logs) < 20 and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.02)
+
+    assert {line["code"] for line in logs if line["event"] == "call"} == {"CANCELLED"}

@@ -1,12 +1,14 @@
 """TLS and mutual TLS over real sockets: who gets in, who does not, and renewal without a restart."""
 
 import datetime as dt
+import errno
 import os
 import re
 import ssl
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -427,3 +429,24 @@ async def test_a_unix_socket_has_the_mode_that_the_operator_set(mode: int) -> No
     finally:
         os.umask(umask)
         path.unlink(missing_ok=True)
+
+
+def test_files_that_could_not_be_checked_for_a_moment_are_checked_again(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = TlsFiles(files.certificate, files.key, None)
+    old = tls.current()
+    files.renew()
+    with monkeypatch.context() as patched:
+
+        def no_descriptors_left(*_: object, **__: object) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        patched.setattr(ssl.SSLContext, "load_cert_chain", no_descriptors_left)
+        assert tls.current() == old
+
+    deadline = time.monotonic() + 10
+    while tls.current() == old:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert tls.current()[1] == files.certificate.read_bytes()

@@ -154,6 +154,16 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "a socket mode that is none": ({"BILLING_GRPC_UNIX_MODE": "rw"}, "BILLING_GRPC_UNIX_MODE", "octal"),
     "no calls at all": ({"BILLING_GRPC_MAX_CONCURRENT_CALLS": "0"}, "BILLING_GRPC_MAX_CONCURRENT_CALLS", "greater"),
+    "an age beyond what gRPC counts": (
+        {"BILLING_GRPC_MAX_CONNECTION_AGE": "2592000"},
+        "BILLING_GRPC_MAX_CONNECTION_AGE",
+        "less than or equal",
+    ),
+    "more streams than gRPC counts": (
+        {"BILLING_GRPC_MAX_STREAMS": "3000000000"},
+        "BILLING_GRPC_MAX_STREAMS",
+        "less than or equal",
+    ),
     "an age that never comes": (
         {"BILLING_GRPC_MAX_CONNECTION_AGE": "inf"},
         "BILLING_GRPC_MAX_CONNECTION_AGE",

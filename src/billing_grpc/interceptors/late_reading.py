@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -51,6 +51,10 @@ class LateReading(grpc.aio.ServerInterceptor):
         return make(reading, None, handler.response_serializer)
 
 
+_CANCELLATION_PAUSE: Final = 0.005
+"""Seconds."""
+
+
 def _first(behaviour: Behaviour, parse: Parse, seconds: float) -> Behaviour:
     async def request(requests: AsyncIterator[bytes], context: "Context") -> Any:
         try:
@@ -59,6 +63,9 @@ def _first(behaviour: Behaviour, parse: Parse, seconds: float) -> Behaviour:
         except TimeoutError:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request did not arrive in time")
         except StopAsyncIteration:
+            # gRPC ends the stream too when the call is cancelled, late or too large, and says so a few turns of the loop
+            # later: that cancellation, when there is one, arrives here.
+            await asyncio.sleep(_CANCELLATION_PAUSE)
             raise _not_a_message() from None
         return _parsed(raw, parse)
 

@@ -37,9 +37,14 @@ _DRAIN_EVERY: Final = 1.0
 """Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
 
 
-def server_timeout(budget: float) -> str:
-    """After how long the server is to end a statement of a call with this budget, as Postgres takes it."""
-    return f"{max(1, int(budget * _STATEMENT_AT * 1000))}ms"
+def server_timeout(budget: float, used: float = 0) -> str:
+    """After how long the server is to end a statement, as Postgres takes it.
+
+    Args:
+        budget: of the call, in seconds.
+        used: the seconds of it that are over, as spent waiting for a connection.
+    """
+    return f"{max(1, int((budget * _STATEMENT_AT - used) * 1000))}ms"
 
 
 def parse_address(database_url: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The `Repository` on PostgreSQL: the SQL, and rows into the model."""
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
@@ -60,6 +61,9 @@ WHERE id = $1 AND current_setting('billing_grpc.locked') = 'yes' AND llm_billing
     AND ($3::text = '' OR $3::text = (
         SELECT coalesce(max(change_id), 0)::text FROM workspace_billing_mode_changes WHERE workspace_id = $1))
 """
+
+# What is put off until the commit would fail where nobody can tell why.
+CHECK_NOW: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
 _CHANGE: Final = """
 SELECT change_id::bigint, workspace_id::uuid, change_time::timestamptz, left(previous_override::text, 256),
@@ -128,18 +132,21 @@ class PostgresRepository:
     ) -> OverrideChange:
         """As `Repository` says."""
         key, text = UUID(workspace_id), None if mode is None else mode.value
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
 
         async def work(connection: Connection) -> OverrideChange:
             # Outside of a transaction, what a pipeline sends before its end is one.
             async with connection.pipeline():
                 # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
                 # given up must not happen long after.
-                announced = [by.principal, by.reason, by.request_id, server_timeout(budget)]
+                announced = [by.principal, by.reason, by.request_id, server_timeout(budget, loop.time() - asked)]
                 await connection.execute(ANNOUNCE, announced)
                 locked = await connection.execute(LOCK, [key])
                 before = await connection.execute(LOAD_RECORD, [key], binary=True)
                 await connection.execute(WRITE, [key, text, etag])
                 after = await connection.execute(LOAD_RECORD, [key], binary=True)
+                await connection.execute(CHECK_NOW)
             if not locked.rowcount:
                 return OverrideChange(WorkspaceRecord(NO_WORKSPACE), WorkspaceRecord(NO_WORKSPACE))
             previous, current = _record(await before.fetchone()), _record(await after.fetchone())
