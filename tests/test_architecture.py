@@ -38,6 +38,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "certificate": set(),
     "tls": {"certificate", "errors", "watched_file"},
     "limits": set(),
+    "limit_settings": {"limits", "setting_types"},
     "logs": set(),
     "demo": {"addresses"},
     "postgres": PURE | {"repository"},
@@ -46,7 +47,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "setting_types": {"addresses"},
     # Asks those who will use addresses and files whether they can be used, so that all problems are said at once.
     "config": {
-        *("addresses", "errors", "limits", "postgres", "principals_file", "secrets", "setting_types", "tls"),
+        *("addresses", "errors", "limit_settings", "postgres", "principals_file", "secrets", "setting_types", "tls"),
     },
     "convert": PURE | {"_gen"},
     "servicer": {
@@ -97,7 +98,19 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         ),
         *("postgres", "principals_file", "repository", "rpc_server", "secrets", "servicer", "tls"),
     },
-    "cli": {"__init__", "cli_calls", "config", "credentials", "errors", "migrations", "model", "server"},
+    "cli": {
+        *(
+            "__init__",
+            "cli_calls",
+            "config",
+            "credentials",
+            "errors",
+            "limit_settings",
+            "migrations",
+            "model",
+            "server",
+        ),
+    },
 }
 
 ONLY_THERE: Final = {
@@ -105,7 +118,7 @@ ONLY_THERE: Final = {
     "psycopg_pool": {"postgres"},
     "yoyo": {"migrations"},
     "click": {"cli", "cli_calls"},
-    "pydantic": {"config", "setting_types", "cli"},
+    "pydantic": {"config", "limit_settings", "setting_types", "cli"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
     "grpc": {"_gen", "interceptors", "rpc_server", "tls", "cli_calls"},

@@ -12,6 +12,7 @@ from billing_grpc.cli_calls import call_commands
 from billing_grpc.config import Settings, load_database_url, load_settings
 from billing_grpc.credentials import NAME_RULE, is_name, token_digest
 from billing_grpc.errors import SettingsError, StartupError
+from billing_grpc.limit_settings import LimitSettings
 from billing_grpc.model import Role
 from billing_grpc.server import run
 
@@ -107,7 +108,8 @@ def _serve_command() -> click.Command:
             help=f"{field.description} (setting: {_setting(field)})",
             metavar="VALUE",
         )
-        for name, field in Settings.model_fields.items()
+        # The limits last: few people look for them.
+        for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in LimitSettings.model_fields)
     ]
     return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
 

@@ -5,7 +5,6 @@ and interpreted by the resolver.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,24 +13,21 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import SettingsError
-from billing_grpc.limits import Limits
+from billing_grpc.limit_settings import LimitSettings
 from billing_grpc.postgres import parse_address
 from billing_grpc.principals_file import PrincipalsFile
 from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.setting_types import (
     Addresses,
     CommaSeparated,
-    Count,
     DatabaseUrl,
     FileMode,
     LogLevel,
     MetricsAddress,
-    Seconds,
     Switch,
 )
 from billing_grpc.tls import TlsFiles
 
-DEFAULTS: Final = Limits()
 _MAX_STORAGE_TIMEOUT: Final = 60
 
 
@@ -52,7 +48,7 @@ class DatabaseSettings(_FromEnvironment):
     database_url: DatabaseUrl = Field(None, alias="DATABASE_URL")
 
 
-class Settings(_FromEnvironment):
+class Settings(_FromEnvironment, LimitSettings):
     """All settings of `billing-grpc serve`.
 
     Fields stand in the order in which they are checked: one that looks at another stands after it.
@@ -133,73 +129,6 @@ class Settings(_FromEnvironment):
         "auto", alias="BILLING_GRPC_LOG_FORMAT", description="console, json; auto: console on a terminal, else json"
     )
     log_level: LogLevel = Field("INFO", alias="BILLING_GRPC_LOG_LEVEL", description="DEBUG, INFO, WARNING, ERROR")
-    max_message_bytes: int = Field(
-        DEFAULTS.max_message_bytes,
-        alias="BILLING_GRPC_MAX_MESSAGE_BYTES",
-        ge=1024,
-        le=64 << 20,
-        description="the largest request",
-    )
-    max_concurrent_calls: Count = Field(
-        DEFAULTS.max_concurrent_calls,
-        alias="BILLING_GRPC_MAX_CONCURRENT_CALLS",
-        description="calls at once; more are refused, health checks excepted",
-    )
-    max_watchers: Count = Field(
-        DEFAULTS.max_watchers,
-        alias="BILLING_GRPC_MAX_WATCHERS",
-        description="streams of health and reflection at once; more are refused",
-    )
-    max_streams: Count = Field(
-        DEFAULTS.max_streams, alias="BILLING_GRPC_MAX_STREAMS", ge=1, description="calls at once on one connection"
-    )
-    request_timeout: Seconds = Field(
-        DEFAULTS.request_timeout,
-        alias="BILLING_GRPC_REQUEST_TIMEOUT",
-        description="seconds in which a caller has to send its request",
-    )
-    open_request_timeout: Seconds = Field(
-        DEFAULTS.open_request_timeout,
-        alias="BILLING_GRPC_OPEN_REQUEST_TIMEOUT",
-        description="the same for health checks",
-    )
-    max_header_bytes: int = Field(
-        DEFAULTS.max_header_bytes,
-        alias="BILLING_GRPC_MAX_HEADER_BYTES",
-        ge=1024,
-        le=1 << 20,
-        description="the largest metadata of a call",
-    )
-    max_connections: Count = Field(
-        DEFAULTS.max_connections,
-        alias="BILLING_GRPC_MAX_CONNECTIONS",
-        description="connections at once on a listener",
-    )
-    max_connection_age: Seconds = Field(
-        DEFAULTS.max_connection_age,
-        alias="BILLING_GRPC_MAX_CONNECTION_AGE",
-        description="seconds after which a connection is asked to go",
-    )
-    max_connection_age_grace: Seconds = Field(
-        DEFAULTS.max_connection_age_grace,
-        alias="BILLING_GRPC_MAX_CONNECTION_AGE_GRACE",
-        description="seconds that calls on such a connection still get",
-    )
-    max_connection_idle: Seconds = Field(
-        DEFAULTS.max_connection_idle,
-        alias="BILLING_GRPC_MAX_CONNECTION_IDLE",
-        description="seconds after which a connection without a call is asked to go",
-    )
-    min_ping_interval: Seconds = Field(
-        DEFAULTS.min_ping_interval,
-        alias="BILLING_GRPC_MIN_PING_INTERVAL",
-        description="seconds a client must leave between keepalive pings",
-    )
-    handshake_timeout: Seconds = Field(
-        DEFAULTS.handshake_timeout,
-        alias="BILLING_GRPC_HANDSHAKE_TIMEOUT",
-        description="seconds in which a connection must become one of gRPC",
-    )
     data_dir: Path | None = Field(
         None,
         alias="BILLING_GRPC_DATA_DIR",
@@ -291,10 +220,6 @@ class Settings(_FromEnvironment):
                 f"{', '.join(reserved)}: {RESERVED_PREFIX}* is refused in every mode already; leave it out"
             )
         return tuple(name for _, name in names if name is not None)
-
-    def limits(self) -> Limits:
-        """The settings that are limits."""
-        return Limits(**{each.name: getattr(self, each.name) for each in fields(Limits)})
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
