@@ -42,7 +42,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print the a
 def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Say who pays for a workspace, and why. An empty id ("") asks for one that does not exist yet."""
     request = service_pb.ResolveBillingModeRequest(workspace_id=workspace_id)
-    answer = _call(address, lambda stub: stub.ResolveBillingMode(request))
+    answer = _call(
+        address, lambda stub: stub.ResolveBillingMode(request, timeout=service_config.timeout("ResolveBillingMode"))
+    )
     _show(answer, answer.resolution, as_json=as_json)
 
 
@@ -53,7 +55,10 @@ def resolve(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FB
 def get(address: str, workspace_id: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it by name
     """Show an existing workspace's billing mode."""
     request = service_pb.GetWorkspaceBillingModeRequest(workspace_id=workspace_id)
-    answer = _call(address, lambda stub: stub.GetWorkspaceBillingMode(request))
+    answer = _call(
+        address,
+        lambda stub: stub.GetWorkspaceBillingMode(request, timeout=service_config.timeout("GetWorkspaceBillingMode")),
+    )
     _show(answer, answer.billing_mode.resolution, as_json=as_json)
 
 
@@ -88,7 +93,10 @@ def call_commands() -> list[click.Command]:
 
 
 def _set(address: str, request: service_pb.SetWorkspaceBillingModeRequest, *, as_json: bool) -> None:
-    answer = _call(address, lambda stub: stub.SetWorkspaceBillingMode(request))
+    answer = _call(
+        address,
+        lambda stub: stub.SetWorkspaceBillingMode(request, timeout=service_config.timeout("SetWorkspaceBillingMode")),
+    )
     _show(answer, answer.billing_mode.resolution, as_json=as_json)
     if not as_json:
         before = _text(pb.BillingMode.Name(answer.previous.resolved_mode), "BILLING_MODE_")

@@ -56,10 +56,12 @@ async def test_a_channel_with_the_policy_repeats_what_was_unavailable_three_time
     assert repository.calls == calls
 
 
-async def test_a_channel_with_the_policy_has_a_deadline_without_being_told() -> None:
-    # Nobody listens behind this address, and nothing refuses.
-    async with grpc.aio.insecure_channel("unix:/nowhere", options=service_config.channel_options()) as channel:
-        stub: Any = service_grpc.BillingModeServiceStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await stub.ResolveBillingMode(service_pb.ResolveBillingModeRequest(), wait_for_ready=True)
-        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+@pytest.mark.parametrize("method", [method.name for method in SERVICE.methods])
+def test_every_method_has_its_timeout_for_callers_to_give(method: str) -> None:
+    assert service_config.timeout(method) == 5.0
+
+
+def test_the_channel_itself_is_given_no_timeout() -> None:
+    options = dict(service_config.channel_options())
+
+    assert "timeout" not in str(options["grpc.service_config"])
