@@ -102,6 +102,10 @@ class WorkspaceRecord:
         """Changes with every change of the override and with nothing else."""
         return str(self.change_id)
 
+    def makes_stale(self, etag: str) -> bool:
+        """Whether a caller's etag is stale: given, of a workspace that exists, and not this one."""
+        return bool(etag) and self.override.exists and etag != self.etag
+
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceView:

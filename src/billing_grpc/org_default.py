@@ -26,11 +26,9 @@ class OrgDefault(Protocol):
 
     def current(self) -> str | None:
         """The text as published now; None when there is none."""
-        ...
 
     def reload(self) -> None:
         """Looks again, whether or not anything seems to have changed."""
-        ...
 
 
 class FixedOrgDefault:

@@ -21,11 +21,9 @@ class PrincipalDirectory(Protocol):
 
     def current(self) -> Principals:
         """The principals in force."""
-        ...
 
     def reload(self) -> None:
         """Looks again, whether or not anything seems to have changed."""
-        ...
 
 
 class FixedPrincipals:

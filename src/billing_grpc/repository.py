@@ -23,7 +23,6 @@ class Repository(Protocol):
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
         """What is stored for a workspace; `NO_WORKSPACE` when there is none."""
-        ...
 
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
@@ -33,11 +32,9 @@ class Repository(Protocol):
         A workspace that is not stored is absent from the answer; one whose row alone could not be understood has its
         error in it. Raises when the read as a whole failed.
         """
-        ...
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
         """What is stored for a workspace and who left it so, as of one moment."""
-        ...
 
     async def save_override(
         self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
@@ -47,10 +44,8 @@ class Repository(Protocol):
         Writes nothing when the workspace does not exist, when `etag` is neither empty nor the workspace's, or when the
         workspace already says so; looked at in this order. Safe to repeat.
         """
-        ...
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[RecordedChange]:
         """Entries of the change log, newest first: of one workspace or all, older than the entry `before`."""
-        ...

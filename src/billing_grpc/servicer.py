@@ -37,7 +37,6 @@ class CallContext(Protocol):
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline; None when it has none."""
-        ...
 
 
 class BillingModeService(service_grpc.BillingModeServiceServicer):
@@ -128,7 +127,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> OverrideChange:
         """What `save_override` would answer, with nothing written and so the etag as it is."""
         previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
-        stale = bool(etag) and etag != previous.etag
+        stale = previous.makes_stale(etag)
         if stale or previous.override == NO_WORKSPACE:
             return OverrideChange(previous, previous, stale)
         wanted = StoredOverride(None if mode is None else mode.value)

@@ -69,7 +69,7 @@ class InMemoryRepository:
         """As `Repository` says."""
         await self._answer(budget)
         previous, text = self._record(workspace_id), None if mode is None else mode.value
-        stale = bool(etag) and previous.override.exists and etag != previous.etag
+        stale = previous.makes_stale(etag)
         if not stale and previous.override.exists and self.overrides[workspace_id] != text:
             self.overrides[workspace_id] = text
             self.changes.append(

@@ -150,7 +150,7 @@ class PostgresRepository:
             if not locked.rowcount:
                 return OverrideChange(WorkspaceRecord(NO_WORKSPACE), WorkspaceRecord(NO_WORKSPACE))
             previous, current = _record(await before.fetchone()), _record(await after.fetchone())
-            stale = bool(etag) and previous.override.exists and etag != previous.etag
+            stale = previous.makes_stale(etag)
             return OverrideChange(previous, current, stale)
 
         return await self._pool.run(work, budget=budget, repeatable=False)
