@@ -51,7 +51,7 @@ build: $(DEV_READY) ## build the wheel and the source distribution into dist/
 
 # No option that would write the address of a package index: versions and hashes are the pin.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	--system-certs --extra embedded --group build pyproject.toml
+	--system-certs --extra embedded --extra tracing --group build pyproject.toml
 lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
 	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
