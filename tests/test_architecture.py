@@ -77,6 +77,13 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "testing": PURE
     | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
     "service_config": set(),
+    # The client: pure modules and the contract, and nothing of the server.
+    "closed": PURE | {"provision", "resolver", "secrets", "validation"},
+    "answers": PURE | {"_gen", "convert", "provision", "resolver", "secrets"},
+    "call_errors": {"_gen", "answers", "convert", "errors"},
+    "dial": {"__init__", "errors", "service_config", "watched_file"},
+    "calls": PURE | {"_gen", "call_errors", "dial", "service_config"},
+    "client": PURE | {"_gen", "answers", "calls", "closed", "convert", "dial", "secrets", "validation"},
     "cli_calls": {"_gen", "convert", "model", "service_config"},
     "_gen": set(),
     "__init__": set(),
@@ -121,7 +128,7 @@ ONLY_THERE: Final = {
     "pydantic": {"config", "limit_settings", "setting_types", "cli"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
-    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "cli_calls"},
+    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "call_errors", "dial", "calls", "cli_calls"},
     "structlog": {
         "decision_log",
         "interceptors",

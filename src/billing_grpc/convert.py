@@ -50,11 +50,13 @@ SOURCE_TO_PROTO: Final = {
     BillingModeSource.ORG_DEFAULT: pb.BILLING_MODE_SOURCE_ORG_DEFAULT,
     BillingModeSource.CONSTANT_FALLBACK: pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK,
 }
+SOURCE_FROM_PROTO: Final = {number: source for source, number in SOURCE_TO_PROTO.items()}
 VERDICT_TO_PROTO: Final = {
     SecretVerdict.ALLOWED: pb.SECRET_VERDICT_ALLOWED,
     SecretVerdict.BLOCKED_PLATFORM_MANAGED: pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED,
     SecretVerdict.BLOCKED_RESERVED: pb.SECRET_VERDICT_BLOCKED_RESERVED,
 }
+VERDICT_FROM_PROTO: Final = {number: verdict for verdict, number in VERDICT_TO_PROTO.items()}
 
 STATUS_CODES: Final[dict[type[RequestError], int]] = {
     InvalidArgument: code_pb2.INVALID_ARGUMENT,

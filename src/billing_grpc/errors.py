@@ -14,6 +14,10 @@
     │       ├── SchemaNotReady        the migrations were not run
     │       ├── DatabaseDenied        the role may not, or the credentials are wrong
     │       └── ValueUnreadable       an answer came and could not be understood
+    ├── CallError                     a client has no answer that it may use; never sent by a server
+    │   ├── ServerUnreachable         no connection, no answer in time, or the call was cut short
+    │   ├── ServerRefused             the server, or something on the way, said no
+    │   └── AnswerInvalid             an answer came that is unknown, garbled or contradicts itself
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed
         ├── ListenError               an address cannot be listened on
@@ -173,6 +177,39 @@ STORAGE_ERRORS: Final[dict[str, type[StorageError]]] = {
     for error in (DatabaseUnreachable, DatabaseTimeout, SchemaNotReady, DatabaseDenied, ValueUnreadable)
 }
 """The storage errors by reason."""
+
+
+class CallError(BillingError):
+    """A client has no answer that it may use.
+
+    Attributes:
+        reason: the UPPER_SNAKE reason of the contract that a closed answer carries.
+        message: a sentence for people.
+    """
+
+    reason: ClassVar[str] = ""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ServerUnreachable(CallError):
+    """No connection, no answer in time, or the call was cut short; after a write, the outcome is unknown."""
+
+    reason = "SERVER_UNREACHABLE"
+
+
+class ServerRefused(CallError):
+    """The server, or something on the way to it, said no in a way that has no class of its own."""
+
+    reason = "SERVER_REFUSED"
+
+
+class AnswerInvalid(CallError):
+    """An answer came that is unknown, garbled or contradicts itself; after a write, the outcome is unknown."""
+
+    reason = "ANSWER_INVALID"
 
 
 class StartupError(BillingError):

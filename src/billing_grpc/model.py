@@ -150,12 +150,11 @@ class OverrideChange:
     stale: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedChange:
-    """One entry of the change log.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change of a workspace's override.
 
     Attributes:
-        change_id: its number; for one workspace, in the order of the changes.
         workspace_id: canonical, lower case.
         change_time: with time zone.
         previous_override: the stored text before, cut to 256 characters; None for "inherited".
@@ -166,7 +165,6 @@ class RecordedChange:
         request_id: empty when the change did not come through this service.
     """
 
-    change_id: int
     workspace_id: str
     change_time: datetime
     previous_override: str | None
@@ -175,6 +173,58 @@ class RecordedChange:
     database_user: str
     reason: str
     request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedChange(Change):
+    """One entry of the change log, as storage knows it.
+
+    Attributes:
+        change_id: its number; for one workspace, in the order of the changes.
+    """
+
+    change_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedChange(Change):
+    """One entry of the change log, as a caller sees it.
+
+    Attributes:
+        change_id: names the change; opaque.
+    """
+
+    change_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspaceBillingMode:
+    """A workspace's billing mode as a caller sees it.
+
+    Attributes:
+        resolution: the mode in force and why.
+        etag: opaque; sent back, it lets a write happen only if nothing changed since.
+        update_time: when the override last changed, with time zone; None when no change was ever recorded.
+        updated_by: who did; empty when no change was ever recorded.
+    """
+
+    resolution: Resolution
+    etag: str
+    update_time: datetime | None
+    updated_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class BillingModeUpdate:
+    """What a write left behind and what it found, as a caller sees it.
+
+    Attributes:
+        current: the state after the call; that which would result, when the call was to validate only.
+        previous: the resolution before.
+    """
+
+    current: WorkspaceBillingMode
+    previous: Resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +240,21 @@ class SecretKeyVerdict:
     secret_key: str
     verdict: SecretVerdict
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SecretWriteDecision:
+    """Whether secrets may be stored under some names.
+
+    Attributes:
+        allowed: whether all of them may.
+        verdicts: one for each key asked about, in that order.
+        resolution: the resolution that decided; None when no key needed a mode.
+    """
+
+    allowed: bool
+    verdicts: tuple[SecretKeyVerdict, ...]
+    resolution: Resolution | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What to strip from a container's environment, and what to set in it. Pure (contract, section 5)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from billing_grpc.model import BillingMode, ProvisionPlan, Resolution
@@ -33,3 +33,20 @@ def plan(resolution: Resolution, keys: KeyList, env_keys: Iterable[str] = ()) ->
         set_env=dict.fromkeys(MODE_VARIABLES, resolution.mode.value),
         route_via_platform_proxy=closed,
     )
+
+
+def apply(plan: ProvisionPlan, env: Mapping[str, str]) -> dict[str, str]:
+    """The environment to start a container with.
+
+    Args:
+        plan: what to strip and what to set; a closed one when the service could not be asked.
+        env: the environment as it would be without the plan; not changed.
+
+    Returns:
+        `env` in its order, without every variable whose name is a spelling of a stripped one, whatever its case and the
+        space around it, and with what the plan sets. All else is as it was, character for character.
+    """
+    spelt = set(plan.strip_keys)
+    names = {name for key in plan.strip_keys if (name := normalise(key)) is not None}
+    kept = {key: value for key, value in env.items() if key not in spelt and normalise(key) not in names}
+    return kept | plan.set_env

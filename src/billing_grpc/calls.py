@@ -1,0 +1,145 @@
+"""One call: its deadline, its credentials, its errors, and the one place where a decision without an answer is closed."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from prometheus_client import Counter
+
+from billing_grpc import service_config
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.call_errors import call_error
+from billing_grpc.dial import Dialer
+from billing_grpc.errors import AnswerInvalid, BillingError, CallError, ServerRefused, ServerUnreachable, StorageError
+from billing_grpc.model import ResolutionError
+
+# The application's own logging and metrics, not the service's: this module lives in other people's processes.
+log = logging.getLogger("billing_grpc.client")
+
+CLOSED_ANSWERS: Final = Counter(
+    "billing_grpc_client_closed_answers",
+    "Decisions that were closed because no answer could be had or used, by method and reason.",
+    ["method", "reason"],
+)
+
+LONGEST_TIMEOUT: Final = 3600.0
+"""Seconds; always a deadline."""
+
+_REASONS: Final = {
+    ServerUnreachable.reason: "the server cannot be reached, or did not answer in time; retry",
+    ServerRefused.reason: "the server refused to answer; the caller's log says why",
+    AnswerInvalid.reason: "the server's answer cannot be used; the caller's log says why",
+}
+
+Request = TypeVar("Request", bound=Message)
+Answer = TypeVar("Answer", bound=Message)
+Decision = TypeVar("Decision")
+if TYPE_CHECKING:
+    Stub = service_grpc.BillingModeServiceAsyncStub
+else:
+    # The same class serves both kinds of channel; only the type stubs tell them apart.
+    Stub = service_grpc.BillingModeServiceStub
+
+
+class Calls:
+    """Makes the calls of one client.
+
+    Args:
+        dialer: the way to the server.
+        timeout: seconds that a call may take; None for what the shipped service config says of its method.
+    """
+
+    def __init__(self, dialer: Dialer, timeout: float | None) -> None:
+        self._dialer = dialer
+        self._timeout = timeout
+
+    async def call(
+        self,
+        method: Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[Request, Answer]],
+        name: str,
+        request: Request,
+        timeout: float | None = None,
+    ) -> Answer:
+        """What the server answers.
+
+        Args:
+            method: picks the method from a stub.
+            name: the method's bare name.
+            request: the request.
+            timeout: seconds, instead of the client's.
+
+        Raises:
+            BillingError: there is no answer; as `call_errors.call_error` says.
+            ValueError: a timeout that is none.
+        """
+        wanted = self._timeout if timeout is None else timeout
+        seconds = service_config.timeout(name) if wanted is None else wanted
+        if not 0 < seconds <= LONGEST_TIMEOUT:
+            raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {seconds}")
+        request_id = uuid.uuid4().hex
+        metadata = [("x-request-id", request_id)]
+        authorization = self._dialer.authorization()
+        if authorization is not None:
+            metadata.append(("authorization", authorization))
+        try:
+            answer = await method(Stub(self._dialer.channel()))(request, timeout=seconds, metadata=tuple(metadata))
+        except grpc.aio.AioRpcError as error:
+            failure = call_error(error)
+            failure.add_note(f"request id {request_id}")
+            raise failure from error
+        except asyncio.CancelledError:
+            # gRPC says the same when this task is cancelled and when the channel is closed under it.
+            if _is_cancelled():
+                raise
+            raise ServerUnreachable("this client was closed during the call") from None
+        # A message that does not parse comes as None, whatever the types say.
+        if not isinstance(answer, Message):
+            raise AnswerInvalid("the server's answer cannot be used: it is not a message of this method")
+        return answer
+
+    async def total(
+        self, name: str, ask: Callable[[], Awaitable[Decision]], close: Callable[[ResolutionError], Decision]
+    ) -> Decision:
+        """What `ask` answers, or else what `close` does. Raises nothing but the cancellation of its task.
+
+        Args:
+            name: the method's bare name.
+            ask: makes the call and reads the answer.
+            close: the closed answer for a reason.
+        """
+        try:
+            return await ask()
+        except BillingError as error:
+            return close(closing(name, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to open; it is logged with its traceback
+            return close(closing(name, error))
+
+
+def closing(name: str, error: Exception) -> ResolutionError:
+    """Why a decision is closed: logged, counted, and in the words that its caller gets."""
+    reason = ServerRefused.reason
+    if isinstance(error, StorageError):
+        reason = ServerUnreachable.reason
+    elif isinstance(error, CallError):
+        reason = error.reason
+    CLOSED_ANSWERS.labels(method=name, reason=reason).inc()
+    expected = isinstance(error, BillingError)
+    log.warning(
+        "%s: no answer that can be used, defaulting to platform_managed for safety: reason=%s error=%s: %s%s",
+        name,
+        reason,
+        type(error).__name__,
+        error if expected else "unexpected",
+        "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
+        exc_info=None if expected else error,
+    )
+    return ResolutionError(reason, _REASONS[reason])
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

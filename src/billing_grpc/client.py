@@ -1,0 +1,300 @@
+"""The client: decisions that are always answered, closed when nobody can be asked, and administration that is truthful.
+
+A decision (`resolve`, `resolve_many`, `validate_secret_write`, `plan_provision_env`) never raises, whatever happens to the
+call: without an answer that can be used it is `platform_managed`, with every listed key refused and stripped, and
+`resolution.error` says why (contract, sections 2 and 3). Administration (`get`, `set`, `inherit`, `changes`) raises the
+errors of `errors`. Every call has a deadline, and is retried as the shipped service config says.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from billing_grpc import answers, closed, validation
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.calls import LONGEST_TIMEOUT, Calls, closing
+from billing_grpc.convert import MODE_TO_PROTO
+from billing_grpc.dial import ClientTls, Dialer, TokenSource
+from billing_grpc.errors import AnswerInvalid, InvalidArgument
+from billing_grpc.model import (
+    BillingMode,
+    BillingModeUpdate,
+    ListedChange,
+    ProvisionPlan,
+    Resolution,
+    ResolutionError,
+    SecretWriteDecision,
+    WorkspaceBillingMode,
+)
+from billing_grpc.secrets import KeyList, normalise
+
+__all__ = ["BillingClient", "ClientTls", "TokenSource", "WorkspaceId"]
+
+WorkspaceId = str | uuid.UUID
+_NONE_YET: Final = ""
+_RESOLVE_MANY: Final = "BatchResolveBillingModes"
+
+
+class BillingClient:
+    """Asks one server; to be used on one event loop, for as long as the application lives.
+
+    Args:
+        target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.
+        token: a file that holds a bearer token, or what returns one; asked at every call, so that tokens rotate.
+        tls: how to know the server; None speaks plain text, which shows a token to this machine only.
+        extra_blocked_keys: names that the server's configuration adds to the vendor keys, which a client without an answer
+            could not know.
+        timeout: seconds that a call may take; None for what the shipped service config says (5).
+
+    Raises:
+        ValueError: a token without TLS for another machine, a key that is no name, or a timeout that is none.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: TokenSource | None = None,
+        tls: ClientTls | None = None,
+        extra_blocked_keys: Iterable[str] = (),
+        timeout: float | None = None,
+    ) -> None:
+        extra = {key: normalise(key) for key in extra_blocked_keys}
+        if wrong := [key for key, name in extra.items() if name is None]:
+            raise ValueError(f"extra_blocked_keys: not names of keys: {wrong}")
+        if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
+            raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {timeout}")
+        self._keys = KeyList(name for name in extra.values() if name is not None)
+        self._dialer = Dialer(target, token=token, tls=tls)
+        self._calls = Calls(self._dialer, timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the calls that run; what is decided afterwards is closed."""
+        await self._dialer.close()
+
+    async def resolve(
+        self,
+        workspace_id: WorkspaceId = _NONE_YET,
+        *,
+        org_default: str | None = None,
+        timeout: float | None = None,
+    ) -> Resolution:
+        """Who pays for a workspace, and why. Never raises (contract, section 2).
+
+        Args:
+            workspace_id: the workspace; empty before it exists.
+            org_default: supposes this org default instead of the published one.
+            timeout: seconds, instead of the client's.
+        """
+        asked = str(workspace_id)
+
+        async def ask() -> Resolution:
+            request = service_pb.ResolveBillingModeRequest(workspace_id=asked, org_default=org_default)
+            answer = await self._calls.call(
+                lambda stub: stub.ResolveBillingMode, "ResolveBillingMode", request, timeout
+            )
+            return answers.resolution(answer.resolution, asked, what_if=org_default)
+
+        return await self._calls.total("ResolveBillingMode", ask, lambda error: closed.resolution(asked, error))
+
+    async def resolve_many(
+        self, workspace_ids: Iterable[WorkspaceId], *, timeout: float | None = None
+    ) -> list[Resolution]:
+        """Who pays for these workspaces, in their order, duplicates included. Never raises.
+
+        Asks for a thousand at a time, each time with a deadline of its own. An id that is none is closed by itself and does
+        not close its neighbours.
+        """
+        ids = [str(each) for each in workspace_ids]
+        found: dict[int, Resolution] = {}
+        for position, each in enumerate(ids):
+            try:
+                validation.workspace_id(each)
+            except InvalidArgument as error:
+                found[position] = closed.resolution(each, closing(_RESOLVE_MANY, error))
+        askable = [position for position in range(len(ids)) if position not in found]
+        for start in range(0, len(askable), validation.MAX_BATCH):
+            batch = askable[start : start + validation.MAX_BATCH]
+            answered = await self._resolve_batch([ids[position] for position in batch], timeout)
+            found.update(zip(batch, answered, strict=True))
+        return [found[position] for position in range(len(ids))]
+
+    async def _resolve_batch(self, batch: Sequence[str], timeout: float | None) -> list[Resolution]:
+        async def ask() -> list[Resolution]:
+            request = service_pb.BatchResolveBillingModesRequest(workspace_ids=batch)
+            answer = await self._calls.call(lambda stub: stub.BatchResolveBillingModes, _RESOLVE_MANY, request, timeout)
+            about = [each.workspace_id for each in answer.resolutions]
+            if about != [each.lower() for each in batch]:
+                raise AnswerInvalid("the server's answer cannot be used: it is not about the workspaces of the request")
+            return [_one_of_many(each, asked) for asked, each in zip(batch, answer.resolutions, strict=True)]
+
+        return await self._calls.total(
+            _RESOLVE_MANY, ask, lambda error: [closed.resolution(each, error) for each in batch]
+        )
+
+    async def validate_secret_write(
+        self,
+        secret_keys: Iterable[str],
+        *,
+        workspace_id: WorkspaceId = _NONE_YET,
+        org_wide: bool = False,
+        timeout: float | None = None,
+    ) -> SecretWriteDecision:
+        """May secrets be stored under these names. Never raises (contract, section 4).
+
+        Args:
+            secret_keys: 1 to 256 names; never a value.
+            workspace_id: where they would be stored; empty before the workspace exists.
+            org_wide: for the whole organisation instead.
+            timeout: seconds, instead of the client's.
+        """
+        method, sent, asked = "ValidateSecretWrite", list(secret_keys), "" if org_wide else str(workspace_id)
+        doubted: list[int] = []
+
+        async def ask() -> SecretWriteDecision:
+            request = service_pb.ValidateSecretWriteRequest(secret_keys=sent)
+            if org_wide:
+                request.org_wide.SetInParent()
+            else:
+                request.workspace_id = asked
+            answer = await self._calls.call(lambda stub: stub.ValidateSecretWrite, method, request, timeout)
+            try:
+                return answers.secret_write(answer, sent, asked, self._keys)
+            except AnswerInvalid:
+                doubted.extend(answers.doubted(answer, sent))
+                raise
+
+        def close(error: ResolutionError) -> SecretWriteDecision:
+            return closed.secret_write(asked, sent, error, self._keys, org_wide=org_wide, doubted=doubted)
+
+        return await self._calls.total(method, ask, close)
+
+    async def plan_provision_env(
+        self,
+        workspace_id: WorkspaceId = _NONE_YET,
+        env_keys: Iterable[str] = (),
+        *,
+        timeout: float | None = None,
+    ) -> ProvisionPlan:
+        """What to strip from a container's environment and what to set; `provision.apply` does it. Never raises.
+
+        A plan whose resolution has an error is safe, but wrong for a tenant on its own key: ask again within the start
+        budget before applying it (contract, section 5).
+
+        Args:
+            workspace_id: the container's workspace; empty before it exists.
+            env_keys: the names present in the environment, at most 4096; never a value.
+            timeout: seconds, instead of the client's.
+        """
+        method, present, asked = "PlanProvisionEnv", list(env_keys), str(workspace_id)
+        wanted: list[str] = []
+
+        async def ask() -> ProvisionPlan:
+            request = service_pb.PlanProvisionEnvRequest(workspace_id=asked, env_keys=present)
+            answer = await self._calls.call(lambda stub: stub.PlanProvisionEnv, method, request, timeout)
+            try:
+                return answers.provision_plan(answer, present, asked, self._keys)
+            except AnswerInvalid:
+                wanted.extend(answer.strip_keys)
+                raise
+
+        def close(error: ResolutionError) -> ProvisionPlan:
+            return closed.provision_plan(asked, present, error, self._keys, also_strip=wanted)
+
+        return await self._calls.total(method, ask, close)
+
+    async def get(self, workspace_id: WorkspaceId) -> WorkspaceBillingMode:
+        """The billing mode of an existing workspace.
+
+        Raises:
+            BillingError: `WorkspaceNotFound`, `InvalidArgument`, a `StorageError`, or one of the rest of the tree.
+        """
+        asked = str(workspace_id)
+        request = service_pb.GetWorkspaceBillingModeRequest(workspace_id=asked)
+        answer = await self._calls.call(lambda stub: stub.GetWorkspaceBillingMode, "GetWorkspaceBillingMode", request)
+        return answers.workspace(answer.billing_mode, asked)
+
+    async def set(
+        self,
+        workspace_id: WorkspaceId,
+        mode: BillingMode,
+        *,
+        reason: str = "",
+        etag: str = "",
+        validate_only: bool = False,
+    ) -> BillingModeUpdate:
+        """Gives a workspace its own mode, from its next start on. May be repeated.
+
+        Args:
+            workspace_id: the workspace.
+            mode: its mode from now on.
+            reason: why, for the change log; at most 500 characters.
+            etag: writes only if this is still the workspace's; empty writes unconditionally.
+            validate_only: checks everything and writes nothing.
+
+        Raises:
+            BillingError: `EtagStale` with the current `WorkspaceBillingMode` attached, `WorkspaceNotFound`,
+                `InvalidArgument`, or one of the rest of the tree. After a `StorageError`, `ServerUnreachable` or
+                `AnswerInvalid` the outcome is unknown: repeat the call.
+        """
+        request = service_pb.SetWorkspaceBillingModeRequest(mode=MODE_TO_PROTO[BillingMode(mode)])
+        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+
+    async def inherit(
+        self, workspace_id: WorkspaceId, *, reason: str = "", etag: str = "", validate_only: bool = False
+    ) -> BillingModeUpdate:
+        """Makes a workspace inherit the organisation's default again. Arguments, answer and errors as `set`."""
+        request = service_pb.SetWorkspaceBillingModeRequest(inherit=pb.Inherit())
+        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+
+    async def changes(
+        self, workspace_id: WorkspaceId = _NONE_YET, *, page_size: int = 0
+    ) -> AsyncIterator[ListedChange]:
+        """The recorded changes of one workspace, or of all, newest first; asks for a page when the last one is used up.
+
+        Raises:
+            BillingError: `InvalidArgument`, a `StorageError`, or one of the rest of the tree.
+        """
+        request = service_pb.ListBillingModeChangesRequest(workspace_id=str(workspace_id), page_size=page_size)
+        seen = set()
+        while True:
+            answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
+            for each in answer.changes:
+                yield answers.change(each)
+            if not answer.next_page_token:
+                return
+            if answer.next_page_token in seen:
+                raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
+            seen.add(answer.next_page_token)
+            request.page_token = answer.next_page_token
+
+    async def _set(
+        self,
+        request: service_pb.SetWorkspaceBillingModeRequest,
+        workspace_id: str,
+        reason: str,
+        etag: str,
+        *,
+        validate_only: bool,
+    ) -> BillingModeUpdate:
+        request.workspace_id, request.reason, request.etag = workspace_id, reason, etag
+        request.validate_only = validate_only
+        answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
+        return answers.update(answer, workspace_id)
+
+
+def _one_of_many(message: pb.BillingModeResolution, asked: str) -> Resolution:
+    try:
+        return answers.resolution(message, asked)
+    except AnswerInvalid as error:
+        return closed.resolution(asked, closing(_RESOLVE_MANY, error))
