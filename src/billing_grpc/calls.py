@@ -102,7 +102,12 @@ class Calls:
         return answer
 
     async def total(
-        self, name: str, ask: Callable[[], Awaitable[Decision]], close: Callable[[ResolutionError], Decision]
+        self,
+        name: str,
+        ask: Callable[[], Awaitable[Decision]],
+        close: Callable[[ResolutionError], Decision],
+        *,
+        decisions: int = 1,
     ) -> Decision:
         """What `ask` answers, or else what `close` does. Raises nothing but the cancellation of its task.
 
@@ -110,27 +115,29 @@ class Calls:
             name: the method's bare name.
             ask: makes the call and reads the answer.
             close: the closed answer for a reason.
+            decisions: how many are closed at once without an answer.
         """
         try:
             return await ask()
         except BillingError as error:
-            return close(closing(name, error))
+            return close(closing(name, error, decisions))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to open; it is logged with its traceback
-            return close(closing(name, error))
+            return close(closing(name, error, decisions))
 
 
-def closing(name: str, error: Exception) -> ResolutionError:
-    """Why a decision is closed: logged, counted, and in the words that its caller gets."""
+def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
+    """Why decisions are closed: logged in one line, each counted, and in the words that their caller gets."""
     reason = ServerRefused.reason
     if isinstance(error, StorageError):
         reason = ServerUnreachable.reason
     elif isinstance(error, CallError):
         reason = error.reason
-    CLOSED_ANSWERS.labels(method=name, reason=reason).inc()
+    CLOSED_ANSWERS.labels(method=name, reason=reason).inc(decisions)
     expected = isinstance(error, BillingError)
     log.warning(
-        "%s: no answer that can be used, defaulting to platform_managed for safety: reason=%s error=%s: %s%s",
+        "%s: no answer that can be used, defaulting to platform_managed for safety: decisions=%d reason=%s error=%s: %s%s",
         name,
+        decisions,
         reason,
         type(error).__name__,
         error if expected else "unexpected",

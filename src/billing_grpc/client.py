@@ -7,7 +7,7 @@ errors of `errors`. Every call has a deadline, and is retried as the shipped ser
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -17,7 +17,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.calls import LONGEST_TIMEOUT, Calls, closing
 from billing_grpc.convert import MODE_TO_PROTO
 from billing_grpc.dial import ClientTls, Dialer, TokenSource
-from billing_grpc.errors import AnswerInvalid, InvalidArgument
+from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
     BillingMode,
     BillingModeUpdate,
@@ -116,13 +116,14 @@ class BillingClient:
         not close its neighbours.
         """
         ids = [str(each) for each in workspace_ids]
-        found: dict[int, Resolution] = {}
+        wrong: dict[int, InvalidArgument] = {}
         for position, each in enumerate(ids):
             try:
                 validation.workspace_id(each)
             except InvalidArgument as error:
-                found[position] = closed.resolution(each, closing(_RESOLVE_MANY, error))
-        askable = [position for position in range(len(ids)) if position not in found]
+                wrong[position] = error
+        found = _each_closed(ids, wrong)
+        askable = [position for position in range(len(ids)) if position not in wrong]
         for start in range(0, len(askable), validation.MAX_BATCH):
             batch = askable[start : start + validation.MAX_BATCH]
             answered = await self._resolve_batch([ids[position] for position in batch], timeout)
@@ -136,11 +137,12 @@ class BillingClient:
             about = [each.workspace_id for each in answer.resolutions]
             if about != [each.lower() for each in batch]:
                 raise AnswerInvalid("the server's answer cannot be used: it is not about the workspaces of the request")
-            return [_one_of_many(each, asked) for asked, each in zip(batch, answer.resolutions, strict=True)]
+            return _usable(answer.resolutions, batch)
 
-        return await self._calls.total(
-            _RESOLVE_MANY, ask, lambda error: [closed.resolution(each, error) for each in batch]
-        )
+        def close(error: ResolutionError) -> list[Resolution]:
+            return [closed.resolution(each, error) for each in batch]
+
+        return await self._calls.total(_RESOLVE_MANY, ask, close, decisions=len(batch))
 
     async def validate_secret_write(
         self,
@@ -159,7 +161,7 @@ class BillingClient:
             timeout: seconds, instead of the client's.
         """
         method, sent, asked = "ValidateSecretWrite", list(secret_keys), "" if org_wide else str(workspace_id)
-        doubted: list[int] = []
+        doubted: Iterable[int] = ()
 
         async def ask() -> SecretWriteDecision:
             request = service_pb.ValidateSecretWriteRequest(secret_keys=sent)
@@ -167,11 +169,16 @@ class BillingClient:
                 request.org_wide.SetInParent()
             else:
                 request.workspace_id = asked
-            answer = await self._calls.call(lambda stub: stub.ValidateSecretWrite, method, request, timeout)
+            nonlocal doubted
+            try:
+                answer = await self._calls.call(lambda stub: stub.ValidateSecretWrite, method, request, timeout)
+            except AnswerInvalid:
+                doubted = range(len(sent))
+                raise
             try:
                 return answers.secret_write(answer, sent, asked, self._keys)
             except AnswerInvalid:
-                doubted.extend(answers.doubted(answer, sent))
+                doubted = answers.doubted(answer, sent)
                 raise
 
         def close(error: ResolutionError) -> SecretWriteDecision:
@@ -293,8 +300,22 @@ class BillingClient:
         return answers.update(answer, workspace_id)
 
 
-def _one_of_many(message: pb.BillingModeResolution, asked: str) -> Resolution:
-    try:
-        return answers.resolution(message, asked)
-    except AnswerInvalid as error:
-        return closed.resolution(asked, closing(_RESOLVE_MANY, error))
+def _usable(messages: Iterable[pb.BillingModeResolution], asked: Sequence[str]) -> list[Resolution]:
+    """Each resolution that can be used; the others closed, without closing their neighbours."""
+    found: dict[int, Resolution] = {}
+    wrong: dict[int, AnswerInvalid] = {}
+    for position, message in enumerate(messages):
+        try:
+            found[position] = answers.resolution(message, asked[position])
+        except AnswerInvalid as error:
+            wrong[position] = error
+    found |= _each_closed(asked, wrong)
+    return [found[position] for position in range(len(asked))]
+
+
+def _each_closed(ids: Sequence[str], wrong: Mapping[int, BillingError]) -> dict[int, Resolution]:
+    """The closed resolutions of these positions; one line in the log for all of them."""
+    if not wrong:
+        return {}
+    error = closing(_RESOLVE_MANY, next(iter(wrong.values())), len(wrong))
+    return {position: closed.resolution(ids[position], error) for position in wrong}

@@ -1,11 +1,13 @@
 """The provision plan of the contract's section 5."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_grpc.model import Resolution, ResolutionError, StoredOverride
-from billing_grpc.provision import plan
+from billing_grpc.provision import apply, plan
 from billing_grpc.resolver import resolve
 from billing_grpc.secrets import BLOCKED_KEYS, KeyList, normalise
 
@@ -75,3 +77,52 @@ def test_asking_again_with_what_is_left_finds_nothing_to_strip(names: list[str])
 
     assert set(plan(CLOSED, KEYS, left).strip_keys) == set(BLOCKED_KEYS)
     assert not [name for name in left if normalise(name) in BLOCKED_KEYS]
+
+
+def test_applying_a_plan_strips_every_spelling_sets_what_it_sets_and_leaves_the_rest() -> None:
+    env = {
+        "PATH": "/bin:/usr/bin",
+        "openai_api_key": "sk-1",
+        " Hf_Token ": "hf-1",
+        "OPENAI_API_KEY": "sk-2",
+        "MY_OPENAI_API_KEY": "kept",
+        "MOLECULE_LLM_BILLING_MODE": "byok",
+        "MOLECULE_LLM_USAGE_TOKEN": "kept",
+        "ODD": "a\nb=c\udcff",
+        "": "kept",
+    }
+    before = dict(env)
+
+    after = apply(plan(CLOSED, KEYS), env)
+
+    assert env == before
+    assert after == {
+        "PATH": "/bin:/usr/bin",
+        "MY_OPENAI_API_KEY": "kept",
+        "MOLECULE_LLM_USAGE_TOKEN": "kept",
+        "ODD": "a\nb=c\udcff",
+        "": "kept",
+        "MOLECULE_LLM_BILLING_MODE": "platform_managed",
+        "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed",
+    }
+
+
+def test_applying_an_open_plan_leaves_the_keys() -> None:
+    env = {"OPENAI_API_KEY": "sk", "MOLECULE_LLM_BILLING_MODE": "forged"}
+
+    assert apply(plan(OPEN[0], KEYS), env) == {"OPENAI_API_KEY": "sk", **plan(OPEN[0], KEYS).set_env}
+
+
+def test_a_stripped_name_that_is_none_of_a_key_is_taken_literally() -> None:
+    odd = replace(plan(OPEN[0], KEYS), strip_keys=("A B",))
+
+    assert "A B" not in apply(odd, {"A B": "x", "a b": "y"})
+    assert "a b" in apply(odd, {"A B": "x", "a b": "y"})
+
+
+@given(st.dictionaries(st.text() | st.sampled_from([*BLOCKED_KEYS, "hf_token", " Hf_Token\n", "PATH"]), st.text()))
+def test_after_a_closed_plan_nothing_is_left_to_strip(env: dict[str, str]) -> None:
+    once = apply(plan(CLOSED, KEYS, env), env)
+
+    assert apply(plan(CLOSED, KEYS, once), once) == once
+    assert not [key for key in once if KEYS.needs_mode(normalise(key) or "")]

@@ -1,0 +1,218 @@
+"""What a client takes from an answer: everything that the service says, and nothing that contradicts itself."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing_grpc import answers, closed, convert, provision
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.errors import AnswerInvalid
+from billing_grpc.model import (
+    NO_WORKSPACE,
+    BillingMode,
+    BillingModeSource,
+    Resolution,
+    ResolutionError,
+    SecretVerdict,
+    StoredOverride,
+)
+from billing_grpc.resolver import resolve, resolve_new_workspace
+from billing_grpc.secrets import BLOCKED_KEYS, KeyList, normalise
+
+WORKSPACE = "7f1fc6a0-0000-4000-8000-00000000000a"
+KEYS = KeyList()
+ERROR = ResolutionError("DATABASE_TIMEOUT", "late")
+
+org_defaults = st.sampled_from([None, "", "platform_managed", "byok", " DISABLED ", "garbage"])
+overrides = st.one_of(
+    st.sampled_from([StoredOverride(None), NO_WORKSPACE, ERROR]),
+    st.sampled_from(["platform_managed", "byok", "disabled", "BYOK", "", "x"]).map(StoredOverride),
+)
+resolutions = st.builds(lambda known, org: resolve(WORKSPACE, known, org), overrides, org_defaults)
+key_names = st.sampled_from(["OPENAI_API_KEY", " hf_token ", "SLACK_TOKEN", "MOLECULE_LLM_X", "NEW_VENDOR_KEY"])
+OPEN = resolve(WORKSPACE, StoredOverride("byok"), None)
+SHUT = resolve(WORKSPACE, StoredOverride("platform_managed"), None)
+
+
+@given(resolutions)
+def test_every_resolution_of_the_rule_is_taken_as_it_is(resolution: Resolution) -> None:
+    assert answers.resolution(convert.resolution_to_proto(resolution), WORKSPACE.upper()) == resolution
+
+
+@given(org_defaults)
+def test_every_resolution_without_a_workspace_is_taken_as_it_is(org_default: str | None) -> None:
+    resolution = resolve_new_workspace(org_default)
+
+    assert answers.resolution(convert.resolution_to_proto(resolution), "") == resolution
+
+
+@given(
+    st.builds(
+        pb.BillingModeResolution,
+        workspace_id=st.sampled_from([WORKSPACE, ""]),
+        resolved_mode=st.integers(0, 4),
+        source=st.integers(0, 4),
+        workspace_override=st.sampled_from([None, "byok", "disabled", "platform_managed", "BYOK"]),
+        org_default=st.integers(0, 4),
+        error=st.sampled_from([None, pb.ResolutionError(), pb.ResolutionError(reason="DATABASE_TIMEOUT")]),
+    ),
+    st.sampled_from([WORKSPACE, ""]),
+)
+def test_whatever_is_sent_only_what_the_rule_could_have_said_is_open(
+    message: pb.BillingModeResolution, asked: str
+) -> None:
+    try:
+        taken = answers.resolution(message, asked)
+    except AnswerInvalid:
+        return
+
+    if taken.mode is not BillingMode.PLATFORM_MANAGED:
+        assert taken.error is None
+        assert taken.workspace_id == asked
+        if taken.source is BillingModeSource.WORKSPACE_OVERRIDE:
+            assert asked
+            assert taken.workspace_override == taken.mode.value
+        else:
+            assert taken.source is BillingModeSource.ORG_DEFAULT
+            assert (taken.org_default, taken.workspace_override) == (taken.mode, None)
+
+
+def test_a_resolution_that_ignores_what_was_supposed_is_refused() -> None:
+    supposed = convert.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok", what_if=True))
+
+    assert answers.resolution(supposed, WORKSPACE, what_if=" BYOK").mode is BillingMode.BYOK
+    for other in ("disabled", "", "garbage"):
+        with pytest.raises(AnswerInvalid):
+            answers.resolution(supposed, WORKSPACE, what_if=other)
+
+
+@given(resolutions, st.lists(key_names, max_size=5), st.booleans())
+def test_every_verdict_of_the_gate_is_taken_as_it_is(resolution: Resolution, sent: list[str], extended: bool) -> None:
+    judges = KeyList(["NEW_VENDOR_KEY"] if extended else [])
+    verdicts = [judges.judge(key, normalise(key) or "", resolution, org_wide=False) for key in sent]
+    allowed = all(verdict.verdict is SecretVerdict.ALLOWED for verdict in verdicts)
+    answer = service_pb.ValidateSecretWriteResponse(
+        allowed=allowed,
+        verdicts=[convert.verdict_to_proto(verdict) for verdict in verdicts],
+        resolution=convert.resolution_to_proto(resolution),
+    )
+
+    decision = answers.secret_write(answer, sent, WORKSPACE, KEYS)
+
+    assert (decision.allowed, decision.verdicts, decision.resolution) == (allowed, tuple(verdicts), resolution)
+
+
+@given(resolutions, st.lists(st.sampled_from(["openai_api_key", "PATH", " HF_TOKEN"])), st.booleans())
+def test_every_plan_of_the_service_is_taken_as_it_is(
+    resolution: Resolution, present: list[str], extended: bool
+) -> None:
+    plan = provision.plan(resolution, KeyList(["NEW_VENDOR_KEY"] if extended else []), present)
+
+    assert answers.provision_plan(convert.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
+
+
+def _shut_plan() -> service_pb.PlanProvisionEnvResponse:
+    return convert.plan_to_proto(provision.plan(SHUT, KEYS, ["openai_api_key"]))
+
+
+def _open_plan() -> service_pb.PlanProvisionEnvResponse:
+    return convert.plan_to_proto(provision.plan(OPEN, KEYS))
+
+
+BROKEN_PLANS: dict[str, tuple[Callable[[], service_pb.PlanProvisionEnvResponse], Callable[..., object]]] = {
+    "a listed key is missing": (_shut_plan, lambda plan: plan.strip_keys.remove("HF_TOKEN")),
+    "a spelling is missing": (_shut_plan, lambda plan: plan.strip_keys.remove("openai_api_key")),
+    "a platform variable is stripped": (_shut_plan, lambda plan: plan.strip_keys.append("molecule_llm_x")),
+    "a vendor key is set": (_shut_plan, lambda plan: plan.set_env.update({"hf_token": "x"})),
+    "another mode is set": (_shut_plan, lambda plan: plan.set_env.update({"MOLECULE_LLM_BILLING_MODE": "byok"})),
+    "the resolved mode is not set": (
+        _shut_plan,
+        lambda plan: plan.set_env.pop("MOLECULE_LLM_BILLING_MODE_RESOLVED"),
+    ),
+    "the proxy is not used": (_shut_plan, lambda plan: plan.ClearField("route_via_platform_proxy")),
+    "an open mode strips": (_open_plan, lambda plan: plan.strip_keys.append("HF_TOKEN")),
+    "an open mode uses the proxy": (_open_plan, lambda plan: setattr(plan, "route_via_platform_proxy", True)),
+}
+
+
+@pytest.mark.parametrize(("honest", "break_it"), BROKEN_PLANS.values(), ids=BROKEN_PLANS.keys())
+def test_a_plan_that_contradicts_itself_is_refused(
+    honest: Callable[[], service_pb.PlanProvisionEnvResponse], break_it: Callable[..., object]
+) -> None:
+    answer = honest()
+    answers.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+
+    break_it(answer)
+
+    with pytest.raises(AnswerInvalid):
+        answers.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+
+
+def test_a_key_that_only_the_caller_knows_has_to_be_stripped_too() -> None:
+    with pytest.raises(AnswerInvalid):
+        answers.provision_plan(_shut_plan(), [], WORKSPACE, KeyList(["NEW_VENDOR_KEY"]))
+
+
+def test_an_invalid_answer_allows_no_key_that_it_does_not_plainly_allow() -> None:
+    sent = ["SLACK_TOKEN", "NEW_VENDOR_KEY", "HF_TOKEN"]
+    said = [pb.SECRET_VERDICT_ALLOWED, pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED, pb.SECRET_VERDICT_ALLOWED]
+    verdicts = [pb.SecretKeyVerdict(secret_key=key, verdict=each) for key, each in zip(sent, said, strict=True)]
+    answer = service_pb.ValidateSecretWriteResponse(allowed=True, verdicts=verdicts)
+
+    decision = closed.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=answers.doubted(answer, sent))
+
+    assert [each.verdict for each in decision.verdicts] == [
+        SecretVerdict.ALLOWED,
+        SecretVerdict.BLOCKED_PLATFORM_MANAGED,
+        SecretVerdict.BLOCKED_PLATFORM_MANAGED,
+    ]
+
+
+@pytest.mark.parametrize("about", [[], ["SLACK_TOKEN"], ["OTHER", "SLACK_TOKEN"]], ids=["none", "fewer", "others"])
+def test_an_answer_about_other_keys_allows_none(about: list[str]) -> None:
+    verdicts = [pb.SecretKeyVerdict(secret_key=key, verdict=pb.SECRET_VERDICT_ALLOWED) for key in about]
+    answer = service_pb.ValidateSecretWriteResponse(allowed=True, verdicts=verdicts)
+    sent = ["SLACK_TOKEN", "OTHER"]
+
+    with pytest.raises(AnswerInvalid):
+        answers.secret_write(answer, sent, WORKSPACE, KEYS)
+    decision = closed.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=answers.doubted(answer, sent))
+    assert not any(each.verdict is SecretVerdict.ALLOWED for each in decision.verdicts)
+
+
+def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() -> None:
+    sent = ["SLACK_TOKEN", " openai_api_key", "NEW_VENDOR_KEY", "MOLECULE_LLM_X", "no name"]
+
+    decision = closed.secret_write("", sent, ERROR, KeyList(["NEW_VENDOR_KEY"]))
+
+    blocked = SecretVerdict.BLOCKED_PLATFORM_MANAGED
+    expected = [SecretVerdict.ALLOWED, blocked, blocked, SecretVerdict.BLOCKED_RESERVED, blocked]
+    assert [each.verdict for each in decision.verdicts] == expected
+    assert not decision.allowed
+    assert decision.resolution is not None
+    assert decision.resolution.error == ERROR
+
+
+def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted_stripped() -> None:
+    wanted = ["NEW_VENDOR_KEY", "MOLECULE_LLM_X", "no name"]
+
+    plan = closed.provision_plan(WORKSPACE, ["hf_token", "new_vendor_key", "PATH"], ERROR, KEYS, also_strip=wanted)
+
+    assert set(plan.strip_keys) == {*BLOCKED_KEYS, "NEW_VENDOR_KEY", "hf_token", "new_vendor_key"}
+    assert set(plan.set_env.values()) == {"platform_managed"}
+    assert plan.route_via_platform_proxy
+
+
+@pytest.mark.parametrize(("asked", "named"), [(WORKSPACE.upper(), WORKSPACE), ("", ""), ("{x}", "")])
+def test_a_closed_resolution_names_the_workspace_where_its_id_is_one(asked: str, named: str) -> None:
+    resolution = closed.resolution(asked, ERROR)
+
+    assert resolution.workspace_id == named
+    assert (resolution.mode, resolution.source) == (
+        BillingMode.PLATFORM_MANAGED,
+        BillingModeSource.CONSTANT_FALLBACK,
+    )
+    assert resolution.error == ERROR
