@@ -24,7 +24,6 @@ _LOCAL: Final = re.compile(
 _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     # A server that restarts is found again within a second; by default the pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A peer that vanished is noticed while a call waits for it; the server allows a ping every ten seconds.
     ("grpc.keepalive_time_ms", 20_000),

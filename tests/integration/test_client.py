@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -235,6 +236,25 @@ async def test_a_server_that_comes_back_is_found_again_by_the_same_client(reposi
                 while (await client.resolve(OPEN)).mode is not BillingMode.BYOK:
                     await asyncio.sleep(0.05)
             assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
+
+
+async def test_a_long_outage_does_not_make_the_pauses_between_attempts_long() -> None:
+    loop = asyncio.get_running_loop()
+    attempts: list[float] = []
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(loop.time())
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server, BillingClient(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+        # By itself gRPC would by then pause for more than two seconds, and for two minutes in the end.
+        until = loop.time() + 8
+        while loop.time() < until:
+            await client.resolve(OPEN)
+            await asyncio.sleep(0.1)
+
+    assert max(later - earlier for earlier, later in pairwise(attempts)) < 2
 
 
 class Known:

@@ -1,8 +1,10 @@
 """What a client takes from an answer: everything that the service says, and nothing that contradicts itself."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +80,61 @@ def test_whatever_is_sent_only_what_the_rule_could_have_said_is_open(
         else:
             assert taken.source is BillingModeSource.ORG_DEFAULT
             assert (taken.org_default, taken.workspace_override) == (taken.mode, None)
+
+
+HONEST = convert.resolution_to_proto(OPEN)
+INHERITED = convert.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok"))
+OTHER = "7f1fc6a0-0000-4000-8000-00000000000b"
+CONTRADICTIONS: dict[str, tuple[pb.BillingModeResolution, str, dict[str, object]]] = {
+    "another workspace": (HONEST, WORKSPACE, {"workspace_id": OTHER}),
+    "no workspace": (INHERITED, WORKSPACE, {"workspace_id": ""}),
+    "a workspace where none was asked about": (INHERITED, "", {}),
+    "a mode of its own before it exists": (HONEST, "", {"workspace_id": ""}),
+    "an unspecified mode": (HONEST, WORKSPACE, {"resolved_mode": 0}),
+    "an unknown mode": (HONEST, WORKSPACE, {"resolved_mode": 4}),
+    "an unspecified source": (HONEST, WORKSPACE, {"source": 0}),
+    "an unknown source": (HONEST, WORKSPACE, {"source": 9}),
+    "an unspecified org default": (HONEST, WORKSPACE, {"org_default": 0}),
+    "an unknown org default": (HONEST, WORKSPACE, {"org_default": 7}),
+    "an error beside an open mode": (HONEST, WORKSPACE, {"error": pb.ResolutionError(reason="DATABASE_TIMEOUT")}),
+    "open by the fallback": (INHERITED, WORKSPACE, {"source": pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK}),
+    "open by an override of another text": (HONEST, WORKSPACE, {"workspace_override": "BYOK"}),
+    "open by another org default": (INHERITED, WORKSPACE, {"org_default": pb.BILLING_MODE_DISABLED}),
+    "inherited beside an override": (INHERITED, WORKSPACE, {"workspace_override": "disabled"}),
+    "inherited beside a corrupt override": (INHERITED, WORKSPACE, {"workspace_override": "BYOK"}),
+}
+
+
+@pytest.mark.parametrize(("honest", "asked", "change"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_a_resolution_that_contradicts_itself_is_refused(
+    honest: pb.BillingModeResolution, asked: str, change: dict[str, object]
+) -> None:
+    broken = pb.BillingModeResolution()
+    broken.CopyFrom(honest)
+    for name, value in change.items():
+        if isinstance(value, Message):
+            getattr(broken, name).CopyFrom(value)
+        else:
+            setattr(broken, name, value)
+
+    with pytest.raises(AnswerInvalid):
+        answers.resolution(broken, asked)
+
+
+def test_an_error_without_a_reason_or_without_a_workspace_is_refused() -> None:
+    closed_answer = convert.resolution_to_proto(resolve(WORKSPACE, ERROR, "byok"))
+    assert answers.resolution(closed_answer, WORKSPACE).error == ERROR
+
+    for broken in ({"error": pb.ResolutionError()}, {"workspace_override": "x"}):
+        message = pb.BillingModeResolution(**{**_fields(closed_answer), **broken})
+        with pytest.raises(AnswerInvalid):
+            answers.resolution(message, WORKSPACE)
+    with pytest.raises(AnswerInvalid):
+        answers.resolution(pb.BillingModeResolution(**{**_fields(closed_answer), "workspace_id": ""}), "")
+
+
+def _fields(message: pb.BillingModeResolution) -> dict[str, Any]:
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def test_a_resolution_that_ignores_what_was_supposed_is_refused() -> None:
