@@ -76,6 +76,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     },
     "testing": PURE
     | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
+    # Answers wrongly on purpose; of all the others only the command line may load it, and that for its one command.
+    "conformance": {
+        *("_gen", "addresses", "convert", "credentials", "errors", "free_address", "interceptors", "limits", "logs"),
+        *("metrics", "model", "org_default", "principals_file", "secrets", "servicer", "testing"),
+    },
     "service_config": set(),
     # The client: pure modules and the contract, and nothing of the server.
     "closed": PURE | {"provision", "resolver", "secrets", "validation"},
@@ -110,6 +115,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "__init__",
             "cli_calls",
             "config",
+            "conformance",
             "credentials",
             "errors",
             "limit_settings",
@@ -128,7 +134,7 @@ ONLY_THERE: Final = {
     "pydantic": {"config", "limit_settings", "setting_types", "cli"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
-    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "call_errors", "dial", "calls", "cli_calls"},
+    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "call_errors", "dial", "calls", "cli_calls", "conformance"},
     "structlog": {
         "decision_log",
         "interceptors",
@@ -240,6 +246,15 @@ def test_a_pure_module_has_no_input_output_clock_or_task(module: str) -> None:
 
 def test_importing_the_resolver_loads_neither_grpc_nor_the_driver() -> None:
     code = "import sys, billing_grpc.resolver, billing_grpc.provision; print({'grpc', 'psycopg'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_process_that_serves_never_loads_what_answers_wrongly_on_purpose() -> None:
+    code = (
+        "import sys, billing_grpc.cli; print({'billing_grpc.conformance', 'billing_grpc.testing'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"

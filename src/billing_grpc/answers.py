@@ -91,10 +91,15 @@ def secret_write(
 
 
 def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str]) -> list[int]:
-    """Indexes of the keys that an invalid answer does not plainly allow: all, when it is not about these keys."""
-    if [each.secret_key for each in answer.verdicts] != list(secret_keys):
+    """Indexes of the keys that an invalid answer does not plainly allow.
+
+    All, when it answers fewer or more keys than were asked about, or refuses the whole without saying which.
+    """
+    plain = [each.verdict == pb.SECRET_VERDICT_ALLOWED for each in answer.verdicts]
+    if len(plain) != len(secret_keys) or (all(plain) and not answer.allowed):
         return list(range(len(secret_keys)))
-    return [i for i, each in enumerate(answer.verdicts) if each.verdict != pb.SECRET_VERDICT_ALLOWED]
+    same = [each.secret_key == key for each, key in zip(answer.verdicts, secret_keys, strict=True)]
+    return [i for i in range(len(plain)) if not (plain[i] and same[i])]
 
 
 def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None, keys: KeyList) -> SecretKeyVerdict:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
@@ -51,11 +51,13 @@ class Calls:
     Args:
         dialer: the way to the server.
         timeout: seconds that a call may take; None for what the shipped service config says of its method.
+        metadata: sent with every call.
     """
 
-    def __init__(self, dialer: Dialer, timeout: float | None) -> None:
+    def __init__(self, dialer: Dialer, timeout: float | None, metadata: Sequence[tuple[str, str]] = ()) -> None:
         self._dialer = dialer
         self._timeout = timeout
+        self._metadata = tuple(metadata)
 
     async def call(
         self,
@@ -81,7 +83,7 @@ class Calls:
         if not 0 < seconds <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {seconds}")
         request_id = uuid.uuid4().hex
-        metadata = [("x-request-id", request_id)]
+        metadata = [*self._metadata, ("x-request-id", request_id)]
         authorization = self._dialer.authorization()
         if authorization is not None:
             metadata.append(("authorization", authorization))

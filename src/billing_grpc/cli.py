@@ -91,6 +91,19 @@ def token_new(name: str, role: str) -> None:
     click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
 
 
+@cli.command("conformance-server")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="Loopback host:port, or unix:/path.")
+def conformance_server(listen: str) -> None:
+    """For tests of clients, in any language: plays the conformance vectors, wrong answers and broken connections included.
+
+    A call names its case in the metadata x-conformance-case. Asks no database, holds no workspace, decides nothing.
+    """
+    # Imported for this command alone: a server that decides never loads what answers wrongly on purpose.
+    from billing_grpc.conformance import server as playing  # noqa: PLC0415 - as said above
+
+    playing.run(listen, click.echo)
+
+
 def _serve(**flags: str | None) -> None:
     by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
     run(load_settings(by_setting), click.echo)

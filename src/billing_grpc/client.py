@@ -47,6 +47,7 @@ class BillingClient:
         extra_blocked_keys: names that the server's configuration adds to the vendor keys, which a client without an answer
             could not know.
         timeout: seconds that a call may take; None for what the shipped service config says (5).
+        metadata: sent with every call besides ours, as what stands between may want it.
 
     Raises:
         ValueError: a token without TLS for another machine, a key that is no name, or a timeout that is none.
@@ -60,6 +61,7 @@ class BillingClient:
         tls: ClientTls | None = None,
         extra_blocked_keys: Iterable[str] = (),
         timeout: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
         extra = {key: normalise(key) for key in extra_blocked_keys}
         if wrong := [key for key, name in extra.items() if name is None]:
@@ -68,7 +70,7 @@ class BillingClient:
             raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {timeout}")
         self._keys = KeyList(name for name in extra.values() if name is not None)
         self._dialer = Dialer(target, token=token, tls=tls)
-        self._calls = Calls(self._dialer, timeout)
+        self._calls = Calls(self._dialer, timeout, metadata)
 
     async def __aenter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from billing_grpc.model import (
     SecretWriteDecision,
 )
 from billing_grpc.resolver import resolve
-from billing_grpc.secrets import KeyList, normalise
+from billing_grpc.secrets import KeyList, is_reserved, normalise
 
 
 def resolution(workspace_id: str, error: ResolutionError) -> Resolution:
@@ -83,5 +83,6 @@ def provision_plan(
         keys: the vendor keys.
         also_strip: names that an invalid answer wanted stripped; the platform's own, and what can be no name, are left out.
     """
-    known = KeyList([*keys.names, *(name for key in also_strip if (name := normalise(key)) is not None)])
-    return provision.plan(resolution(workspace_id, error), known, env_keys)
+    plan = provision.plan(resolution(workspace_id, error), keys, env_keys)
+    wanted = {key for key in also_strip if (name := normalise(key)) is not None and not is_reserved(name)}
+    return replace(plan, strip_keys=tuple(sorted({*plan.strip_keys, *wanted})))

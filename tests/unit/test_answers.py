@@ -254,11 +254,11 @@ def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() ->
 
 
 def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted_stripped() -> None:
-    wanted = ["NEW_VENDOR_KEY", "MOLECULE_LLM_X", "no name"]
+    wanted = ["New_Vendor_Key", "MOLECULE_LLM_X", "no name"]
 
-    plan = closed.provision_plan(WORKSPACE, ["hf_token", "new_vendor_key", "PATH"], ERROR, KEYS, also_strip=wanted)
+    plan = closed.provision_plan(WORKSPACE, ["hf_token", "PATH"], ERROR, KEYS, also_strip=wanted)
 
-    assert set(plan.strip_keys) == {*BLOCKED_KEYS, "NEW_VENDOR_KEY", "hf_token", "new_vendor_key"}
+    assert set(plan.strip_keys) == {*BLOCKED_KEYS, "New_Vendor_Key", "hf_token"}
     assert set(plan.set_env.values()) == {"platform_managed"}
     assert plan.route_via_platform_proxy
 

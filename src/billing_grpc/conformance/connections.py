@@ -1,0 +1,57 @@
+"""Passes bytes between callers and the gRPC server behind, which by itself cannot reset a caller's connection."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import Final
+
+_CHUNK: Final = 1 << 16
+_DROP_WHAT_IS_UNSENT: Final = struct.pack("ii", 1, 0)
+"""A linger time of zero: closing then sends a reset in place of an orderly end."""
+
+
+class Connections:
+    """The callers' connections, each with one of its own to the server behind.
+
+    Args:
+        port: where the server behind listens, on loopback.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._callers: dict[str, asyncio.StreamWriter] = {}
+
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carries one caller's bytes both ways until either side ends."""
+        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        name = str(behind_writer.get_extra_info("sockname")[1])
+        self._callers[name] = writer
+        there = asyncio.create_task(_carry(reader, behind_writer))
+        back = asyncio.create_task(_carry(behind_reader, writer))
+        try:
+            await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._callers[name]
+            for task in (there, back):
+                task.cancel()
+            for each in (writer, behind_writer):
+                each.transport.abort()
+
+    def reset(self, peer: str) -> None:
+        """Resets the caller that the server behind knows as `peer`, as in `ipv4:127.0.0.1:50000`."""
+        writer = self._callers[peer.rpartition(":")[2]]
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_WHAT_IS_UNSENT)
+        writer.transport.abort()
+
+    def end(self) -> None:
+        """Ends every connection."""
+        for writer in list(self._callers.values()):
+            writer.transport.abort()
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while chunk := await reader.read(_CHUNK):
+            writer.write(chunk)
+            await writer.drain()

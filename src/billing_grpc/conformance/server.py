@@ -1,0 +1,94 @@
+"""The server that plays the conformance vectors, on loopback or a Unix socket alone."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+import grpc
+
+from billing_grpc import interceptors, logs
+from billing_grpc.addresses import Address, UnixAddress, parse
+from billing_grpc.conformance import cases
+from billing_grpc.conformance.answers import handler
+from billing_grpc.conformance.connections import Connections
+from billing_grpc.credentials import Principals
+from billing_grpc.errors import ListenError, SettingsError
+from billing_grpc.free_address import require_free
+from billing_grpc.limits import Limits
+from billing_grpc.principals_file import FixedPrincipals
+
+_BEHIND: Final = "127.0.0.1:0"
+
+
+def run(listen: str, say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; `say` gets the line that names the address once it answers.
+
+    Raises:
+        SettingsError: the address is none, or others than this machine could reach it.
+        ListenError: the address is taken or cannot be used.
+    """
+    address = _of_this_machine(listen)
+    # A degraded decision is what many cases are about, and no news.
+    logs.configure("auto", "ERROR")
+    asyncio.run(_until_told(address, say))
+
+
+@asynccontextmanager
+async def serving(address: Address) -> AsyncIterator[str]:
+    """A conformance server; yields the `host:port` or `unix:/path` to dial.
+
+    Raises:
+        ListenError: the address is taken or cannot be used.
+    """
+    # The interceptors of production: errors, ids and limits are part of what a client meets.
+    behind = grpc.aio.server(
+        interceptors=interceptors.in_order(FixedPrincipals(Principals({}, {}, {})), local_admin=True, limits=Limits())
+    )
+    connections = Connections(behind.add_insecure_port(_BEHIND))
+    behind.add_generic_rpc_handlers((handler({each.id: each for each in cases.load()}, connections.reset),))
+    await behind.start()
+    try:
+        listener = await _listen(address, connections)
+        async with listener:
+            bound = address
+            if not isinstance(address, UnixAddress):
+                bound = replace(address, port=listener.sockets[0].getsockname()[1])
+            yield str(bound)
+            connections.end()
+    finally:
+        await behind.stop(grace=0)
+
+
+async def _until_told(address: Address, say: Callable[[str], None]) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    async with serving(address) as target:
+        say(f"listening on {target}")
+        await told.wait()
+
+
+def _of_this_machine(listen: str) -> Address:
+    try:
+        address = parse(listen)
+    except ValueError as error:
+        raise SettingsError([f"--listen: {error}"]) from error
+    if isinstance(address, UnixAddress) or (address.is_loopback and address.security == "plain"):
+        return address
+    raise SettingsError(
+        [f"--listen: {address} is not plain text on loopback, nor a Unix socket: this server is for tests"]
+    )
+
+
+async def _listen(address: Address, connections: Connections) -> asyncio.Server:
+    require_free(address)
+    try:
+        if isinstance(address, UnixAddress):
+            return await asyncio.start_unix_server(connections.accept, address.path)
+        return await asyncio.start_server(connections.accept, address.host, address.port)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
