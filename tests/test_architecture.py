@@ -245,7 +245,9 @@ def test_importing_the_resolver_loads_neither_grpc_nor_the_driver() -> None:
 
 
 def test_a_process_that_serves_never_loads_what_answers_wrongly_on_purpose() -> None:
-    code = "import sys, billing_grpc.cli; print({'billing_grpc.conformance', 'billing_grpc.testing'} & set(sys.modules))"
+    code = (
+        "import sys, billing_grpc.cli; print({'billing_grpc.conformance', 'billing_grpc.testing'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
