@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/dev.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test check format generate lock release-contract benchmark build clean help
+.PHONY: run test check format generate generate-go lock release-contract benchmark build clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,17 @@ format: $(DEV_READY) ## let the formatters write
 
 generate: $(DEV_READY) ## regenerate the stubs from proto/
 	$(WITH_BIN) buf generate
+
+generate-go: $(DEV_READY) .tools/go.ready ## regenerate the Go stubs of conformance/go from proto/ (needs Go)
+	PATH="$(CURDIR)/.tools:$(CURDIR)/$(BIN):$$PATH" buf generate --template buf.gen.go.yaml
+
+# The first follows google.golang.org/protobuf in conformance/go/go.mod.
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+.tools/go.ready: Makefile
+	GOTOOLCHAIN=local GOBIN="$(CURDIR)/.tools" go install $(PROTOC_GEN_GO)
+	GOTOOLCHAIN=local GOBIN="$(CURDIR)/.tools" go install $(PROTOC_GEN_GO_GRPC)
+	@touch $@
 
 release-contract: $(DEV_READY) ## take the contract as released: what `buf breaking` compares with from now on
 	$(WITH_BIN) buf build --exclude-source-info --output released/molecule.billing.v1.binpb

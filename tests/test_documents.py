@@ -9,24 +9,21 @@ from billing_grpc import migrations
 from billing_grpc.config import Settings
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "conformance").glob("*.md")])
 
 
 def test_the_grants_of_the_operations_page_are_the_ones_that_are_tested() -> None:
     assert migrations.grants().decode() in (ROOT / "docs" / "operations.md").read_text()
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
 
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]), ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"BILLING_GRPC_[A-Z_]*[A-Z]", page.read_text()))
 

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.addresses import TcpAddress, UnixAddress
-from billing_grpc.conformance.cases import DECISIONS, METADATA_KEY, Case, load, matches
+from billing_grpc.conformance.cases import BEHAVIOURS, DECISIONS, METADATA_KEY, Case, load, matches
 from billing_grpc.conformance.server import serving
 from tests.conformance import neutral
 
@@ -116,5 +116,5 @@ async def test_a_unix_socket_resets_too(tmp_path_factory: pytest.TempPathFactory
 
 def test_every_decision_has_cases_of_every_behaviour() -> None:
     found = {(case.method, case.behaviour) for case in CASES.values()}
-    for behaviour in ("state", "answer", "bytes", "status", "hang", "reset", "unreachable"):
+    for behaviour in BEHAVIOURS:
         assert {method for method, each in found if each == behaviour} == set(DECISIONS), behaviour

@@ -57,13 +57,16 @@ def installed(place: Path, wheel: Path) -> Path:
     return python.with_name("billing-grpc")
 
 
-def test_the_wheel_holds_the_migrations_the_stubs_and_the_types(wheel: Path) -> None:
+def test_the_wheel_holds_the_migrations_the_stubs_the_vectors_and_the_types(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for name in migrations.names():
         assert {f"billing_grpc/_migrations/{name}{ending}" for ending in (".sql", ".rollback.sql")} <= names
     for stub in (STUBS, f"{STUBS}_service"):
         assert {f"{stub}{ending}" for ending in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")} <= names
+    vectors = {f"billing_grpc/_conformance/{path.name}" for path in (CHECKOUT / "conformance").glob("*.json")}
+    assert vectors
+    assert vectors == {name for name in names if "_conformance" in name}
     assert "billing_grpc/py.typed" in names
     assert [
         name for name in names if name.split("/")[0] not in {"billing_grpc", f"billing_grpc-{__version__}.dist-info"}

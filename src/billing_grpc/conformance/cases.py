@@ -15,7 +15,7 @@ ASKING: Final = ("resolution", "secrets", "plan", "closed")
 DECISIONS: Final = ("ResolveBillingMode", "BatchResolveBillingModes", "ValidateSecretWrite", "PlanProvisionEnv")
 """The methods that a case may call."""
 
-BEHAVIOURS: Final = frozenset({"state", "answer", "bytes", "status", "hang", "reset", "unreachable"})
+BEHAVIOURS: Final = ("state", "answer", "bytes", "status", "hang", "reset", "unreachable")
 """What a server may do in a case; each case has exactly one."""
 
 _FOLDER: Final = "conformance"
@@ -81,11 +81,7 @@ class KeyNames:
 
 
 def load() -> tuple[Case, ...]:
-    """Every case that asks a server, in the order of the files.
-
-    Raises:
-        ValueError: a case is malformed; names it.
-    """
+    """Every case that asks a server, in the order of the files."""
     return tuple(_case(stem, each) for stem in ASKING for each in _read(stem)["cases"])
 
 
@@ -122,15 +118,10 @@ def matches(expected: Any, actual: Any) -> bool:
 
 
 def _case(stem: str, raw: Mapping[str, Any]) -> Case:
-    name = f"{stem}/{raw['name']}"
-    if raw["method"] not in DECISIONS:
-        raise ValueError(f"{name}: {raw['method']} is not one of {', '.join(DECISIONS)}")
-    if len(raw["server"]) != 1 or not raw["server"].keys() <= BEHAVIOURS:
-        raise ValueError(f"{name}: server must hold exactly one of {', '.join(sorted(BEHAVIOURS))}")
     ((behaviour, detail),) = raw["server"].items()
     client = raw.get("client", {})
     return Case(
-        id=name,
+        id=f"{stem}/{raw['name']}",
         method=raw["method"],
         request=raw["request"],
         behaviour=behaviour,

@@ -1,0 +1,323 @@
+package billing
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/molecule-ai/billing-grpc/conformance/go/gen/molecule/billing/v1"
+)
+
+// The vectors and the contract, as this module lies in the source tree.
+const (
+	vectors  = "../.."
+	contract = "../../../proto/molecule/billing/v1"
+)
+
+type vector struct {
+	Name   string
+	Method string
+	Client struct {
+		ExtraBlockedKeys []string `json:"extra_blocked_keys"`
+		TimeoutMS        int      `json:"timeout_ms"`
+	}
+	Request json.RawMessage
+	Server  map[string]json.RawMessage
+	Expect  any
+}
+
+func load(t *testing.T, stem string, into any) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(vectors, stem+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		t.Fatal(stem, err)
+	}
+}
+
+// server starts the command in CONFORMANCE_SERVER and answers its address.
+func server(t *testing.T) string {
+	t.Helper()
+	command := strings.Fields(os.Getenv("CONFORMANCE_SERVER"))
+	if len(command) == 0 {
+		t.Skip("no vectors were run: set CONFORMANCE_SERVER to the command that starts the server, " +
+			`as in CONFORMANCE_SERVER="billing-grpc conformance-server"`)
+	}
+	process := exec.Command(command[0], command[1:]...)
+	process.Stderr = os.Stderr
+	out, err := process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = process.Process.Signal(syscall.SIGTERM)
+		if err := process.Wait(); err != nil {
+			t.Error("the server did not stop cleanly:", err)
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	address, found := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	if err != nil || !found {
+		t.Fatalf("the server said %q (%v)", line, err)
+	}
+	return address
+}
+
+// nobody is an address where nobody listens.
+func nobody(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func dial(t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	options := append(DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	connection, err := grpc.NewClient(address, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	return connection
+}
+
+// decide asks as the vector says, through nothing but the client's own methods.
+func decide(t *testing.T, ctx context.Context, client *Client, v vector) any {
+	t.Helper()
+	request := func(into proto.Message) {
+		if err := protojson.Unmarshal(v.Request, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	switch v.Method {
+	case "ResolveBillingMode":
+		var q pb.ResolveBillingModeRequest
+		if request(&q); q.OrgDefault != nil {
+			return client.ResolveWhatIf(ctx, q.GetWorkspaceId(), q.GetOrgDefault())
+		}
+		return client.Resolve(ctx, q.GetWorkspaceId())
+	case "BatchResolveBillingModes":
+		var q pb.BatchResolveBillingModesRequest
+		request(&q)
+		return client.ResolveMany(ctx, q.GetWorkspaceIds())
+	case "ValidateSecretWrite":
+		var q pb.ValidateSecretWriteRequest
+		if request(&q); q.GetOrgWide() != nil {
+			return client.ValidateOrgWideSecretWrite(ctx, q.GetSecretKeys())
+		}
+		return client.ValidateSecretWrite(ctx, q.GetWorkspaceId(), q.GetSecretKeys())
+	case "PlanProvisionEnv":
+		var q pb.PlanProvisionEnvRequest
+		request(&q)
+		return client.PlanProvisionEnv(ctx, q.GetWorkspaceId(), q.GetEnvKeys())
+	}
+	t.Fatal("no such method:", v.Method)
+	return nil
+}
+
+// neutral is an answer in the vectors' terms: without sentences for people, absent things as null or empty.
+func neutral(t *testing.T, answer any) any {
+	t.Helper()
+	text, err := json.Marshal(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain any
+	if err := json.Unmarshal(text, &plain); err != nil {
+		t.Fatal(err)
+	}
+	return clean(plain)
+}
+
+func clean(value any) any {
+	switch value := value.(type) {
+	case []any:
+		for i := range value {
+			value[i] = clean(value[i])
+		}
+	case map[string]any:
+		delete(value, "reason")
+		delete(value, "message")
+		for key, inner := range value {
+			switch {
+			case key == "error" && inner == "":
+				value[key] = nil
+			case inner == nil && (key == "strip_keys" || key == "verdicts"):
+				value[key] = []any{}
+			default:
+				value[key] = clean(inner)
+			}
+		}
+	}
+	return value
+}
+
+// same compares; an expected error may be a list of reasons, any of which will do.
+func same(expected, actual any) bool {
+	switch expected := expected.(type) {
+	case map[string]any:
+		found, ok := actual.(map[string]any)
+		if !ok || len(found) != len(expected) {
+			return false
+		}
+		for key, value := range expected {
+			reasons, several := value.([]any)
+			inner, present := found[key]
+			if key == "error" && several && slices.Contains(reasons, inner) {
+				continue
+			}
+			if !present || !same(value, inner) {
+				return false
+			}
+		}
+		return true
+	case []any:
+		found, ok := actual.([]any)
+		return ok && slices.EqualFunc(expected, found, same)
+	}
+	return reflect.DeepEqual(expected, actual)
+}
+
+func TestVectors(t *testing.T) {
+	address := server(t)
+	run, passed := 0, 0
+	for _, stem := range []string{"resolution", "secrets", "plan", "closed"} {
+		var file struct{ Cases []vector }
+		load(t, stem, &file)
+		if len(file.Cases) == 0 {
+			t.Errorf("%s.json holds no vectors", stem)
+		}
+		for _, v := range file.Cases {
+			run++
+			if t.Run(stem+"/"+v.Name, func(t *testing.T) { play(t, address, stem, v) }) {
+				passed++
+			}
+		}
+	}
+	t.Logf("%d of %d vectors passed", passed, run)
+}
+
+func play(t *testing.T, address, stem string, v vector) {
+	if _, unreachable := v.Server["unreachable"]; unreachable {
+		address = nobody(t)
+	}
+	heard := map[string]bool{}
+	client := New(dial(t, address), Options{
+		Timeout:          time.Duration(v.Client.TimeoutMS) * time.Millisecond,
+		ExtraBlockedKeys: v.Client.ExtraBlockedKeys,
+		OnClosed: func(method, reason string, cause error) {
+			if method != v.Method || cause == nil {
+				t.Errorf("told of %s: %v", method, cause)
+			}
+			heard[reason] = true
+		},
+	})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", stem+"/"+v.Name)
+	answer := neutral(t, decide(t, ctx, client, v))
+	if !same(v.Expect, answer) {
+		expected, _ := json.Marshal(v.Expect)
+		actual, _ := json.Marshal(answer)
+		t.Errorf("\nexpected %s\nanswered %s", expected, actual)
+	}
+	text, _ := json.Marshal(answer)
+	for _, reason := range []string{ServerUnreachable, ServerRefused, AnswerInvalid} {
+		if heard[reason] != strings.Contains(string(text), reason) {
+			t.Errorf("OnClosed heard %v; the answer is %s", heard, text)
+		}
+	}
+}
+
+func TestApply(t *testing.T) {
+	var file struct {
+		Cases []struct {
+			Name        string
+			Plan        Plan
+			Env, Expect map[string]string
+		}
+	}
+	load(t, "apply", &file)
+	passed := 0
+	for _, v := range file.Cases {
+		if t.Run(v.Name, func(t *testing.T) {
+			if got := Apply(v.Plan, v.Env); !reflect.DeepEqual(got, v.Expect) {
+				t.Errorf("\nexpected %v\nanswered %v", v.Expect, got)
+			}
+		}) {
+			passed++
+		}
+	}
+	if passed == 0 {
+		t.Error("no vectors")
+	}
+	t.Logf("%d of %d apply vectors passed", passed, len(file.Cases))
+}
+
+func TestTheVendorKeysAreTheContracts(t *testing.T) {
+	var file struct {
+		BlockedKeys    []string `json:"blocked_keys"`
+		ReservedPrefix string   `json:"reserved_prefix"`
+	}
+	load(t, "blocked_keys", &file)
+	if !slices.Equal(file.BlockedKeys, blockedKeys) || file.ReservedPrefix != reservedPrefix {
+		t.Errorf("%v, %s", blockedKeys, reservedPrefix)
+	}
+}
+
+func TestTheServiceConfigIsTheContracts(t *testing.T) {
+	shipped, err := os.ReadFile(filepath.Join(contract, "service_config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(shipped) != serviceConfig {
+		t.Error("billing/service_config.json differs from the one beside the contract: copy it")
+	}
+}
+
+func TestACallersCancellationIsClosedToo(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	answer := New(dial(t, nobody(t)), Options{}).Resolve(ctx, "")
+	if answer.Mode != PlatformManaged || answer.Error != ServerUnreachable {
+		t.Errorf("%+v", answer)
+	}
+}
+
+func TestACallWithoutADeadlineGetsOne(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and never says anything
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client := New(dial(t, listener.Addr().String()), Options{Timeout: 200 * time.Millisecond})
+	if answer := client.PlanProvisionEnv(context.Background(), "", nil); answer.Resolution.Error != ServerUnreachable {
+		t.Errorf("%+v", answer.Resolution)
+	}
+	if timeout := New(dial(t, "passthrough:nobody"), Options{}).options.Timeout; timeout != 5*time.Second {
+		t.Error(timeout)
+	}
+}

@@ -1,0 +1,96 @@
+"""The Go client: formatted, vetted, generated from this contract, and passing every vector against a real server."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from billing_grpc.conformance.cases import load, load_apply
+
+ROOT: Final = Path(__file__).parents[2]
+MODULE: Final = ROOT / "conformance" / "go"
+SECONDS: Final = 900
+"""The first build of gRPC on a slow machine takes minutes."""
+
+PLUGINS: Final = ("protoc-gen-go", "protoc-gen-go-grpc")
+SERVER: Final = shlex.join([sys.executable, "-m", "billing_grpc", "conformance-server"])
+
+
+@pytest.fixture(scope="module")
+def go() -> str:
+    """The path of the Go toolchain, with the modules that the client needs at hand."""
+    found = shutil.which("go")
+    if found is None:
+        pytest.skip("go is not in PATH: the Go client was not tried")
+    fetched = run(found, "mod", "download")
+    if fetched.returncode != 0:
+        pytest.skip(f"the modules of the Go client cannot be had: {fetched.stderr}")
+    return found
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a tool in the module; it may neither fetch a toolchain nor change what is pinned."""
+    pinned = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+    return subprocess.run(
+        command,
+        cwd=MODULE,
+        env={**os.environ, **pinned, **variables},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def test_the_go_client_passes_every_vector(go: str) -> None:
+    done = run(go, "test", "-count=1", "-v", "./...", CONFORMANCE_SERVER=SERVER)
+    said = done.stdout + done.stderr
+
+    assert done.returncode == 0, said
+    assert "--- SKIP" not in said
+    count, applied = len(load()), len(load_apply())
+    assert f"{count} of {count} vectors passed" in said
+    assert f"{applied} of {applied} apply vectors passed" in said
+
+
+def test_without_a_server_the_vectors_are_skipped_and_the_rest_is_tried(go: str) -> None:
+    done = run(go, "test", "-count=1", "-v", "./...", CONFORMANCE_SERVER="")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no vectors were run: set CONFORMANCE_SERVER" in done.stdout
+    assert re.findall("--- SKIP: (.*) ", done.stdout) == ["TestVectors"]
+
+
+def test_the_go_client_has_nothing_to_complain_of(go: str) -> None:
+    vetted = run(go, "vet", "./...")
+    assert vetted.returncode == 0, vetted.stderr
+    gofmt = str(Path(go).resolve().with_name("gofmt"))
+    assert run(gofmt, "-l", "billing").stdout == ""
+
+
+def test_the_go_stubs_are_those_of_the_contract(tmp_path_factory: pytest.TempPathFactory) -> None:
+    missing = [each for each in PLUGINS if not (ROOT / ".tools" / each).exists()]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not in .tools; install them with: make .tools/go.ready")
+    fresh = tmp_path_factory.mktemp("generated")
+    path = f"{ROOT / '.tools'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["buf", "generate", "--template", "buf.gen.go.yaml", "--output", str(fresh)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    generated = {each.name: each.read_text() for each in (fresh / "conformance" / "go" / "gen").rglob("*.go")}
+    assert generated == {each.name: each.read_text() for each in (MODULE / "gen").rglob("*.go")}
+    assert len(generated) == 3
