@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -19,14 +20,19 @@ import (
 //go:embed service_config.json
 var serviceConfig string
 
-// DialOptions give a connection the retries that ship with the contract.
+// DialOptions give a connection the retries that ship with the contract, and bring it back within a second or so: by
+// default gRPC waits for up to two minutes, and every decision would stay closed for as long.
 func DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithDefaultServiceConfig(serviceConfig), grpc.WithDisableServiceConfig()}
+	reconnect := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+	return []grpc.DialOption{
+		grpc.WithDefaultServiceConfig(serviceConfig), grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 2 * time.Second}),
+	}
 }
 
 // Options of a Client; the zero value is ready for use.
 type Options struct {
-	Timeout          time.Duration // of one decision, its retries included; 5 s when zero
+	Timeout          time.Duration // of one decision, its retries included; 5 s when zero, and never longer
 	ExtraBlockedKeys []string      // added to the vendor keys; give what the server's list was extended by
 	// OnClosed hears of every answer that this client closed by itself: count it, log it. Runs in the caller's goroutine.
 	OnClosed func(method, reason string, cause error)

@@ -238,7 +238,12 @@ func play(t *testing.T, address, stem string, v vector) {
 		},
 	})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", stem+"/"+v.Name)
+	started := time.Now()
 	answer := neutral(t, decide(t, ctx, client, v))
+	// Short of the 5 s of the service config, so that it is the client's own deadline that ended the call.
+	if v.Client.TimeoutMS > 0 && time.Since(started) > 4*time.Second {
+		t.Errorf("told to answer within %d ms, it took %s", v.Client.TimeoutMS, time.Since(started))
+	}
 	if !same(v.Expect, answer) {
 		expected, _ := json.Marshal(v.Expect)
 		actual, _ := json.Marshal(answer)

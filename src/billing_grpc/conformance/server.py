@@ -52,12 +52,16 @@ async def serving(address: Address) -> AsyncIterator[str]:
     await behind.start()
     try:
         listener = await _listen(address, connections)
-        async with listener:
-            bound = address
-            if not isinstance(address, UnixAddress):
-                bound = replace(address, port=listener.sockets[0].getsockname()[1])
+        bound = address
+        if not isinstance(address, UnixAddress):
+            bound = replace(address, port=listener.sockets[0].getsockname()[1])
+        try:
             yield str(bound)
+        finally:
+            listener.close()
+            # From Python 3.12 on a listener is closed only once its connections are.
             connections.end()
+            await listener.wait_closed()
     finally:
         await behind.stop(grace=0)
 
