@@ -20,6 +20,10 @@ Probe = Callable[[], Coroutine[Any, Any, StorageError | None]]
 PROBE_EVERY: Final = 0.2
 """Seconds between the beginnings of two probes, when the first has failed by then."""
 
+RIDE_OUT: Final = 0.5
+"""Seconds for which a server may refuse before it counts as down: as it does while it restarts, or replaces its sessions
+because one of them was killed. Calls wait meanwhile."""
+
 OVERLAP_AFTER: Final = 0.45
 """Seconds after which a second probe begins while the first still waits: what a network lost stays lost, and a new attempt
 finds the database that is back."""
@@ -47,6 +51,7 @@ class Breaker:
         self._probing: asyncio.Task[None] | None = None
         self._running: dict[asyncio.Task[StorageError | None], float] = {}
         self._stopped = False
+        self._ride_out_until = 0.0
         self._opening: asyncio.Future[None] | None = None
         self._let_in = asyncio.Event()
         self._let_in.set()
@@ -88,6 +93,7 @@ class Breaker:
 
     async def _probe_until_it_answers(self) -> None:
         loop = asyncio.get_running_loop()
+        self._ride_out_until = loop.time() + RIDE_OUT
         try:
             while True:
                 began = loop.time()
@@ -107,6 +113,8 @@ class Breaker:
         error = probe.result()
         if error is not None and self.error is None and self._proved_at >= began:
             return True  # calls got their answers meanwhile
+        if error is not None and self.error is None and asyncio.get_running_loop().time() < self._ride_out_until:
+            return False
         self._change(error)
         return error is None
 

@@ -8,30 +8,20 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncRawCursor
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SettingsError, StorageError
+from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.postgres.address import complete_address
 from billing_grpc.postgres.breaker import Breaker
-from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
+from billing_grpc.postgres.connection import Connection
 from billing_grpc.postgres.probe import DatabaseProbe
 from billing_grpc.postgres.translation import connect_error_kind, storage_error
 
 Result = TypeVar("Result")
 Work = Callable[[Connection], Awaitable[Result]]
 
+_NAME: Final = "billing_grpc"
 _PROBE_NAME: Final = "billing_grpc probe"
-
-# What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
-_CONNECTION_DEFAULTS: Final[dict[str, str | int]] = {
-    "application_name": "billing_grpc",
-    "connect_timeout": CONNECT_TIMEOUT,
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 2,
-    "tcp_user_timeout": 900,
-}
 _SEVER_AT: Final = 0.9
 """The part of a budget after which a connection is severed; the rest is for what follows from it."""
 _STATEMENT_AT: Final = 0.85
@@ -55,19 +45,6 @@ def server_timeout(budget: float, used: float = 0) -> str:
         used: the seconds of it that are over, as spent waiting for a connection.
     """
     return f"{max(1, int((budget * _STATEMENT_AT - used) * 1000))}ms"
-
-
-def parse_address(database_url: str) -> dict[str, Any]:
-    """The parts of an address.
-
-    Raises:
-        SettingsError: libpq does not understand it.
-    """
-    try:
-        return conninfo_to_dict(database_url)
-    except psycopg.ProgrammingError:
-        # Without the driver's text, which repeats the address and the password in it.
-        raise SettingsError(["not a Postgres address that libpq understands"]) from None
 
 
 @dataclass(slots=True)
@@ -123,8 +100,6 @@ class BoundedPool:
         Raises:
             SettingsError: the address is not one that libpq understands.
         """
-        given = parse_address(database_url)
-        address = make_conninfo(database_url, **{k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given})
         connect = {"autocommit": True, "cursor_factory": AsyncRawCursor}
 
         class PooledConnection(Connection):
@@ -132,14 +107,15 @@ class BoundedPool:
 
             statement_timeout = server_timeout(longest_budget)
 
-        probe_name = {} if "application_name" in given else {"application_name": _PROBE_NAME}
-        asks = {"conninfo": make_conninfo(address, **probe_name), **connect}
-        self.breaker = Breaker(DatabaseProbe(PooledConnection, asks, probe, longest_budget))
+        own = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
+        self._ask_anew = DatabaseProbe(PooledConnection, own, probe, longest_budget)
+        self._ask = probe
+        self.breaker = Breaker(self._probe)
         self.breaker.add_listener(self._on_change)
         PooledConnection.may_connect = self.breaker.let_in
         self._connection_class = PooledConnection
         self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(
-            address,
+            complete_address(database_url, _NAME),
             connection_class=PooledConnection,
             kwargs=connect,
             min_size=size,
@@ -192,9 +168,9 @@ class BoundedPool:
         Raises:
             StorageError: it could not be done in time, or at all, or the database is known to be down.
         """
-        if self.breaker.error is not None:
+        if (error := self.breaker.error) is not None:
             await asyncio.sleep(0)  # whoever asks again and again must not keep the loop from noticing that it is back
-            raise type(self.breaker.error)
+            raise type(error)
         loop = asyncio.get_running_loop()
         lease = _Lease()
         deadline = loop.time() + budget * _SEVER_AT
@@ -217,15 +193,46 @@ class BoundedPool:
         done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
         if not done and budget > _SUSPICIOUS_AFTER:
             self.breaker.suspect()
-            # A write is waited for: whether it happened is worth more to its caller than the time.
-            ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.opening()) if repeatable else (task,)
-            await asyncio.wait(ends, timeout=budget - _SUSPICIOUS_AFTER, return_when=asyncio.FIRST_COMPLETED)
+            left = budget - _SUSPICIOUS_AFTER
+            if not repeatable:
+                # Whether a write happened is worth more to its caller than the time.
+                await asyncio.wait((task,), timeout=left)
+            elif self.breaker.error is None:
+                ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.opening())
+                await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if self.breaker.error is None:
             raise DatabaseTimeout
         lease.expire()
         raise type(self.breaker.error)
+
+    async def _probe(self) -> StorageError | None:
+        error = await self._ask_anew()
+        # A server that is full, or that has a new password, refuses new connections while those that stand work on.
+        if error is None or isinstance(error, DatabaseTimeout) or not await self._old_connection_answers():
+            return error
+        return None
+
+    async def _old_connection_answers(self) -> bool:
+        loop = asyncio.get_running_loop()
+        lease = _Lease()
+        deadline = loop.time() + _SUSPICIOUS_AFTER
+        expiry = loop.call_at(deadline, lease.expire)
+        try:
+            while self.stats.idle:  # those that are dead leave it
+                try:
+                    await self._once(deadline, lease, self._ask)
+                except psycopg.OperationalError as error:
+                    if lease.expired or not _connection_lost(error):
+                        return False
+                except (psycopg.Error, StorageError):
+                    return False
+                else:
+                    return True
+            return False
+        finally:
+            expiry.cancel()
 
     def _on_change(self, error: StorageError | None) -> None:
         if error is not None:
