@@ -15,17 +15,17 @@ def half_writes(url: str, calls: Iterable[Call]) -> list[str]:
             " WHERE length(reason) < 600 ORDER BY change_id"
         ).fetchall()
         columns = connection.execute("SELECT id::text, llm_billing_mode FROM workspaces").fetchall()
-    recorded: dict[str, int] = {}
-    ends: dict[str, str | None] = {}
+    recorded: dict[str | None, int] = {}
+    ends: dict[str | None, str | None] = {}
     found = []
-    for workspace, previous, new, reason in entries:
+    for workspace, previous, new, reason in (map(_text, row) for row in entries):
         recorded[reason] = recorded.get(reason, 0) + 1
         if workspace in ends and ends[workspace] != previous:
             found.append(f"{workspace}: an entry begins with {previous}, the one before ended with {ends[workspace]}")
         ends[workspace] = new
     found += [
         f"{workspace}: the column says {text}, its log {ends.get(workspace)}"
-        for workspace, text in columns
+        for workspace, text in (map(_text, row) for row in columns)
         if ends.get(workspace) != text
     ]
     for call in calls:
@@ -35,3 +35,8 @@ def half_writes(url: str, calls: Iterable[Call]) -> list[str]:
         if times > 1 or (call.verdict == TRUTH and times != int(bool(call.changed))):
             found.append(f"{call.token.split()[0]}: {call.verdict}, changed {call.changed}, entries {times}")
     return found
+
+
+def _text(value: str | bytes | None) -> str | None:
+    """As a database that takes any bytes gives them."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -86,7 +86,7 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 def _execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(url) as connection:  # in one transaction
         for statement in statements:
             connection.execute(statement.encode())
 
@@ -213,9 +213,9 @@ def _disk_full(scene: Scene) -> Iterator[None]:
 def _limit_files(pids: tuple[int, ...], size: str) -> None:
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
-            account = psutil.Process(pid).uids().real
+            user, group = psutil.Process(pid).uids().real, psutil.Process(pid).gids().real
             # Root without every capability may not limit another account's process; that account may.
-            become = () if account == os.geteuid() else ("setpriv", f"--reuid={account}", "--clear-groups")
+            become = () if user == os.geteuid() else ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
             subprocess.run([*become, "prlimit", f"--pid={pid}", f"--fsize={size}:"], check=False)
 
 

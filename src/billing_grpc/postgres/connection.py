@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, ClassVar, Final, Self
@@ -105,6 +106,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             raise
         except (psycopg.Error, OSError) as error:
             cls._remember(str(error).strip())
+            # The error holds psycopg's frame, which holds the error, and the socket of a connect that was given up.
+            traceback.clear_frames(error.__traceback__)
             raise
         cls.last_failure = None
         return connection
