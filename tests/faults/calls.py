@@ -2,9 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -123,7 +122,7 @@ class Caller:
         self._name = uuid.uuid4().hex[:8]
         self._token = ""
         self._changed: bool | None = None
-        ask: dict[str, Callable[[], Awaitable[tuple[str, str]]]] = {
+        self._ask = {
             "ResolveBillingMode": self._resolve,
             "BatchResolveBillingModes": self._batch,
             "ValidateSecretWrite": self._secret,
@@ -131,8 +130,7 @@ class Caller:
             "GetWorkspaceBillingMode": self._get,
             SET: self._set,
             LIST: self._list,
-        }
-        self._ask = ask[rpc]
+        }[rpc]
 
     async def once(self) -> Call:
         """One call; never raises for what the service answers."""

@@ -8,7 +8,7 @@ from tests.faults.calls import SET, TRUTH, Call
 
 
 def half_writes(url: str, calls: Iterable[Call]) -> list[str]:
-    """What contradicts: an acknowledged change without its one entry, an entry too many, a column that its log does not end in."""
+    """What contradicts: an acknowledged change without its entry, an entry too many, a column that is not its log's end."""
     with psycopg.connect(url) as connection:
         entries = connection.execute(
             "SELECT workspace_id::text, previous_override, new_override, reason FROM workspace_billing_mode_changes"

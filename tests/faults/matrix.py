@@ -37,7 +37,12 @@ DEADLINES: Final = (2.0, 0.5)
 KNOWN_AFTER: Final = 1.4
 """Seconds after which a database that does not answer is known to be down."""
 
-_PACE: Final = 0.05
+AT_ONCE: Final = 0.1
+"""Seconds: an answer that waited for nothing, on a busy machine; one that waited takes several times as long."""
+
+_ATTEMPTS: Final = 4
+_STARVED: Final = 0.5
+_PACE: Final = 0.07
 _BEFORE: Final = 0.3
 _AFTER: Final = 0.4
 _NEVER: Final = 6.0
@@ -94,8 +99,8 @@ class Outcome:
     Attributes:
         cells: by RPC.
         problems: what is wrong with the whole.
-        known_down: the median of the decisions' answers, in seconds, once the database was known to be down; None if it
-            was not.
+        known_down: the median of the decisions' answers, in seconds, once the database was known to be down; None where
+            it is not to be.
     """
 
     cells: dict[str, Cell]
@@ -111,10 +116,15 @@ class Outcome:
 def all_served() -> Iterator[dict[str, Served]]:
     """The services by name: beside their server, behind a network that can fail, and on a database that takes any bytes."""
     with ExitStack() as stack:
-        victim = stack.enter_context(running_victim(durable=True))
+        victim = stack.enter_context(running_victim())
         serve = stack.enter_context(serving())
         network, port = stack.enter_context(_network(victim))
-        through = {"host": "127.0.0.1", "port": port, "sslmode": "disable", "gssencmode": "disable"}
+        through: dict[str, str | int] = {
+            "host": "127.0.0.1",
+            "port": port,
+            "sslmode": "disable",
+            "gssencmode": "disable",
+        }
         behind = _add_database(victim, "behind", "")
         any_bytes = _add_database(victim, "any_bytes", "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc")
         addresses = {
@@ -160,7 +170,30 @@ def _add_workspace(url: str) -> str:
 
 
 async def suffer(served: Served, fault: Fault) -> Outcome:
-    """Lets the service be called before, during and after the fault, and looks at everything it did."""
+    """Lets the service be called before, during and after the fault, and looks at everything it did.
+
+    Again, a few times at most, when something was wrong while others kept this machine's processors from us.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        began, waited = time.monotonic(), _waited_for_a_processor()
+        outcome = await _suffer_once(served, fault)
+        share = (_waited_for_a_processor() - waited) / (time.monotonic() - began)
+        if not outcome.everything_wrong or share < _STARVED:
+            return outcome
+        sys.stderr.write(f"again, because {share:.0%} of the time somebody waited: {outcome.everything_wrong}\n")
+    return await _suffer_once(served, fault)
+
+
+def _waited_for_a_processor() -> float:
+    """The seconds, since the machine started, in which some process was ready to run and could not; 0 where nobody counts."""
+    try:
+        counted = Path("/proc/pressure/cpu").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(counted.splitlines()[0].rpartition("=")[2]) / 1e6
+
+
+async def _suffer_once(served: Served, fault: Fault) -> Outcome:
     async with grpc.aio.insecure_channel(served.server.address) as channel:
         stub: service_grpc.BillingModeServiceAsyncStub = service_grpc.BillingModeServiceStub(channel)
         load = _Load(stub, served.scene, fault)
@@ -180,12 +213,14 @@ async def suffer(served: Served, fault: Fault) -> Outcome:
     problems += half_writes(served.scene.url, load.calls)
     problems += await _leaks(served, files)
     problems += _log_problems(served)
-    late = [
-        call.took for call in load.calls if call.rpc in DECISIONS and began + KNOWN_AFTER < call.began < ended - 0.1
+    told = [
+        call.took for call in load.calls if call.rpc in DECISIONS and began + KNOWN_AFTER < call.began < ended - SLACK
     ]
-    known = statistics.median(late) if late and fault.degrades and statistics.median(late) < 0.1 else None
+    known_down = statistics.median(told) if fault.known else None
+    if known_down is not None and known_down > AT_ONCE:
+        problems.append(f"known to be down, it still took {known_down:.2f} s")
     cells = {rpc: _cell(rpc, load.calls, fault, began, ended) for rpc in RPCS}
-    return Outcome(cells, tuple(problems), known)
+    return Outcome(cells, tuple(problems), known_down)
 
 
 class _Load:

@@ -1,7 +1,7 @@
 """A network that can lose connections: a process between TCP and a Postgres socket. SIGUSR1 loses, SIGUSR2 finds.
 
-What is lost stays open and silent for good, like a connection whose entry some router has dropped; so is what connects before
-the network is found again.
+What is lost stays open and silent for good, like a connection whose entry some router has dropped; so does what connects
+before the network is found again.
 """
 
 import asyncio

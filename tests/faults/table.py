@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
 import psutil
+import psycopg
 from psycopg import sql
 
 from billing_grpc.migrations import SERVICE_ROLE
@@ -61,6 +61,7 @@ class Fault:
         may_degrade: those that may, depending on the moment; all others must tell the truth throughout.
         shows: those that must be seen to show a corrupt text.
         reasons: the only reasons that degraded answers may give.
+        known: whether the database has to be known to be down soon, and answers to come at once.
         holds: seconds for which it lasts.
         writers: how many callers besides write to the one workspace.
         where: which of the services is asked.
@@ -72,6 +73,7 @@ class Fault:
     degrades: frozenset[str] = ALL
     may_degrade: frozenset[str] = frozenset()
     shows: frozenset[str] = frozenset()
+    known: bool = False
     holds: float = 2.2
     writers: int = 0
     where: str = "direct"
@@ -115,7 +117,14 @@ def _session_killed(scene: Scene) -> Iterator[None]:
         found = connection.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
     assert found is not None
     os.kill(found[0], signal.SIGKILL)
+    _until(lambda: _answers(scene.url))
     yield
+
+
+def _answers(url: str) -> bool:
+    with suppress(psycopg.OperationalError), psycopg.connect(url) as connection:
+        return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    return False
 
 
 @contextmanager
@@ -202,21 +211,28 @@ def _disk_full(scene: Scene) -> Iterator[None]:
             " request_id) SELECT %s, now(), '', '', repeat('x', %s), '' FROM generate_series(1, %s)",
             [uuid.uuid4(), _ROW, _FILE_SIZE // _ROW + 1],
         )
+        connection.execute("VACUUM FULL workspace_billing_mode_changes")  # no page with room for many rows more
         connection.execute("CHECKPOINT")
-    _limit_files(scene.victim.server.pids, str(_FILE_SIZE))
+    _limit_files(scene.victim, str(_FILE_SIZE))
     try:
         yield
     finally:
-        _limit_files(scene.victim.server.pids, "unlimited")
+        _limit_files(scene.victim, "unlimited")
 
 
-def _limit_files(pids: tuple[int, ...], size: str) -> None:
-    for pid in pids:
-        with suppress(psutil.NoSuchProcess):
-            user, group = psutil.Process(pid).uids().real, psutil.Process(pid).gids().real
-            # Root without every capability may not limit another account's process; that account may.
-            become = () if user == os.geteuid() else ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
-            subprocess.run([*become, "prlimit", f"--pid={pid}", f"--fsize={size}:"], check=False)
+def _limit_files(victim: Victim, size: str) -> None:
+    # The first process first, and then whatever it has started until then: what it starts from now on has the same limit.
+    _limit(victim.server.pids[0], size)
+    for pid in victim.server.pids[1:]:
+        _limit(pid, size)
+
+
+def _limit(pid: int, size: str) -> None:
+    with suppress(psutil.NoSuchProcess):
+        user, group = psutil.Process(pid).uids().real, psutil.Process(pid).gids().real
+        # Root without every capability may not limit another account's process; that account may.
+        become = () if user == os.geteuid() else ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
+        subprocess.run([*become, "prlimit", f"--pid={pid}", f"--fsize={size}:"], check=False)
 
 
 def _reversible(there: str, back: str) -> Begin:
@@ -282,20 +298,24 @@ _COLUMN: Final = "ALTER TABLE workspaces RENAME COLUMN {} TO {}"
 _LOG: Final = "ALTER TABLE {} RENAME TO {}"
 
 FAULTS: Final[dict[str, Fault]] = {
-    "killed": Fault("kill -9 of the postmaster, started again later", _killed, _GONE),
+    "killed": Fault("kill -9 of the postmaster, started again later", _killed, _GONE, known=True),
     "restarted": Fault("stopped and started again at once", _restarted, _GONE, frozenset(), ALL, holds=0),
     "session_killed": Fault(
         "kill -9 of one session, for which the server ends them all", _session_killed, _GONE, frozenset(), ALL, holds=0
     ),
-    "stopped": Fault("SIGSTOP to every process of the server", _stopped, _GONE),
-    "locked": Fault("the table locked, ACCESS EXCLUSIVE", _locked, _GONE, READERS | {SET}, frozenset({LIST})),
-    "full": Fault("every connection that the server allows taken by others", _full, _GONE),
+    "stopped": Fault("SIGSTOP to every process of the server", _stopped, _GONE, known=True),
+    "locked": Fault(
+        "the table locked, ACCESS EXCLUSIVE", _locked, _GONE, READERS | {SET}, frozenset({LIST}), known=True
+    ),
+    "full": Fault("every connection that the server allows taken by others", _full, _GONE, known=True),
     "busy": Fault(
         "every connection of the pool waiting for one row's lock", _row_locked, _GONE, frozenset({SET}), ALL, writers=12
     ),
     "slow": Fault("a query that takes 5 s", _slow, _GONE, READERS | {SET}, frozenset({LIST})),
-    "lost": Fault("a network that drops every packet, and forgets the connections", _lost, _GONE, where="behind"),
-    "paused": Fault("a proxy that neither reads nor closes", _paused, _GONE, where="behind"),
+    "lost": Fault(
+        "a network that drops every packet, and forgets the connections", _lost, _GONE, known=True, where="behind"
+    ),
+    "paused": Fault("a proxy that neither reads nor closes", _paused, _GONE, known=True, where="behind"),
     "disk_full": Fault("no room for another page of the log", _disk_full, _reasons("UNREACHABLE"), frozenset({SET})),
     "no_column": Fault(
         "the column missing",

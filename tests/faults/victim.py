@@ -61,11 +61,11 @@ class Victim:
 
 
 @contextmanager
-def running_victim(*, durable: bool = False) -> Iterator[Victim]:
+def running_victim() -> Iterator[Victim]:
     """A migrated server with the service's role, removed at the end."""
     place = Path(tempfile.gettempdir())
     name = f"billing-faults-{uuid.uuid4().hex[:8]}"
-    victim = Victim(EmbeddedPostgres(place / name, durable=durable), place / f"{name}.s")
+    victim = Victim(EmbeddedPostgres(place / name, durable=False), place / f"{name}.s")
     try:
         victim.start()
         migrations.up(victim.url)
