@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/dev.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test check format generate generate-go lock release-contract benchmark build clean help
+.PHONY: run test check format generate generate-go lock release-contract benchmark fault-matrix build clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -56,6 +56,9 @@ release-contract: $(DEV_READY) ## take the contract as released: what `buf break
 benchmark: $(DEV_READY) ## measure side by side; prints ratios
 	$(BIN)/python benchmarks/resolve.py
 	$(BIN)/python benchmarks/migration_lock.py
+
+fault-matrix: $(DEV_READY) ## do every fault to a database under every RPC; writes docs/fault-matrix.md
+	$(BIN)/python -m tests.faults
 
 build: $(DEV_READY) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --no-isolation

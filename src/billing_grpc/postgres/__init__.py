@@ -1,6 +1,7 @@
 """Storage on PostgreSQL: a bounded connection pool, the SQL, and the driver's errors translated into ours."""
 
-from billing_grpc.postgres.pool import parse_address
+from billing_grpc.postgres.address import parse_address
+from billing_grpc.postgres.pool import PoolStats
 from billing_grpc.postgres.repository import PostgresRepository
 
-__all__ = ["PostgresRepository", "parse_address"]
+__all__ = ["PoolStats", "PostgresRepository", "parse_address"]

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import traceback
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, ClassVar, Final, Self
 
@@ -25,9 +27,13 @@ SET statement_timeout = '{statement_timeout}';
 SET row_security = off;
 SET default_transaction_isolation = 'read committed'
 """
-_RETRY_FOR: Final = 0.55
-_RETRY_QUICK: Final = 0.2
-_RETRY_DELAYS: Final = (0.05, 0.1)
+_FIRST_PATIENCE: Final = 0.5
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 0.4
+
+
+async def _at_once() -> bool:
+    return True
 
 
 class _TextAsBytes(Loader):
@@ -46,53 +52,80 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     Attributes:
         last_failure: the text of the last failed connect; None since the last successful one.
+        may_connect: returns when a connection is worth an attempt; False when none is needed any more.
         statement_timeout: after how long the server itself ends a statement, so that none outlives the longest call.
     """
 
     last_failure: ClassVar[str | None] = None
+    may_connect: ClassVar[Callable[[], Awaitable[bool]]] = staticmethod(_at_once)
     statement_timeout: ClassVar[str] = "0"
 
     cur: AsyncRawCursor[Any]
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        """A ready connection.
+        """A ready connection: tries until there is one, and not while the database is known to be down.
 
-        The pool waits a second before it tries again; a server that is just restarting refuses for a tenth of that, so
-        quick refusals are retried here.
+        The pool's own retries pause for a second, and a database that is back would be left waiting for them.
+
+        Raises:
+            psycopg.OperationalError: the pool closes, and nobody needs it any more.
         """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        attempt = 0
-        while True:
-            attempted = loop.time()
+        patience, pause = _FIRST_PATIENCE, _FIRST_PAUSE
+        while await cls.may_connect():
             try:
-                connection = await super().connect(*args, **kwargs)
-                await cls._prepare(connection)
-            except psycopg.OperationalError as error:
-                cls._remember(str(error).strip())
-                delay = _RETRY_DELAYS[min(attempt, len(_RETRY_DELAYS) - 1)]
-                now = loop.time()
-                if now - attempted > _RETRY_QUICK or now + delay - started > _RETRY_FOR:
-                    raise
-                await asyncio.sleep(delay)
-                attempt += 1
-            else:
-                cls.last_failure = None
-                return connection
+                return await cls.attempt(patience, *args, **kwargs)
+            except TimeoutError:
+                # Soon, because what a network has lost stays lost; and with more time, because the server may be slow.
+                patience *= 2
+            except (psycopg.Error, OSError):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        raise psycopg.OperationalError("the pool closes")
 
     @classmethod
-    async def _prepare(cls, connection: Self) -> None:
-        connection.adapters.register_loader("text", _TextAsBytes)
-        connection.cur = AsyncRawCursor(connection)
-        # A server that hangs right here is cut off.
-        cut_off = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT, connection.sever)
+    async def attempt(cls, patience: float | None, *args: Any, **kwargs: Any) -> Self:
+        """A ready connection, from one attempt.
+
+        Args:
+            patience: seconds for connecting, and again for preparing the session; None leaves it to libpq, which gives
+                every address `CONNECT_TIMEOUT`.
+            args: as psycopg takes them.
+            kwargs: as psycopg takes them.
+
+        Raises:
+            TimeoutError: not connected within `patience`.
+            psycopg.Error: the server refused.
+            OSError: there is no descriptor left for the socket.
+        """
         try:
-            await connection.cur.execute(_SESSION.format(statement_timeout=cls.statement_timeout))
+            async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
+                connection = await super().connect(*args, **kwargs)
+            await connection._prepare(CONNECT_TIMEOUT if patience is None else patience)  # noqa: SLF001 - of the class itself
+        except TimeoutError:
+            raise
+        except (psycopg.Error, OSError) as error:
+            cls._remember(str(error).strip())
+            # The error holds psycopg's frame, which holds the error, and the socket of a connect that was given up.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        cls.last_failure = None
+        return connection
+
+    async def _prepare(self, patience: float) -> None:
+        self.adapters.register_loader("text", _TextAsBytes)
+        self.cur = AsyncRawCursor(self)
+        # A server that hangs right here is cut off.
+        cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
+        try:
+            await self.cur.execute(_SESSION.format(statement_timeout=self.statement_timeout))
             # Not on every platform. Where it is, a session whose caller has cut the connection ends soon: it neither holds
             # one of the server's few places nor writes what nobody waits for any more.
             with suppress(psycopg.errors.InvalidParameterValue):
-                await connection.cur.execute("SET client_connection_check_interval = 100")
+                await self.cur.execute("SET client_connection_check_interval = 100")
+        except psycopg.Error:
+            await self.close()
+            raise
         finally:
             cut_off.cancel()
 

@@ -8,26 +8,20 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncRawCursor
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from billing_grpc.errors import DatabaseTimeout, SettingsError, StorageError
-from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
+from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.postgres.address import complete_address
+from billing_grpc.postgres.breaker import Breaker
+from billing_grpc.postgres.connection import Connection
+from billing_grpc.postgres.probe import DatabaseProbe
 from billing_grpc.postgres.translation import connect_error_kind, storage_error
 
 Result = TypeVar("Result")
 Work = Callable[[Connection], Awaitable[Result]]
 
-# What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
-_CONNECTION_DEFAULTS: Final[dict[str, str | int]] = {
-    "application_name": "billing_grpc",
-    "connect_timeout": CONNECT_TIMEOUT,
-    "keepalives": 1,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 2,
-    "tcp_user_timeout": 900,
-}
+_NAME: Final = "billing_grpc"
+_PROBE_NAME: Final = "billing_grpc probe"
 _SEVER_AT: Final = 0.9
 """The part of a budget after which a connection is severed; the rest is for what follows from it."""
 _STATEMENT_AT: Final = 0.85
@@ -35,6 +29,12 @@ _STATEMENT_AT: Final = 0.85
 _CLOSE_TIMEOUT: Final = 1.0
 _DRAIN_EVERY: Final = 1.0
 """Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
+
+_SUSPICIOUS_AFTER: Final = 0.15
+"""Seconds without an answer after which the database itself is asked; reads take a hundredth of that."""
+
+_CONNECT_AT_ONCE: Final = 2
+"""Connections that are made at the same time: a database that has just come back is not met by all of them at once."""
 
 
 def server_timeout(budget: float, used: float = 0) -> str:
@@ -45,19 +45,6 @@ def server_timeout(budget: float, used: float = 0) -> str:
         used: the seconds of it that are over, as spent waiting for a connection.
     """
     return f"{max(1, int((budget * _STATEMENT_AT - used) * 1000))}ms"
-
-
-def parse_address(database_url: str) -> dict[str, Any]:
-    """The parts of an address.
-
-    Raises:
-        SettingsError: libpq does not understand it.
-    """
-    try:
-        return conninfo_to_dict(database_url)
-    except psycopg.ProgrammingError:
-        # Without the driver's text, which repeats the address and the password in it.
-        raise SettingsError(["not a Postgres address that libpq understands"]) from None
 
 
 @dataclass(slots=True)
@@ -73,43 +60,76 @@ class _Lease:
             self.connection.sever()
 
 
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """The pool at one moment.
+
+    Attributes:
+        size: connections it is to hold.
+        idle: connections that stand and wait for work.
+        in_use: connections at work.
+        waiting: pieces of work that wait for a connection.
+    """
+
+    size: int
+    idle: int
+    in_use: int
+    waiting: int
+
+
 class BoundedPool:
     """Runs work on pooled connections; every answer comes within its budget.
 
     A query is never cancelled: cancelling asks the server, and a hung one holds the caller for ten seconds. Each piece of
     work is a task of its own, and when its time is up its socket is shut down, which ends it at once. A caller that goes
-    away leaves its work to finish in peace.
+    away leaves its work to finish in peace. While the database is known to be down, nothing is even tried.
+
+    Attributes:
+        breaker: knows whether the database can be asked.
     """
 
-    def __init__(self, database_url: str, *, size: int, longest_budget: float) -> None:
-        """Prepares the pool; nothing connects before `open`.
+    def __init__(self, database_url: str, *, size: int, longest_budget: float, probe: Work[object]) -> None:
+        """Prepares the pool; nothing connects before `opened`.
+
+        Args:
+            database_url: the Postgres.
+            size: how many connections to hold.
+            longest_budget: the longest budget, in seconds, that any call will give.
+            probe: what to ask the database when it is suspected to be down; it answers when this does, in time.
 
         Raises:
             SettingsError: the address is not one that libpq understands.
         """
-        given = parse_address(database_url)
+        connect = {"autocommit": True, "cursor_factory": AsyncRawCursor}
 
         class PooledConnection(Connection):
             """Remembers failures for this pool alone."""
 
             statement_timeout = server_timeout(longest_budget)
 
+        own = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
+        self._ask_anew = DatabaseProbe(PooledConnection, own, probe, longest_budget)
+        self._ask = probe
+        self.breaker = Breaker(self._probe)
+        self.breaker.add_listener(self._on_change)
+        PooledConnection.may_connect = self.breaker.let_in
         self._connection_class = PooledConnection
         self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(
-            make_conninfo(database_url, **{k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}),
+            complete_address(database_url, _NAME),
             connection_class=PooledConnection,
-            kwargs={"autocommit": True, "cursor_factory": AsyncRawCursor},
+            kwargs=connect,
             min_size=size,
             max_size=size,
-            num_workers=size,
-            # After a failure the pool gives up soon and starts afresh at the next request; longer means ever longer pauses.
-            reconnect_timeout=1,
+            num_workers=_CONNECT_AT_ONCE,
             open=False,
         )
+        self._size = size
+        self._in_use = 0
         # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
         self._attempts = size + 1
+        self._working: set[asyncio.Task[Any]] = set()
         self._running: set[asyncio.Task[Any]] = set()
         self._drained_at = -_DRAIN_EVERY
 
@@ -117,24 +137,40 @@ class BoundedPool:
     async def opened(self) -> AsyncIterator[None]:
         """The pool while it is open; does not wait for the database, which may come later."""
         await self._pool.open(wait=False)
+        self.breaker.suspect()
         try:
             yield
         finally:
             if self._running:
                 await asyncio.wait(self._running)  # each within its budget
+            await self.breaker.stop()
             await self._pool.close(_CLOSE_TIMEOUT)
 
-    async def run(self, work: Work[Result], *, budget: float, repeatable: bool) -> Result:
+    @property
+    def stats(self) -> PoolStats:
+        """The pool now."""
+        return PoolStats(
+            size=self._size,
+            idle=self._pool.get_stats().get("pool_available", 0),
+            in_use=self._in_use,
+            waiting=len(self._working) - self._in_use,
+        )
+
+    async def run(self, work: Work[Result], *, budget: float, repeatable: bool, proves: bool = True) -> Result:
         """What `work` answers.
 
         Args:
             work: what to do with a connection; reads or writes in one statement.
             budget: seconds until this method has returned or raised.
             repeatable: whether the work may be done again when its connection turns out to be dead.
+            proves: whether it reads what the probe reads, so that its success says that the database can be asked.
 
         Raises:
-            StorageError: it could not be done in time, or at all.
+            StorageError: it could not be done in time, or at all, or the database is known to be down.
         """
+        if (error := self.breaker.error) is not None:
+            await asyncio.sleep(0)  # whoever asks again and again must not keep the loop from noticing that it is back
+            raise type(error)
         loop = asyncio.get_running_loop()
         lease = _Lease()
         deadline = loop.time() + budget * _SEVER_AT
@@ -142,17 +178,75 @@ class BoundedPool:
         task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
         task.add_done_callback(lambda _: expiry.cancel())
         self._track(task)
-        done, _ = await asyncio.wait((task,), timeout=budget)
-        if not done:
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+        try:
+            result = await self._answer(task, lease, budget, repeatable=repeatable)
+        except (DatabaseUnreachable, DatabaseTimeout):
+            self.breaker.suspect()
+            raise
+        if proves:
+            self.breaker.prove()
+        return result
+
+    async def _answer(self, task: asyncio.Task[Result], lease: _Lease, budget: float, *, repeatable: bool) -> Result:
+        done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
+        if not done and budget > _SUSPICIOUS_AFTER:
+            self.breaker.suspect()
+            left = budget - _SUSPICIOUS_AFTER
+            if not repeatable:
+                # Whether a write happened is worth more to its caller than the time.
+                await asyncio.wait((task,), timeout=left)
+            elif self.breaker.error is None:
+                ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.opening())
+                await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if self.breaker.error is None:
             raise DatabaseTimeout
-        return task.result()
+        lease.expire()
+        raise type(self.breaker.error)
+
+    async def _probe(self) -> StorageError | None:
+        error = await self._ask_anew()
+        # A server that is full, or that has a new password, refuses new connections while those that stand work on.
+        if error is None or isinstance(error, DatabaseTimeout) or not await self._old_connection_answers():
+            return error
+        return None
+
+    async def _old_connection_answers(self) -> bool:
+        loop = asyncio.get_running_loop()
+        lease = _Lease()
+        deadline = loop.time() + _SUSPICIOUS_AFTER
+        expiry = loop.call_at(deadline, lease.expire)
+        try:
+            while self.stats.idle:  # those that are dead leave it
+                try:
+                    await self._once(deadline, lease, self._ask)
+                except psycopg.OperationalError as error:
+                    if lease.expired or not _connection_lost(error):
+                        return False
+                except (psycopg.Error, StorageError):
+                    return False
+                else:
+                    return True
+            return False
+        finally:
+            expiry.cancel()
+
+    def _on_change(self, error: StorageError | None) -> None:
+        if error is not None:
+            self._replace_idle_connections()
 
     def _distrust_idle_connections(self) -> None:
         """Replaces the connections that wait in the pool: where one got no answer, the others may not either."""
-        now = asyncio.get_running_loop().time()
-        if now - self._drained_at > _DRAIN_EVERY:
-            self._drained_at = now
-            self._track(asyncio.get_running_loop().create_task(self._pool.drain()))
+        if asyncio.get_running_loop().time() - self._drained_at > _DRAIN_EVERY:
+            self._replace_idle_connections()
+
+    def _replace_idle_connections(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._drained_at = loop.time()
+        self._track(loop.create_task(self._pool.drain()))
 
     def _track(self, task: asyncio.Task[Any]) -> None:
         """Keeps a task until it has ended, and looks at its error, or asyncio complains when the caller has gone."""
@@ -200,11 +294,13 @@ class BoundedPool:
             failure = self._connection_class.last_failure
             raise (DatabaseTimeout if failure is None else connect_error_kind(failure)) from error
         lease.connection = connection
+        self._in_use += 1
         try:
             if lease.expired:
                 raise DatabaseTimeout
             return await work(connection)
         finally:
+            self._in_use -= 1
             lease.connection = None
             if lease.expired:
                 # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.

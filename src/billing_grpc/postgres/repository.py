@@ -1,14 +1,14 @@
 """The `Repository` on PostgreSQL: the SQL, and rows into the model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 from uuid import UUID
 
 import structlog
 
-from billing_grpc.errors import ValueUnreadable
+from billing_grpc.errors import StorageError, ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
     Announcement,
@@ -20,7 +20,7 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.postgres.connection import Connection
-from billing_grpc.postgres.pool import BoundedPool, server_timeout
+from billing_grpc.postgres.pool import BoundedPool, PoolStats, server_timeout
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -93,9 +93,27 @@ class PostgresRepository:
             longest_budget: the longest budget, in seconds, that any call will give.
             size: how many connections to hold.
         """
-        pool = BoundedPool(database_url, size=size, longest_budget=longest_budget)
+        pool = BoundedPool(database_url, size=size, longest_budget=longest_budget, probe=_read_nothing)
         async with pool.opened():
             yield cls(pool)
+
+    @property
+    def last_error(self) -> StorageError | None:
+        """Why the database is known to be down, in which case every method raises this at once; None while it is not."""
+        return self._pool.breaker.error
+
+    @property
+    def available(self) -> bool:
+        """Whether the database is not known to be down."""
+        return self.last_error is None
+
+    def add_listener(self, listener: Callable[[StorageError | None], None]) -> None:
+        """Calls it, on the event loop, whenever `available` changes: with the error, or with None once it is back."""
+        self._pool.breaker.add_listener(listener)
+
+    def pool_stats(self) -> PoolStats:
+        """The connections at this moment."""
+        return self._pool.stats
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
         """As `Repository` says."""
@@ -168,7 +186,12 @@ class PostgresRepository:
             await connection.cur.execute(query, parameters, binary=True)
             return [_change(row) for row in await connection.cur.fetchall()]
 
-        return await self._pool.run(work, budget=budget, repeatable=True)
+        return await self._pool.run(work, budget=budget, repeatable=True, proves=False)
+
+
+async def _read_nothing(connection: Connection) -> None:
+    """Takes the way of every decision, to a workspace that does not exist."""
+    await connection.cur.execute(LOAD_OVERRIDE, [UUID(int=0)], binary=True)
 
 
 def _record(row: tuple[Any, ...] | None) -> WorkspaceRecord:

@@ -44,9 +44,19 @@ _DENIED_HINTS: Final = (
 )
 
 
+def error_kind(error: Exception) -> type[StorageError]:
+    """What one of the driver's errors means."""
+    if not isinstance(error, psycopg.Error):
+        # The driver answered and what came could not be understood: closed, never an unexpected error.
+        return DatabaseUnreachable if isinstance(error, OSError) else ValueUnreadable
+    if error.sqlstate is None:
+        return ValueUnreadable if isinstance(error, psycopg.DataError) else DatabaseUnreachable
+    return _BY_SQLSTATE.get(error.sqlstate) or _BY_CLASS.get(error.sqlstate[:2]) or DatabaseUnreachable
+
+
 def storage_error(error: Exception) -> StorageError:
     """Our error for one of the driver's, whose text goes to the server's log and no further."""
-    kind = _kind(error)
+    kind = error_kind(error)
     # The text only: a failed connection's repr holds the password. A traceback where the driver is not the one to blame.
     log.warning(
         "storage failed",
@@ -62,12 +72,3 @@ def connect_error_kind(text: str) -> type[StorageError]:
     """What a failed connect means, by its text."""
     denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
     return DatabaseDenied if denied else DatabaseUnreachable
-
-
-def _kind(error: Exception) -> type[StorageError]:
-    if not isinstance(error, psycopg.Error):
-        # The driver answered and what came could not be understood: closed, never an unexpected error.
-        return DatabaseUnreachable if isinstance(error, OSError) else ValueUnreadable
-    if error.sqlstate is None:
-        return ValueUnreadable if isinstance(error, psycopg.DataError) else DatabaseUnreachable
-    return _BY_SQLSTATE.get(error.sqlstate) or _BY_CLASS.get(error.sqlstate[:2]) or DatabaseUnreachable

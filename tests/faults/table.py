@@ -1,0 +1,349 @@
+"""The faults: what is done to the database, and which answers have to suffer from it."""
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from billing_grpc.migrations import SERVICE_ROLE
+from tests.faults.calls import CORRUPT, DECISIONS, LIST, RPCS, SET
+from tests.faults.victim import Victim
+
+_PATIENCE: Final = 10.0
+_FILE_SIZE: Final = 16 * 2**20
+"""Bytes; the server's write-ahead log is written in files of this size, so it still can be."""
+
+_ROW: Final = 600
+
+READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode"})
+ALL: Final = frozenset(RPCS)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a fault may touch.
+
+    Attributes:
+        victim: the server.
+        url: the owner's address of the database that is served.
+        read: the workspace that everybody reads.
+        written: a workspace that many write at once.
+        network: the process between the service and the server, where there is one.
+    """
+
+    victim: Victim
+    url: str
+    read: str
+    written: str
+    network: int = 0
+
+
+Begin = Callable[[Scene], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the matrix.
+
+    Attributes:
+        says: what is done, for the page.
+        during: a context in which it is so.
+        degrades: the RPCs that must be seen to answer degraded, or the fault did not bite.
+        may_degrade: those that may, depending on the moment; all others must tell the truth throughout.
+        shows: those that must be seen to show a corrupt text.
+        reasons: the only reasons that degraded answers may give.
+        known: whether the database has to be known to be down soon, and answers to come at once.
+        holds: seconds for which it lasts.
+        writers: how many callers besides write to the one workspace.
+        where: which of the services is asked.
+    """
+
+    says: str
+    during: Begin
+    reasons: frozenset[str]
+    degrades: frozenset[str] = ALL
+    may_degrade: frozenset[str] = frozenset()
+    shows: frozenset[str] = frozenset()
+    known: bool = False
+    holds: float = 2.2
+    writers: int = 0
+    where: str = "direct"
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError("a fault could not be made")
+        time.sleep(0.02)
+
+
+def _execute(url: str, *statements: str) -> None:
+    with psycopg.connect(url) as connection:  # in one transaction
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@contextmanager
+def _killed(scene: Scene) -> Iterator[None]:
+    pids = scene.victim.server.pids
+    os.kill(pids[0], signal.SIGKILL)
+    try:
+        _until(lambda: not any(psutil.pid_exists(pid) for pid in pids[1:]))
+        yield
+    finally:
+        scene.victim.start()
+
+
+@contextmanager
+def _restarted(scene: Scene) -> Iterator[None]:
+    scene.victim.server.stop()
+    scene.victim.start()
+    yield
+
+
+@contextmanager
+def _session_killed(scene: Scene) -> Iterator[None]:
+    with psycopg.connect(scene.url) as connection:
+        found = connection.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
+    assert found is not None
+    os.kill(found[0], signal.SIGKILL)
+    _until(lambda: _answers(scene.url))
+    yield
+
+
+def _answers(url: str) -> bool:
+    with suppress(psycopg.OperationalError), psycopg.connect(url) as connection:
+        return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
+    return False
+
+
+@contextmanager
+def _stopped(scene: Scene) -> Iterator[None]:
+    with scene.victim.hung():
+        yield
+
+
+@contextmanager
+def _locked(scene: Scene) -> Iterator[None]:
+    with psycopg.connect(scene.url) as holder:
+        holder.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@contextmanager
+def _full(scene: Scene) -> Iterator[None]:
+    """Others take every place of the server that there is, the service's among them."""
+    with ExitStack() as taken:
+        ours = taken.enter_context(psycopg.connect(scene.url, autocommit=True))
+
+        def nothing_left() -> bool:
+            ours.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE])
+            with suppress(psycopg.OperationalError):
+                while True:
+                    taken.enter_context(psycopg.connect(scene.url))
+            row = ours.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
+            return row == (0,)
+
+        _until(nothing_left)
+        yield
+
+
+@contextmanager
+def _row_locked(scene: Scene) -> Iterator[None]:
+    with psycopg.connect(scene.url) as holder:
+        holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [scene.written])
+        yield
+
+
+@contextmanager
+def _slow(scene: Scene) -> Iterator[None]:
+    """Every row takes longer to read than any call may wait."""
+    _execute(
+        scene.url,
+        "ALTER TABLE workspaces RENAME TO workspaces_kept",
+        "CREATE VIEW workspaces AS SELECT * FROM workspaces_kept WHERE pg_sleep(5) IS NOT NULL",
+        f"GRANT SELECT, UPDATE (llm_billing_mode) ON workspaces TO {SERVICE_ROLE}",
+    )
+    try:
+        yield
+    finally:
+        _execute(scene.url, "DROP VIEW workspaces", "ALTER TABLE workspaces_kept RENAME TO workspaces")
+
+
+@contextmanager
+def _lost(scene: Scene) -> Iterator[None]:
+    os.kill(scene.network, signal.SIGUSR1)
+    try:
+        yield
+    finally:
+        os.kill(scene.network, signal.SIGUSR2)
+
+
+@contextmanager
+def _paused(scene: Scene) -> Iterator[None]:
+    os.kill(scene.network, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(scene.network, signal.SIGCONT)
+
+
+@contextmanager
+def _disk_full(scene: Scene) -> Iterator[None]:
+    """The log needs a page more, and the file system gives none.
+
+    A limit on the size of the server's files, so that it needs neither root nor a file system of its own: the write fails
+    in the same place and way as on a full disk, where the text is another and the SQLSTATE 53100.
+    """
+    with psycopg.connect(scene.url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO workspace_billing_mode_changes (workspace_id, change_time, principal, database_user, reason,"
+            " request_id) SELECT %s, now(), '', '', repeat('x', %s), '' FROM generate_series(1, %s)",
+            [uuid.uuid4(), _ROW, _FILE_SIZE // _ROW + 1],
+        )
+        connection.execute("VACUUM FULL workspace_billing_mode_changes")  # no page with room for many rows more
+        connection.execute("CHECKPOINT")
+    _limit_files(scene.victim, str(_FILE_SIZE))
+    try:
+        yield
+    finally:
+        _limit_files(scene.victim, "unlimited")
+
+
+def _limit_files(victim: Victim, size: str) -> None:
+    # The first process first, and then whatever it has started until then: what it starts from now on has the same limit.
+    _limit(victim.server.pids[0], size)
+    for pid in victim.server.pids[1:]:
+        _limit(pid, size)
+
+
+def _limit(pid: int, size: str) -> None:
+    with suppress(psutil.NoSuchProcess):
+        user, group = psutil.Process(pid).uids().real, psutil.Process(pid).gids().real
+        # Root without every capability may not limit another account's process; that account may.
+        become = () if user == os.geteuid() else ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups")
+        subprocess.run([*become, "prlimit", f"--pid={pid}", f"--fsize={size}:"], check=False)
+
+
+def _reversible(there: str, back: str) -> Begin:
+    @contextmanager
+    def during(scene: Scene) -> Iterator[None]:
+        _execute(scene.url, there)
+        try:
+            yield
+        finally:
+            _execute(scene.url, back)
+
+    return during
+
+
+@contextmanager
+def _corrupt(scene: Scene) -> Iterator[None]:
+    """A value that no version of this service wrote, past the constraint."""
+    check = "workspaces_llm_billing_mode_check"
+    with psycopg.connect(scene.url) as connection:
+        row = connection.execute(
+            "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = %s", [check]
+        ).fetchone()
+        assert row is not None
+        connection.execute(sql.SQL("ALTER TABLE workspaces DROP CONSTRAINT {}").format(sql.Identifier(check)))
+        _store(connection, scene.read, CORRUPT.encode())
+    try:
+        yield
+    finally:
+        with psycopg.connect(scene.url) as connection:
+            _store(connection, scene.read, b"byok")
+            connection.execute(
+                sql.SQL("ALTER TABLE workspaces ADD CONSTRAINT {} {}").format(sql.Identifier(check), sql.SQL(row[0]))
+            )
+
+
+@contextmanager
+def _undecodable(scene: Scene) -> Iterator[None]:
+    """Bytes that are no text, in a database that takes any."""
+    _execute(scene.url, "ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    with psycopg.connect(scene.url) as connection:
+        _store(connection, scene.read, b"\xff\xfe")
+    try:
+        yield
+    finally:
+        with psycopg.connect(scene.url) as connection:
+            _store(connection, scene.read, b"byok")
+
+
+def _store(connection: psycopg.Connection, workspace: str, value: bytes) -> None:
+    # As hexadecimal digits, because a driver that decodes would refuse the bytes.
+    connection.execute(
+        "UPDATE workspaces SET llm_billing_mode = convert_from(decode(%s, 'hex'), getdatabaseencoding()) WHERE id = %s",
+        [value.hex(), workspace],
+    )
+
+
+def _reasons(*names: str) -> frozenset[str]:
+    return frozenset(f"DATABASE_{name}" if name in {"UNREACHABLE", "TIMEOUT", "DENIED"} else name for name in names)
+
+
+_GONE: Final = _reasons("UNREACHABLE", "TIMEOUT")
+_COLUMN: Final = "ALTER TABLE workspaces RENAME COLUMN {} TO {}"
+_LOG: Final = "ALTER TABLE {} RENAME TO {}"
+
+FAULTS: Final[dict[str, Fault]] = {
+    "killed": Fault("kill -9 of the postmaster, started again later", _killed, _GONE, known=True),
+    "restarted": Fault("stopped and started again at once", _restarted, _GONE, frozenset(), ALL, holds=0),
+    "session_killed": Fault(
+        "kill -9 of one session, for which the server ends them all", _session_killed, _GONE, frozenset(), ALL, holds=0
+    ),
+    "stopped": Fault("SIGSTOP to every process of the server", _stopped, _GONE, known=True),
+    "locked": Fault(
+        "the table locked, ACCESS EXCLUSIVE", _locked, _GONE, READERS | {SET}, frozenset({LIST}), known=True
+    ),
+    "full": Fault("every connection that the server allows taken by others", _full, _GONE, known=True),
+    "busy": Fault(
+        "every connection of the pool waiting for one row's lock", _row_locked, _GONE, frozenset({SET}), ALL, writers=12
+    ),
+    "slow": Fault("a query that takes 5 s", _slow, _GONE, READERS | {SET}, frozenset({LIST})),
+    "lost": Fault(
+        "a network that drops every packet, and forgets the connections", _lost, _GONE, known=True, where="behind"
+    ),
+    "paused": Fault("a proxy that neither reads nor closes", _paused, _GONE, known=True, where="behind"),
+    "disk_full": Fault("no room for another page of the log", _disk_full, _reasons("UNREACHABLE"), frozenset({SET})),
+    "no_column": Fault(
+        "the column missing",
+        _reversible(_COLUMN.format("llm_billing_mode", "kept"), _COLUMN.format("kept", "llm_billing_mode")),
+        _reasons("SCHEMA_NOT_READY"),
+        READERS | {SET},
+    ),
+    "no_log": Fault(
+        "the change log missing",
+        _reversible(
+            _LOG.format("workspace_billing_mode_changes", "kept"), _LOG.format("kept", "workspace_billing_mode_changes")
+        ),
+        _reasons("SCHEMA_NOT_READY"),
+        frozenset({"GetWorkspaceBillingMode", SET, LIST}),
+    ),
+    "no_rights": Fault(
+        "the service's role without its rights on the table",
+        _reversible(
+            f"REVOKE ALL ON workspaces FROM {SERVICE_ROLE}; REVOKE UPDATE (llm_billing_mode) ON workspaces FROM"
+            f" {SERVICE_ROLE}",
+            f"GRANT SELECT ON workspaces TO {SERVICE_ROLE}; GRANT UPDATE (llm_billing_mode) ON workspaces TO"
+            f" {SERVICE_ROLE}",
+        ),
+        _reasons("DENIED"),
+        READERS | {SET},
+    ),
+    "corrupt": Fault("a stored text that is no mode", _corrupt, frozenset(), frozenset(), shows=READERS),
+    "undecodable": Fault(
+        "a stored text that is not UTF-8", _undecodable, _reasons("VALUE_UNREADABLE"), READERS, where="any_bytes"
+    ),
+}
