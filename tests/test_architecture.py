@@ -70,8 +70,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         *("access", "caller", "certificate_names", "convert", "credentials", "limits", "principals_file", "request_id"),
     },
     "free_address": {"addresses", "errors"},
+    "health": set(),
+    "readiness": {"errors", "repository"},
     "rpc_server": {
-        *("_gen", "addresses", "credentials", "errors", "free_address", "interceptors", "limits"),
+        *("_gen", "addresses", "credentials", "errors", "free_address", "health", "interceptors", "limits"),
         *("principals_file", "tls"),
     },
     "testing": PURE
@@ -121,7 +123,7 @@ ONLY_THERE: Final = {
     "pydantic": {"config", "limit_settings", "setting_types", "cli"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
-    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "cli_calls"},
+    "grpc": {"_gen", "health", "interceptors", "rpc_server", "tls", "cli_calls"},
     "structlog": {
         "decision_log",
         "interceptors",
@@ -130,6 +132,7 @@ ONLY_THERE: Final = {
         "principals_file",
         "tls",
         "logs",
+        "readiness",
         "server",
     },
 }

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from billing_grpc import interceptors
+from billing_grpc import health, interceptors
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Address, Security, UnixAddress
@@ -22,6 +22,9 @@ from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory
 from billing_grpc.tls import TlsFiles
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
+ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
+"""The name under which health tells whether administration works; the others tell whether decisions are answered."""
+
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
 _SPARE_CALLS: Final = 1024
@@ -99,7 +102,7 @@ class RpcServer:
             options=_options(limits),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = health.HealthServicer()
         service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection_on:
@@ -112,14 +115,22 @@ class RpcServer:
             ListenError: an address is taken or cannot be used; names it.
         """
         bound = [self._listen(address) for address in addresses]
-        await self._server.start()
         for name in ("", SERVICE_NAME):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(name, serving=True)
+        await self._server.start()
         return bound
+
+    def report_administration(self, works: bool) -> None:  # noqa: FBT001 - the one thing it is told
+        """Makes health tell whether administration works; its name is unknown until this was called once."""
+        self._health.set(ADMINISTRATION, serving=works)
+
+    def leave(self) -> None:
+        """Says NOT_SERVING under every name, for good, and goes on answering."""
+        self._health.leave()
 
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
-        await self._health.enter_graceful_shutdown()
+        self.leave()
         await self._server.stop(grace)
 
     async def ended(self) -> None:
