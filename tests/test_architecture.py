@@ -84,6 +84,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__init__": set(),
     "__main__": {"cli"},
     # The composition root and the command line may use everything but each other's callers.
+    "stop_signals": set(),
+    "shared_ports": {"addresses", "errors", "free_address"},
+    "workers": {"addresses", "config", "stop_signals"},
+    # A process of its own, started by `workers`; nobody imports it.
+    "worker": {"errors", "logs", "server", "stop_signals", "workers"},
     "server": {
         *PURE,
         *(
@@ -98,7 +103,17 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "migrations",
             "org_default",
         ),
-        *("postgres", "principals_file", "repository", "rpc_server", "secrets", "servicer", "tls"),
+        *(
+            "postgres",
+            "principals_file",
+            "readiness",
+            "repository",
+            "rpc_server",
+            "secrets",
+            "servicer",
+            "shared_ports",
+        ),
+        *("stop_signals", "tls", "workers"),
     },
     "cli": {
         *(
@@ -134,6 +149,7 @@ ONLY_THERE: Final = {
         "logs",
         "readiness",
         "server",
+        "workers",
     },
 }
 

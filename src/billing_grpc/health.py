@@ -10,7 +10,7 @@ SERVICE_NAME: Final[str] = health.SERVICE_NAME
 _Response: Final[Any] = health_pb2.HealthCheckResponse
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] - the library ships no types
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library ships no types
     """Answers for the names it was told of.
 
     Not the library's: that one holds a lock while it writes to a watcher, so a client that takes nothing kept every other
@@ -55,11 +55,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] - th
             await changed.wait()
 
     def _status(self, name: str) -> int:
-        match self._serving.get(name):
-            case None:
-                status = _Response.SERVICE_UNKNOWN
-            case True:
-                status = _Response.SERVING
-            case False:
-                status = _Response.NOT_SERVING
-        return int(status)
+        if name not in self._serving:
+            return int(_Response.SERVICE_UNKNOWN)
+        return int(_Response.SERVING if self._serving[name] else _Response.NOT_SERVING)

@@ -31,11 +31,11 @@ _SPARE_CALLS: Final = 1024
 """How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
 
 
-def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:
     # A misspelt option is ignored without a word: each of these has a test of what it does.
     return (
         # By default several servers may share a port, silently; a taken port must be an error.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared_ports)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
@@ -81,6 +81,7 @@ class RpcServer:
         entrance: who is let in; nobody, unless it says otherwise.
         limits: how much the server lets itself be asked.
         reflection_on: whether the contract can be listed over the wire.
+        shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
     """
 
     def __init__(
@@ -90,16 +91,18 @@ class RpcServer:
         entrance: Entrance,
         limits: Limits | None = None,
         reflection_on: bool = True,
+        shared_ports: bool = False,
     ) -> None:
         limits = limits or Limits()
         self._entrance = entrance
+        self._shared_ports = shared_ports
         self._server = grpc.aio.server(
             interceptors=interceptors.in_order(
                 entrance.principals,
                 local_admin=entrance.local_admin,
                 limits=limits,
             ),
-            options=_options(limits),
+            options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
         )
         self._health = health.HealthServicer()
@@ -138,7 +141,8 @@ class RpcServer:
         await self._server.wait_for_termination()
 
     def _listen(self, address: Address) -> Address:
-        require_free(address)
+        if not self._shared_ports:
+            require_free(address)
         if isinstance(address, UnixAddress):
             self._listen_unix(address)
             return address
