@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -90,6 +91,7 @@ def _run_workers(
     with ExitStack() as stack:
         addresses = stack.enter_context(reserved(tcp))
         counted = stack.enter_context(TemporaryDirectory(prefix="billing-grpc-metrics-"))
+        signals.take_along(lambda: rmtree(counted, ignore_errors=True))
         if settings.metrics_listen is not None:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, path=counted)  # type: ignore[no-untyped-call]  # ships half of its types

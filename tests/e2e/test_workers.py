@@ -105,6 +105,12 @@ def test_the_counters_of_all_workers_stand_on_one_metrics_port(serve: Serve, set
     mapped = [Path(each.path) for worker in pair for each in worker.memory_maps() if each.path.endswith(".db")]
     (directory,) = {path.parent for path in mapped}
     assert directory.stat().st_mode & 0o077 == 0
+
+    victim = pair.pop()
+    of_the_living = directory / f"gauge_livesum_{victim.pid}.db"
+    of_the_living.touch()
+    victim.kill()
+    until(lambda: not of_the_living.exists())
     assert server.stop() == 0
     assert not directory.exists()
 
@@ -271,11 +277,12 @@ def test_the_embedded_database_lives_in_the_parent_and_ends_last(data: Path) -> 
         assert server.records("cannot connect") == []
 
 
-def test_a_second_signal_leaves_neither_workers_nor_database_behind(data: Path) -> None:
+def test_a_second_signal_leaves_neither_workers_nor_database_behind(data: Path, directory: Path) -> None:
     own: Changes = {"BILLING_GRPC_WORKERS": "2", "BILLING_GRPC_DATA_DIR": data, "BILLING_GRPC_DRAIN_DELAY": "60"}
     with serving() as serve:
-        server = serve(settings=own)
+        server = serve(settings={**own, "TMPDIR": directory})
         pair = workers(server)
+        assert [each.name.startswith("billing-grpc-metrics-") for each in directory.iterdir()] == [True]
         server.process.terminate()
         until(lambda: len(server.records("stopping")) == 2)
         server.process.terminate()
@@ -283,3 +290,4 @@ def test_a_second_signal_leaves_neither_workers_nor_database_behind(data: Path) 
         _, alive = psutil.wait_procs(pair, timeout=PATIENCE)
         assert alive == []
         assert processes(data) == []
+        assert list(directory.iterdir()) == []
