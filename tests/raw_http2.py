@@ -10,6 +10,8 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 EMPTY: Final = b"\0\0\0\0\0"
 """An empty gRPC message."""
+NO_WINDOW: Final = struct.pack(">HI", 4, 0)
+"""The settings of a client that takes no body on any stream."""
 
 Header = tuple[str, bytes | str]
 
@@ -32,11 +34,11 @@ def _literal(text: bytes | str) -> bytes:
 class Connection:
     """A connection after its preface; whatever arrives is kept."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, settings: bytes) -> None:
         self._reader, self._writer = reader, writer
         self._next = -1
         self.frames: list[tuple[int, int, bytes]] = []
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(SETTINGS, 0, 0, settings))
 
     def open(self, path: bytes | str, headers: Iterable[Header] = (), *, end: bool = False) -> int:
         """Sends the headers of a call; answers its number."""
@@ -77,11 +79,11 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(target: str) -> AsyncIterator[Connection]:
-    """A connection to `host:port`."""
+async def connected(target: str, settings: bytes = b"") -> AsyncIterator[Connection]:
+    """A connection to `host:port`, opened with these HTTP/2 settings."""
     host, _, port = target.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        yield Connection(reader, writer)
+        yield Connection(reader, writer, settings)
     finally:
         writer.close()

@@ -70,8 +70,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         *("access", "caller", "certificate_names", "convert", "credentials", "limits", "principals_file", "request_id"),
     },
     "free_address": {"addresses", "errors"},
+    "health": set(),
+    "readiness": {"errors", "repository"},
     "rpc_server": {
-        *("_gen", "addresses", "credentials", "errors", "free_address", "interceptors", "limits"),
+        *("_gen", "addresses", "credentials", "errors", "free_address", "health", "interceptors", "limits"),
         *("principals_file", "tls"),
     },
     "testing": PURE
@@ -94,6 +96,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__init__": set(),
     "__main__": {"cli"},
     # The composition root and the command line may use everything but each other's callers.
+    "stop_signals": set(),
+    "shared_ports": {"addresses", "errors", "free_address"},
+    "workers": {"addresses", "config", "stop_signals"},
+    # A process of its own, started by `workers`; nobody imports it.
+    "worker": {"errors", "logs", "server", "stop_signals", "workers"},
     "server": {
         *PURE,
         *(
@@ -108,7 +115,17 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "migrations",
             "org_default",
         ),
-        *("postgres", "principals_file", "repository", "rpc_server", "secrets", "servicer", "tls"),
+        *(
+            "postgres",
+            "principals_file",
+            "readiness",
+            "repository",
+            "rpc_server",
+            "secrets",
+            "servicer",
+            "shared_ports",
+        ),
+        *("stop_signals", "tls", "workers"),
     },
     "cli": {
         *(
@@ -134,7 +151,10 @@ ONLY_THERE: Final = {
     "pydantic": {"config", "limit_settings", "setting_types", "cli"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
-    "grpc": {"_gen", "interceptors", "rpc_server", "tls", "call_errors", "dial", "calls", "cli_calls", "conformance"},
+    "grpc": {
+        *("_gen", "health", "interceptors", "rpc_server", "tls"),
+        *("call_errors", "dial", "calls", "cli_calls", "conformance"),
+    },
     "structlog": {
         "decision_log",
         "interceptors",
@@ -143,7 +163,9 @@ ONLY_THERE: Final = {
         "principals_file",
         "tls",
         "logs",
+        "readiness",
         "server",
+        "workers",
     },
 }
 

@@ -4,6 +4,8 @@ The only module that reads the environment. Nothing here is a decision about bil
 and interpreted by the resolver.
 """
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,10 +13,10 @@ from typing import Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from billing_grpc.addresses import Address, TcpAddress
+from billing_grpc.addresses import Address, TcpAddress, UnixAddress
 from billing_grpc.errors import SettingsError
 from billing_grpc.limit_settings import LimitSettings
-from billing_grpc.postgres import parse_address
+from billing_grpc.postgres import POOL_SIZE, parse_address
 from billing_grpc.principals_file import PrincipalsFile
 from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.setting_types import (
@@ -29,6 +31,9 @@ from billing_grpc.setting_types import (
 from billing_grpc.tls import TlsFiles
 
 _MAX_STORAGE_TIMEOUT: Final = 60
+_MAX_DRAIN: Final = 3600
+_DRAIN_MARGIN: Final = 0.5
+"""Seconds beyond the storage timeout that a running call gets to finish, when nothing else is said."""
 
 
 class _FromEnvironment(BaseSettings):
@@ -101,6 +106,13 @@ class Settings(_FromEnvironment, LimitSettings):
         alias="BILLING_GRPC_LISTEN",
         description="comma-separated: host:port (plain), tls://host:port, mtls://host:port, unix:/path",
     )
+    workers: int = Field(
+        1,
+        alias="BILLING_GRPC_WORKERS",
+        ge=1,
+        le=64,
+        description="processes that answer on the same ports; more than one on Linux only, and not on Unix sockets",
+    )
     unix_mode: FileMode = Field(
         0o600, alias="BILLING_GRPC_UNIX_MODE", description="the file mode of Unix sockets, in octal"
     )
@@ -111,6 +123,29 @@ class Settings(_FromEnvironment, LimitSettings):
         le=_MAX_STORAGE_TIMEOUT,
         allow_inf_nan=False,
         description="seconds of storage a call may use",
+    )
+    database_connections: int = Field(
+        POOL_SIZE,
+        alias="BILLING_GRPC_DATABASE_CONNECTIONS",
+        ge=1,
+        le=1000,
+        description="connections to the database that each worker holds",
+    )
+    drain_delay: float = Field(
+        0.0,
+        alias="BILLING_GRPC_DRAIN_DELAY",
+        ge=0,
+        le=_MAX_DRAIN,
+        allow_inf_nan=False,
+        description="seconds after SIGTERM in which new calls are still answered while health says NOT_SERVING",
+    )
+    drain_grace: float | None = Field(
+        None,
+        alias="BILLING_GRPC_DRAIN_GRACE",
+        ge=0,
+        le=_MAX_DRAIN,
+        allow_inf_nan=False,
+        description="seconds that running calls get to finish; unset: the storage timeout and half a second",
     )
     extra_blocked_keys: CommaSeparated = Field(
         (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to the vendor keys"
@@ -134,6 +169,11 @@ class Settings(_FromEnvironment, LimitSettings):
         alias="BILLING_GRPC_DATA_DIR",
         description="where the embedded database lives; unset: the user's state folder",
     )
+
+    @property
+    def grace(self) -> float:
+        """Seconds that running calls get to finish when the process stops."""
+        return self.storage_timeout + _DRAIN_MARGIN if self.drain_grace is None else self.drain_grace
 
     @field_validator("database_url")
     @classmethod
@@ -207,6 +247,16 @@ class Settings(_FromEnvironment, LimitSettings):
             )
         return value
 
+    @field_validator("workers")
+    @classmethod
+    def _workers_can_share(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and sys.platform != "linux":
+            raise ValueError("several workers share their ports, which works on Linux only: use 1")
+        unix = [each for each in info.data.get("listen", ()) if isinstance(each, UnixAddress)]
+        if value > 1 and unix:
+            raise ValueError(f"several workers cannot share {unix[0]}: use TCP addresses alone, or 1")
+        return value
+
     @field_validator("extra_blocked_keys")
     @classmethod
     def _names_of_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -247,6 +297,11 @@ def load_database_url(flag: str | None) -> str:
     if url is None:
         raise SettingsError(["DATABASE_URL: name the Postgres to migrate; there is no default"])
     return url.get_secret_value()
+
+
+def environment_with(additions: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment for one that it starts, with additions; nothing is read from it here."""
+    return {**os.environ, **additions}
 
 
 def _listed(addresses: list[TcpAddress]) -> str:

@@ -49,3 +49,6 @@ class Repository(Protocol):
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[RecordedChange]:
         """Entries of the change log, newest first: of one workspace or all, older than the entry `before`."""
+
+    async def check_administration(self, *, budget: float) -> None:
+        """Comes back when overrides and the change log could be read and written now; raises what stands against it."""

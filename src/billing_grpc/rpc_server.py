@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from billing_grpc import interceptors
+from billing_grpc import health, interceptors
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Address, Security, UnixAddress
@@ -22,17 +22,20 @@ from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory
 from billing_grpc.tls import TlsFiles
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
+ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
+"""The name under which health tells whether administration works; the others tell whether decisions are answered."""
+
 _REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
 _SPARE_CALLS: Final = 1024
 """How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
 
 
-def _options(limits: Limits) -> tuple[tuple[str, int], ...]:
+def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:
     # A misspelt option is ignored without a word: each of these has a test of what it does.
     return (
         # By default several servers may share a port, silently; a taken port must be an error.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared_ports)),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
@@ -78,6 +81,7 @@ class RpcServer:
         entrance: who is let in; nobody, unless it says otherwise.
         limits: how much the server lets itself be asked.
         reflection_on: whether the contract can be listed over the wire.
+        shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
     """
 
     def __init__(
@@ -87,19 +91,21 @@ class RpcServer:
         entrance: Entrance,
         limits: Limits | None = None,
         reflection_on: bool = True,
+        shared_ports: bool = False,
     ) -> None:
         limits = limits or Limits()
         self._entrance = entrance
+        self._shared_ports = shared_ports
         self._server = grpc.aio.server(
             interceptors=interceptors.in_order(
                 entrance.principals,
                 local_admin=entrance.local_admin,
                 limits=limits,
             ),
-            options=_options(limits),
+            options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = health.HealthServicer()
         service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection_on:
@@ -112,14 +118,22 @@ class RpcServer:
             ListenError: an address is taken or cannot be used; names it.
         """
         bound = [self._listen(address) for address in addresses]
-        await self._server.start()
         for name in ("", SERVICE_NAME):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(name, serving=True)
+        await self._server.start()
         return bound
+
+    def report_administration(self, works: bool) -> None:  # noqa: FBT001 - the one thing it is told
+        """Makes health tell whether administration works; its name is unknown until this was called once."""
+        self._health.set(ADMINISTRATION, serving=works)
+
+    def leave(self) -> None:
+        """Says NOT_SERVING under every name, for good, and goes on answering."""
+        self._health.leave()
 
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
-        await self._health.enter_graceful_shutdown()
+        self.leave()
         await self._server.stop(grace)
 
     async def ended(self) -> None:
@@ -127,7 +141,8 @@ class RpcServer:
         await self._server.wait_for_termination()
 
     def _listen(self, address: Address) -> Address:
-        require_free(address)
+        if not self._shared_ports:
+            require_free(address)
         if isinstance(address, UnixAddress):
             self._listen_unix(address)
             return address

@@ -1,22 +1,24 @@
 """The composition root: builds everything from the settings, serves, drains and stops."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from billing_grpc import __version__, demo, logs, migrations
 from billing_grpc.addresses import Address, TcpAddress
-from billing_grpc.config import Settings
+from billing_grpc.config import Settings, environment_with
 from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.errors import ListenError, StorageError
@@ -24,18 +26,17 @@ from billing_grpc.metrics import Metrics
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory, PrincipalsFile
+from billing_grpc.readiness import watch_administration
 from billing_grpc.repository import Repository
 from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
+from billing_grpc.shared_ports import reserved
+from billing_grpc.stop_signals import StopSignals
 from billing_grpc.tls import TlsFiles
+from billing_grpc.workers import Orders, WorkerFailedError, Workers
 
 log = structlog.stdlib.get_logger(__name__)
-
-_EXIT_TERMINATED: Final = 128 + signal.SIGTERM
-
-_DRAIN_MARGIN: Final = 0.5
-"""Seconds beyond the storage timeout that a running call gets to finish."""
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
@@ -45,80 +46,156 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         StartupError: the server cannot start; says why and what to do.
     """
     logs.configure(settings.log_format, settings.log_level)
-    entrance = _entrance(settings)
-    # Until the loop has its own handlers, a SIGTERM unwinds like an exit: it must not leave an embedded server behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_EXIT_TERMINATED))
-    with _database(settings) as (database_url, embedded):
-        asyncio.run(_serve(settings, entrance, database_url, say, hints=embedded))
+    signals = StopSignals()
+    with _database(settings, signals) as (database_url, embedded):
+
+        def announce(bound: Sequence[Address]) -> None:
+            for address in bound:
+                say(f"listening on {address}")
+            if embedded:
+                say(demo.hints(bound[0]))
+
+        if settings.workers > 1:
+            _run_workers(settings, database_url, signals, announce)
+        else:
+            asyncio.run(serve(settings, database_url, signals, announce))
+        log.info("stopped")
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[tuple[str, bool]]:
+def _database(settings: Settings, signals: StopSignals) -> Iterator[tuple[str, bool]]:
     """The database to use and whether it is the embedded one, which is then started, migrated and filled."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), False
         return
     directory = settings.data_dir or default_directory(Path.home())
     log.info("no DATABASE_URL: starting the embedded database", directory=str(directory))
-    with EmbeddedPostgres(directory) as embedded:
-        migrations.up(embedded.url)
-        migrations.run_script(embedded.url, migrations.grants())
-        migrations.run_script(embedded.url, demo.SQL)
-        # As in production: with the service's few rights, and so under the name that the change log believes.
-        yield embedded.url_as(migrations.SERVICE_ROLE), True
+    embedded = EmbeddedPostgres(directory)
+    signals.take_along(embedded.stop_at_once)
+    with embedded:
+        try:
+            migrations.up(embedded.url)
+            migrations.run_script(embedded.url, migrations.grants())
+            migrations.run_script(embedded.url, demo.SQL)
+            # As in production: with the service's few rights, and so under the name that the change log believes.
+            yield embedded.url_as(migrations.SERVICE_ROLE), True
+        finally:
+            signals.ending()
 
 
-async def _serve(
-    settings: Settings, entrance: Entrance, database_url: str, say: Callable[[str], None], *, hints: bool
+def _run_workers(
+    settings: Settings, database_url: str, signals: StopSignals, announce: Callable[[Sequence[Address]], None]
 ) -> None:
-    stopping = asyncio.Event()
+    """Serves in several processes; this one holds the ports, shows what they count, and answers no call itself."""
+    tcp = [address for address in settings.listen if isinstance(address, TcpAddress)]
+    with ExitStack() as stack:
+        addresses = stack.enter_context(reserved(tcp))
+        counted = stack.enter_context(TemporaryDirectory(prefix="billing-grpc-metrics-"))
+        signals.take_along(lambda: rmtree(counted, ignore_errors=True))
+        if settings.metrics_listen is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=counted)  # type: ignore[no-untyped-call]  # ships half of its types
+            stack.enter_context(_metrics_port(settings.metrics_listen, registry))
+
+        def buried(pid: int) -> None:
+            mark_process_dead(pid, path=counted)  # type: ignore[no-untyped-call]  # as above
+
+        async def run_all() -> None:
+            environment = environment_with({"PROMETHEUS_MULTIPROC_DIR": counted})
+            orders = Orders(settings, database_url, addresses)
+            workers = Workers(orders, environment, buried)
+            await workers.run(signals, lambda: announce(addresses))
+
+        try:
+            asyncio.run(run_all())
+        except WorkerFailedError as error:
+            sys.exit(error.exit_code)
+
+
+async def serve(
+    settings: Settings,
+    database_url: str,
+    signals: StopSignals,
+    announce: Callable[[Sequence[Address]], None],
+    *,
+    shared: Sequence[TcpAddress] = (),
+) -> None:
+    """Serves in this process until a signal says stop.
+
+    Args:
+        settings: all of them.
+        database_url: the database to use.
+        signals: those of this process.
+        announce: is told the addresses with their real ports once they answer.
+        shared: for a worker, the addresses that its parent holds; it has no metrics port of its own then.
+
+    Raises:
+        StartupError: the server cannot start; says why and what to do.
+    """
+    entrance = _entrance(settings)
     org_default = _org_default(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
+        told = stack.enter_context(signals.serving())
         repository = await stack.enter_async_context(
-            PostgresRepository.opened(database_url, longest_budget=settings.storage_timeout)
+            PostgresRepository.opened(
+                database_url, longest_budget=settings.storage_timeout, size=settings.database_connections
+            )
         )
         servicer = BillingModeService(
             repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics
         )
-        if settings.metrics_listen is not None:
-            stack.enter_context(_metrics_port(settings.metrics_listen, metrics))
-        grace = settings.storage_timeout + _DRAIN_MARGIN
-        server = RpcServer(servicer, entrance=entrance, limits=settings.limits(), reflection_on=settings.reflection)
-        bound = await stack.enter_async_context(_listening(server, settings.listen, grace))
-        for address in bound:
-            say(f"listening on {address}")
-        if hints:
-            say(demo.hints(bound[0]))
+        if settings.metrics_listen is not None and not shared:
+            stack.enter_context(_metrics_port(settings.metrics_listen, metrics.registry))
+        server = RpcServer(
+            servicer,
+            entrance=entrance,
+            limits=settings.limits(),
+            reflection_on=settings.reflection,
+            shared_ports=bool(shared),
+        )
+        server.report_administration(works=False)
+        bound = await stack.enter_async_context(_listening(server, shared or settings.listen, settings.grace))
+        announce(bound)
         log.info("serving", version=__version__, addresses=[str(address) for address in bound])
-        looking = asyncio.create_task(_say_whether_ready(repository, settings.storage_timeout))
-        # Never cancelled: a server whose wait was cut off cannot be stopped any more.
-        ended, told = asyncio.create_task(server.ended()), asyncio.create_task(stopping.wait())
-        await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        if not told.done():
-            # A process without listeners looks alive to whoever watches it; only its end brings a new one.
-            told.cancel()
-            # The name of what ended it and no more: its text may hold what a caller sent.
-            error = ended.exception()
-            log.error("the gRPC server ended by itself", error=None if error is None else type(error).__name__)
-            raise ListenError("the gRPC server ended by itself: nothing listens any more; start it again")
-        log.info("stopping")
-        looking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await looking
-    log.info("stopped")
-    # An embedded database stops next: an impatient second Ctrl-C must not leave it behind.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
+        for look in (
+            _say_whether_ready(repository, settings.storage_timeout),
+            watch_administration(repository, server.report_administration, budget=settings.storage_timeout),
+        ):
+            await stack.enter_async_context(_in_the_background(look))
+        await _until_told(server, told)
+        delay = 0 if told.result() is signal.SIGINT else settings.drain_delay
+        log.info("stopping", delay=delay, grace=settings.grace)
+        server.leave()
+        await asyncio.sleep(delay)
+
+
+async def _until_told(server: RpcServer, told: "asyncio.Future[signal.Signals]") -> None:
+    # Never cancelled: a server whose wait was cut off cannot be stopped any more.
+    ended = asyncio.create_task(server.ended())
+    await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+    if not told.done():
+        # A process without listeners looks alive to whoever watches it; only its end brings a new one.
+        # The name of what ended it and no more: its text may hold what a caller sent.
+        error = ended.exception()
+        log.error("the gRPC server ended by itself", error=None if error is None else type(error).__name__)
+        raise ListenError("the gRPC server ended by itself: nothing listens any more; start it again")
 
 
 @asynccontextmanager
-async def _listening(server: RpcServer, addresses: tuple[Address, ...], grace: float) -> AsyncIterator[list[Address]]:
+async def _in_the_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def _listening(server: RpcServer, addresses: Sequence[Address], grace: float) -> AsyncIterator[list[Address]]:
     try:
         yield await server.start(addresses)
     finally:
@@ -126,9 +203,9 @@ async def _listening(server: RpcServer, addresses: tuple[Address, ...], grace: f
 
 
 @contextmanager
-def _metrics_port(address: TcpAddress, metrics: Metrics) -> Iterator[None]:
+def _metrics_port(address: TcpAddress, registry: CollectorRegistry) -> Iterator[None]:
     try:
-        server, thread = start_http_server(address.port, address.host, metrics.registry)
+        server, thread = start_http_server(address.port, address.host, registry)
     except OSError as error:
         remedy = "name another in BILLING_GRPC_METRICS_LISTEN, or off"
         raise ListenError(f"cannot expose metrics on {address}: {error.strerror}; {remedy}") from error

@@ -99,6 +99,10 @@ class InMemoryRepository:
         ]
         return wanted[:limit]
 
+    async def check_administration(self, *, budget: float) -> None:
+        """As `Repository` says."""
+        await self._answer(budget)
+
     def _record(self, workspace_id: str) -> WorkspaceRecord:
         override = self._stored(workspace_id)
         last = next((each for each in reversed(self.changes) if each.workspace_id == workspace_id), None)

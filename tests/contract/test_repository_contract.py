@@ -56,6 +56,7 @@ CALLS: Final[dict[str, Call]] = {
     "save": lambda repository, workspace, budget: repository.save_override(
         workspace, BillingMode.DISABLED, by=BY, budget=budget
     ),
+    "check": lambda repository, _, budget: repository.check_administration(budget=budget),
 }
 
 SLOW: Final = {
@@ -267,6 +268,13 @@ async def test_a_save_to_an_unknown_workspace_writes_nothing(storage: Storage, m
     change = await storage.repository.save_override(new_id(), mode, by=BY, budget=BUDGET)
     assert overrides(change) == (NO_WORKSPACE, NO_WORKSPACE)
     assert storage.stored() == {other: "byok"}
+
+
+# Administration
+
+
+async def test_administration_works_where_everything_is_there(storage: Storage) -> None:
+    await storage.repository.check_administration(budget=BUDGET)
 
 
 # Time

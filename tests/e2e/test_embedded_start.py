@@ -184,7 +184,8 @@ def test_an_impatient_stop_leaves_no_database_behind(serve: Serve, data: Path, n
     for process in left:
         process.terminate()
     psutil.wait_procs(left, timeout=PATIENCE)
-    assert (server.process.returncode, left) == (0, [])
+    # The database may stop faster than the second signal comes.
+    assert (server.process.returncode in {0, 128 + number}, left) == (True, [])
 
 
 def test_what_was_changed_is_there_at_the_next_start(serve: Serve, copied: Path) -> None:

@@ -21,6 +21,7 @@ from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 from billing_grpc.testing import InMemoryRepository
+from tests.raw_http2 import EMPTY, NO_WINDOW, connected
 
 ANY_PORT: Final = TcpAddress("127.0.0.1", 0)
 
@@ -148,6 +149,17 @@ async def test_a_server_that_stops_says_so_to_who_watches_before_it_goes(server:
         async with asyncio.timeout(5):
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         await stopping
+
+
+async def test_a_watcher_that_takes_nothing_stands_in_nobodys_way(server: New) -> None:
+    serving = server()
+    (bound,) = await serving.start([ANY_PORT])
+    assert isinstance(bound, TcpAddress)
+    async with connected(bound.target, NO_WINDOW) as deaf:
+        deaf.send(deaf.open("/grpc.health.v1.Health/Watch"), EMPTY)
+        await deaf.listen(0.3)
+        async with asyncio.timeout(5):
+            await serving.stop(0.2)
 
 
 async def test_who_waits_for_a_servers_end_learns_of_it(server: New) -> None:

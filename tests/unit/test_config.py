@@ -48,6 +48,8 @@ def test_the_defaults_are_the_contracts() -> None:
     assert settings.listen == (TcpAddress("127.0.0.1", 50051),)
     assert settings.storage_timeout == 1.0
     assert settings.extra_blocked_keys == ()
+    assert (settings.workers, settings.database_connections) == (1, 8)
+    assert (settings.drain_delay, settings.drain_grace) == (0, None)
     assert settings.reflection is True
     assert settings.metrics_listen == TcpAddress("127.0.0.1", 9464)
     assert (settings.log_format, settings.log_level) == ("auto", "INFO")
@@ -228,6 +230,15 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "BILLING_GRPC_TLS_CLIENT_CA",
         "unencrypted key",
     ),
+    "workers on a socket": (
+        {"BILLING_GRPC_WORKERS": "2", "BILLING_GRPC_LISTEN": "127.0.0.1:0,unix:/run/billing.sock"},
+        "BILLING_GRPC_WORKERS",
+        "cannot share unix:/run/billing.sock: use TCP addresses alone, or 1",
+    ),
+    "no worker": ({"BILLING_GRPC_WORKERS": "0"}, "BILLING_GRPC_WORKERS", "greater than or equal to 1"),
+    "no connection": ({"BILLING_GRPC_DATABASE_CONNECTIONS": "0"}, "BILLING_GRPC_DATABASE_CONNECTIONS", "greater"),
+    "a delay before the signal": ({"BILLING_GRPC_DRAIN_DELAY": "-1"}, "BILLING_GRPC_DRAIN_DELAY", "greater"),
+    "a delay without an end": ({"BILLING_GRPC_DRAIN_DELAY": "inf"}, "BILLING_GRPC_DRAIN_DELAY", "number"),
     "another database": ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL", "postgresql://"),
     "a metrics address that is none": ({"BILLING_GRPC_METRICS_LISTEN": "9464"}, "BILLING_GRPC_METRICS_LISTEN", "host:"),
     "an unknown level": ({"BILLING_GRPC_LOG_LEVEL": "loud"}, "BILLING_GRPC_LOG_LEVEL", "'DEBUG'"),
@@ -245,6 +256,18 @@ def test_a_wrong_setting_is_named_with_its_remedy(
     (problem,) = refused.value.problems
     assert problem.startswith(f"{setting}: ")
     assert says in problem
+
+
+def test_several_workers_are_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SettingsError, match=r"BILLING_GRPC_WORKERS: .* on Linux only: use 1"):
+        load_settings({**LOCAL, "BILLING_GRPC_WORKERS": "2"})
+    assert load_settings(LOCAL).workers == 1
+
+
+def test_running_calls_get_what_storage_may_take_and_a_little_unless_told_otherwise() -> None:
+    assert load_settings({**LOCAL, "BILLING_GRPC_STORAGE_TIMEOUT": "3"}).grace == 3.5
+    assert load_settings({**LOCAL, "BILLING_GRPC_DRAIN_GRACE": "0"}).grace == 0
 
 
 def test_all_problems_are_reported_at_once_and_no_secret_with_them() -> None:

@@ -26,6 +26,7 @@ from billing_grpc.embedded.postmaster import (
     read_record,
     remove_socket_directory,
     stop_postmaster,
+    stop_postmaster_at_once,
 )
 from billing_grpc.errors import EmbeddedPostgresError
 
@@ -159,6 +160,17 @@ class EmbeddedPostgres:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def stop_at_once(self) -> None:
+        """Ends the server without waiting for its checkpoint, for a process that exits next; loses nothing committed.
+
+        Takes two seconds at most. Safe at any moment, in the middle of `start` and `stop` too.
+        """
+        running = process_of(self._process.pid) if self._process is not None else None
+        if running is not None:
+            stop_postmaster_at_once(running)
+        if self._sockets is not None:
+            remove_socket_directory(self._sockets)
 
     def _start(self) -> None:
         load_psutil()  # without it nothing could be stopped

@@ -2,6 +2,6 @@
 
 from billing_grpc.postgres.address import parse_address
 from billing_grpc.postgres.pool import PoolStats
-from billing_grpc.postgres.repository import PostgresRepository
+from billing_grpc.postgres.repository import POOL_SIZE, PostgresRepository
 
-__all__ = ["PoolStats", "PostgresRepository", "parse_address"]
+__all__ = ["POOL_SIZE", "PoolStats", "PostgresRepository", "parse_address"]

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from billing_grpc.errors import StorageError, ValueUnreadable
+from billing_grpc.errors import DatabaseDenied, DatabaseUnreachable, SchemaNotReady, StorageError, ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
     Announcement,
@@ -72,6 +72,27 @@ FROM workspace_billing_mode_changes
 """
 LIST_CHANGES: Final = f"{_CHANGE} WHERE change_id < $1 ORDER BY change_id DESC LIMIT $2"
 LIST_CHANGES_OF: Final = f"{_CHANGE} WHERE change_id < $1 AND workspace_id = $3 ORDER BY change_id DESC LIMIT $2"
+
+# What administration needs, from the catalogs: a question that fails as long as the schema is missing would be logged with
+# every look. The triggers count: without them a change leaves no trail and no etag. The look at a row notices the rest: a
+# table that is locked, a policy that hides rows.
+CHECK_ADMINISTRATION: Final = """
+SELECT bool_and(attnum IS NOT NULL)
+           AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('workspaces')
+                       AND tgname = 'workspace_billing_mode_updated' AND tgenabled <> 'D'),
+       bool_and(has_column_privilege(attrelid, attnum, privilege)),
+       current_setting('transaction_read_only')::boolean
+FROM (VALUES
+    ('workspaces', 'SELECT', ARRAY['id', 'llm_billing_mode']),
+    ('workspaces', 'UPDATE', ARRAY['llm_billing_mode']),
+    ('workspace_billing_mode_changes', 'SELECT',
+     ARRAY['change_id', 'workspace_id', 'change_time', 'previous_override', 'new_override', 'principal', 'database_user',
+           'reason', 'request_id'])
+) AS needed (relation, privilege, names)
+CROSS JOIN unnest(names) AS name
+LEFT JOIN pg_attribute ON attrelid = to_regclass(relation) AND attname = name AND NOT attisdropped
+"""
+_NOBODY: Final = UUID(int=0)
 _AFTER_THE_LAST: Final = 2**63 - 1
 
 
@@ -188,10 +209,26 @@ class PostgresRepository:
 
         return await self._pool.run(work, budget=budget, repeatable=True, proves=False)
 
+    async def check_administration(self, *, budget: float) -> None:
+        """As `Repository` says."""
+
+        async def work(connection: Connection) -> None:
+            await connection.cur.execute(CHECK_ADMINISTRATION)
+            complete, allowed, read_only = await connection.cur.fetchone() or (False, False, False)
+            if not complete:
+                raise SchemaNotReady
+            if not allowed:
+                raise DatabaseDenied
+            if read_only:
+                raise DatabaseUnreachable
+            await connection.cur.execute(LOAD_RECORD, [_NOBODY], binary=True)
+
+        await self._pool.run(work, budget=budget, repeatable=True)
+
 
 async def _read_nothing(connection: Connection) -> None:
     """Takes the way of every decision, to a workspace that does not exist."""
-    await connection.cur.execute(LOAD_OVERRIDE, [UUID(int=0)], binary=True)
+    await connection.cur.execute(LOAD_OVERRIDE, [_NOBODY], binary=True)
 
 
 def _record(row: tuple[Any, ...] | None) -> WorkspaceRecord:

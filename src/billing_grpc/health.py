@@ -1,0 +1,60 @@
+"""The health service: the status of each name, told to who asks and to who watches (grpc.health.v1)."""
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+SERVICE_NAME: Final[str] = health.SERVICE_NAME
+_Response: Final[Any] = health_pb2.HealthCheckResponse
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library ships no types
+    """Answers for the names it was told of.
+
+    Not the library's: that one holds a lock while it writes to a watcher, so a client that takes nothing kept every other
+    watcher from hearing, and the server from ever stopping.
+    """
+
+    def __init__(self) -> None:
+        self._serving: dict[str, bool] = {}
+        self._changed = asyncio.Event()
+        self._leaving = False
+
+    def set(self, name: str, *, serving: bool) -> None:
+        """Makes a name known, or changes its status; nothing any more after `leave`."""
+        if not self._leaving:
+            self._set({name: serving})
+
+    def leave(self) -> None:
+        """NOT_SERVING for every name and for good: the server is about to go."""
+        self._leaving = True
+        self._set(dict.fromkeys(self._serving, False))
+
+    def _set(self, serving: dict[str, bool]) -> None:
+        self._serving.update(serving)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        """The status of a name, NOT_FOUND when it was never set."""
+        if request.service not in self._serving:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name stands for the server")
+        return _Response(status=self._status(request.service))
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
+        """The status of a name now and whenever it has changed, SERVICE_UNKNOWN while it was never set."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status(request.service)
+            if status != told:
+                await context.write(_Response(status=status))
+            told = status
+            await changed.wait()
+
+    def _status(self, name: str) -> int:
+        if name not in self._serving:
+            return int(_Response.SERVICE_UNKNOWN)
+        return int(_Response.SERVING if self._serving[name] else _Response.NOT_SERVING)

@@ -1,0 +1,105 @@
+"""Whether administration works, asked of databases that lack something; and who is told when that changes."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import psycopg
+import pytest
+from structlog.testing import capture_logs
+
+from billing_grpc import migrations
+from billing_grpc.errors import DatabaseDenied, DatabaseUnreachable, SchemaNotReady, StorageError
+from billing_grpc.postgres import PostgresRepository
+from billing_grpc.readiness import EVERY, watch_administration
+from billing_grpc.testing import InMemoryRepository
+
+BUDGET: Final = 5.0
+
+# id: what the owner of the database did, and what the service is told
+LACKS: Final[dict[str, tuple[str, type[StorageError]]]] = {
+    "the column": ("ALTER TABLE workspaces DROP COLUMN llm_billing_mode CASCADE", SchemaNotReady),
+    "the log": ("DROP TABLE workspace_billing_mode_changes", SchemaNotReady),
+    "a column of the log": ("ALTER TABLE workspace_billing_mode_changes DROP COLUMN request_id", SchemaNotReady),
+    "the trigger": ("DROP TRIGGER workspace_billing_mode_updated ON workspaces", SchemaNotReady),
+    "a trigger that fires": (
+        "ALTER TABLE workspaces DISABLE TRIGGER workspace_billing_mode_updated",
+        SchemaNotReady,
+    ),
+    "the right to write": ("REVOKE UPDATE (llm_billing_mode) ON workspaces FROM billing_grpc", DatabaseDenied),
+    "the right to read the log": ("REVOKE SELECT ON workspace_billing_mode_changes FROM billing_grpc", DatabaseDenied),
+    "sight of every row": ("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY", DatabaseDenied),
+    "writing at all": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$",
+        DatabaseUnreachable,
+    ),
+}
+
+
+async def test_under_the_services_few_rights_a_migrated_database_is_enough(service_url: str) -> None:
+    async with PostgresRepository.opened(service_url) as repository:
+        await repository.check_administration(budget=BUDGET)
+
+
+@pytest.mark.parametrize(("statement", "error"), LACKS.values(), ids=LACKS)
+async def test_what_administration_lacks_is_named(
+    statement: str, error: type[StorageError], database_url: str, service_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute(statement.encode())
+    async with PostgresRepository.opened(service_url) as repository:
+        with pytest.raises(error):
+            await repository.check_administration(budget=BUDGET)
+
+
+async def test_a_missing_schema_is_no_failure_of_the_driver_which_would_be_logged_every_second(
+    empty_database_url: str,
+) -> None:
+    async with PostgresRepository.opened(empty_database_url) as repository:
+        with capture_logs() as logged, pytest.raises(SchemaNotReady):
+            await repository.check_administration(budget=BUDGET)
+        assert logged == []
+        migrations.up(empty_database_url)
+        await repository.check_administration(budget=BUDGET)
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("billing_grpc.readiness.EVERY", 0.01)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_every_look_is_reported_and_every_change_logged_once() -> None:
+    repository, told = InMemoryRepository(), list[bool]()
+    with capture_logs() as logged:
+        watching = asyncio.create_task(watch_administration(repository, told.append, budget=BUDGET))
+        await until(lambda: told == [True] * len(told) and len(told) > 3)
+        repository.failure = SchemaNotReady()
+        await until(lambda: told[-3:] == [False] * 3)
+        repository.failure = None
+        await until(lambda: told[-3:] == [True] * 3)
+        watching.cancel()
+        await asyncio.wait((watching,))
+    assert [(record["log_level"], record["event"], record.get("reason")) for record in logged] == [
+        ("info", "administration works", None),
+        ("warning", "administration does not work", "SCHEMA_NOT_READY"),
+        ("info", "administration works", None),
+    ]
+
+
+async def test_a_look_takes_no_longer_than_a_second_whatever_calls_may_take() -> None:
+    repository, told = InMemoryRepository(), list[bool]()
+    repository.delay = 60
+    watching = asyncio.create_task(watch_administration(repository, told.append, budget=60))
+    async with asyncio.timeout(EVERY + 2):
+        while not told:
+            await asyncio.sleep(0.01)
+    assert told == [False]
+    watching.cancel()
+    await asyncio.wait((watching,))
