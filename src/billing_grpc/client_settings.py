@@ -4,6 +4,7 @@ Apart from `config`, because that loads the driver and TLS of a server, which wo
 """
 
 import os
+from pathlib import Path
 from typing import Final
 
 VARIABLES: Final = {
@@ -19,6 +20,7 @@ VARIABLES: Final = {
 """The variable of each option that says where to ask and how; the last is comma-separated, and the server's too."""
 
 _VERBOSITY: Final = "GRPC_VERBOSITY"
+_LOCALE: Final = b"LC_CTYPE="
 
 
 def load_client_settings() -> dict[str, str | list[str]]:
@@ -33,8 +35,20 @@ def load_client_settings() -> dict[str, str | list[str]]:
 
 
 def process_environment() -> dict[str, str]:
-    """A copy of this process's environment, to hand to a child: bytes that are no text survive as surrogate escapes."""
-    return dict(os.environ)
+    """The environment that this process was given, to hand to a child: bytes that are no text survive as surrogate escapes.
+
+    Python itself sets LC_CTYPE where the locale is C; on Linux, what was there before is told by the kernel.
+    """
+    environment = dict(os.environ)
+    try:
+        given = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return environment
+    locale = [os.fsdecode(each.removeprefix(_LOCALE)) for each in given if each.startswith(_LOCALE)]
+    environment.pop("LC_CTYPE", None)
+    if locale:
+        environment["LC_CTYPE"] = locale[0]
+    return environment
 
 
 def quieten_grpc() -> None:

@@ -70,7 +70,7 @@ def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
         "resolution": resolution(each.resolution),
         "strip_keys": list(each.strip_keys),
         "present_keys": present,
-        "set_env": each.set_env,
+        "set_env": dict(sorted(each.set_env.items())),
         "route_via_platform_proxy": each.route_via_platform_proxy,
     }
 

@@ -73,6 +73,6 @@ def _show(plan: ProvisionPlan, present: list[str]) -> None:
         screen.resolution(plan.resolution)
     every = sorted({*plan.strip_keys, *present})
     rows = [("strip", key, "present" if key in present else "absent") for key in every]
-    rows += [("set", name, value) for name, value in plan.set_env.items()]
+    rows += [("set", name, value) for name, value in sorted(plan.set_env.items())]
     rows.append(("proxy", "", "yes" if plan.route_via_platform_proxy else "no"))
     screen.table(("do", "name", "value"), rows)

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+_GAP: Final = 2
 _LEAST_PROSE: Final = 24
 """A column of prose is not squeezed below this; a terminal that is too narrow shows lines that it breaks itself."""
 
@@ -23,7 +23,7 @@ def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], prose: frozenset[str], styles: Mapping[str, str]
 ) -> str:
     """A table whose cells are whole, however narrow the terminal, those of `prose` aside, which are folded."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
     for name in columns:
         if name in prose:
             made.add_column(name, overflow="fold", min_width=_LEAST_PROSE)
@@ -37,7 +37,7 @@ def table(
             made.columns[position].min_width = max([len(name), *widths])
     console = Console(highlight=False)
     unlimited = console.options.update(max_width=10_000)
-    least = sum(column.min_width or 0 for column in made.columns) + 3 * len(columns)
+    least = sum(column.min_width or 0 for column in made.columns) + _GAP * len(columns)
     wanted = Measurement.get(console, unlimited, made).maximum
     console.width = min(max(console.width, least), max(wanted, least))
     return _rendered(console, made)
