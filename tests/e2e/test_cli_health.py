@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +49,7 @@ def test_each_change_is_a_line_also_while_the_server_is_away(serve: Serve, datab
     assert (process.returncode, stderr.strip()) == (INTERRUPTED, b"")
     seen = statuses(out)
     assert [each for each in seen if each != "NOT_SERVING"] == ["SERVING", "UNREACHABLE", "SERVING"]
-    assert all(one != other for one, other in zip(seen, seen[1:], strict=False))
+    assert all(one != other for one, other in pairwise(seen))
     first = json.loads(out.read_text().splitlines()[0])
     assert first["service"] == SERVICE
     assert first["time"].endswith("Z")

@@ -23,7 +23,9 @@ def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], prose: frozenset[str], styles: Mapping[str, str]
 ) -> str:
     """A table whose cells are whole, however narrow the terminal, those of `prose` aside, which are folded."""
-    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    console = Console(highlight=False)
+    heading = "" if console.no_color else "bold"
+    made = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style=heading)
     for name in columns:
         if name in prose:
             made.add_column(name, overflow="fold", min_width=_LEAST_PROSE)
@@ -35,12 +37,11 @@ def table(
         if name not in prose:
             widths = [cell_len(cells[position]) for cells in rows]
             made.columns[position].min_width = max([len(name), *widths])
-    console = Console(highlight=False)
     unlimited = console.options.update(max_width=10_000)
     least = sum(column.min_width or 0 for column in made.columns) + _GAP * len(columns)
     wanted = Measurement.get(console, unlimited, made).maximum
     console.width = min(max(console.width, least), max(wanted, least))
-    return _rendered(console, made)
+    return "".join(f"{each.rstrip()}\n" for each in _rendered(console, made).splitlines())
 
 
 def _rendered(console: Console, what: RenderableType, *, soft_wrap: bool = False) -> str:
