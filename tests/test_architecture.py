@@ -91,7 +91,9 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "dial": {"__init__", "errors", "service_config", "watched_file"},
     "calls": PURE | {"_gen", "call_errors", "dial", "service_config"},
     "client": PURE | {"_gen", "answers", "calls", "closed", "convert", "dial", "secrets", "validation"},
-    "cli_calls": {"_gen", "convert", "model", "service_config"},
+    "client_settings": set(),
+    # Commands that ask a server know the client and nothing of the server.
+    "commands": PURE | {"client", "client_settings", "dial", "provision", "secrets", "validation"},
     "_gen": set(),
     "__init__": set(),
     "__main__": {"cli"},
@@ -127,33 +129,23 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         ),
         *("stop_signals", "tls", "workers"),
     },
-    "cli": {
-        *(
-            "__init__",
-            "cli_calls",
-            "config",
-            "conformance",
-            "credentials",
-            "errors",
-            "limit_settings",
-            "migrations",
-            "model",
-            "server",
-        ),
-    },
+    "cli_server": {*PURE, "config", "credentials", "limit_settings", "migrations", "server"},
+    # Loads the commands when they are used, by name.
+    "cli": {"__init__", "client_settings", "commands", "errors"},
 }
 
 ONLY_THERE: Final = {
     "psycopg": {"postgres", "migrations"},
     "psycopg_pool": {"postgres"},
     "yoyo": {"migrations"},
-    "click": {"cli", "cli_calls"},
-    "pydantic": {"config", "limit_settings", "setting_types", "cli"},
+    "click": {"cli", "cli_server", "commands", "conformance"},
+    "rich": {"commands"},
+    "pydantic": {"config", "limit_settings", "setting_types", "cli_server"},
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
     "grpc": {
         *("_gen", "health", "interceptors", "rpc_server", "tls"),
-        *("call_errors", "dial", "calls", "cli_calls", "conformance"),
+        *("call_errors", "dial", "calls", "commands", "conformance"),
     },
     "structlog": {
         "decision_log",
@@ -337,7 +329,8 @@ def mentions(tree: ast.AST, text: str) -> bool:
 def test_the_environment_is_read_in_one_module() -> None:
     readers = {name: found for name, _, tree in ALL if (found := environment_reads(tree))}
 
-    assert set(readers) == {"config"}
+    # One for those who serve and one for those who ask, so that asking does not load a server.
+    assert set(readers) == {"config", "client_settings"}
 
 
 def test_the_billing_mode_variable_is_named_only_where_it_is_read_or_written_into_a_plan() -> None:

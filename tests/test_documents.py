@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from billing_grpc import migrations
+from billing_grpc.client_settings import VARIABLES
 from billing_grpc.config import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -27,10 +28,16 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"BILLING_GRPC_[A-Z_]*[A-Z]", page.read_text()))
 
-    assert named <= {str(field.alias) for field in Settings.model_fields.values()}
+    assert named <= {str(field.alias) for field in Settings.model_fields.values()} | set(VARIABLES.values())
 
 
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
 
     assert not [field.alias for field in Settings.model_fields.values() if f"`{field.alias}`" not in page]
+
+
+def test_every_setting_of_a_caller_is_documented() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+
+    assert not [variable for variable in VARIABLES.values() if f"`{variable}`" not in page]

@@ -145,6 +145,8 @@ def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
         error if expected else "unexpected",
         "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
         exc_info=None if expected else error,
+        # For a program that tells its user why; the answer says only what may reach anybody.
+        extra={"cause": error},
     )
     return ResolutionError(reason, _REASONS[reason])
 

@@ -1,148 +1,124 @@
-"""The command line: serve, migrate, and a few calls for people at a terminal."""
+"""The command line: which commands there are, the options they share, and how each ends. Loads a command when it is used."""
 
-import secrets
 import sys
-from typing import Any, Final
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, NoReturn
 
 import click
-from pydantic.fields import FieldInfo
 
-from billing_grpc import __version__, migrations
-from billing_grpc.cli_calls import call_commands
-from billing_grpc.config import Settings, load_database_url, load_settings
-from billing_grpc.credentials import NAME_RULE, is_name, token_digest
+from billing_grpc import __version__
+from billing_grpc.client_settings import load_client_settings, quieten_grpc
+from billing_grpc.commands import outcome
+from billing_grpc.commands.connection import Connection, options
 from billing_grpc.errors import SettingsError, StartupError
-from billing_grpc.limit_settings import LimitSettings
-from billing_grpc.model import Role
-from billing_grpc.server import run
 
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-TOKEN_PREFIX: Final = "bgrpc_"  # noqa: S105 - the part of a token that is no secret
-"""Lets scanners for leaked secrets recognise one."""
+_CALLS: Final = "billing_grpc.commands."
+_EPILOG: Final = """\b
+Exit codes:
+  0  done, or allowed
+  1  refused: no such workspace, a stale etag, not permitted, a blocked key, or a failed start
+  2  wrong usage, settings or input
+  3  unavailable: the answer is the closed one, or there is none; try again later
+  130  interrupted
+
+The connection's options may also stand after the command. Reference: docs/cli.md."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """Where a command is, and its line in the help, which so need not load it."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+_COMMANDS: Final = {
+    "resolve": _Command("billing_grpc.commands.resolve", "resolve", "Say who pays for workspaces, and why."),
+    "get": _Command(
+        "billing_grpc.commands.workspace", "get", "Show an existing workspace's mode, its etag, and who set it."
+    ),
+    "set": _Command("billing_grpc.commands.workspace", "set_mode", "Give a workspace its own mode."),
+    "inherit": _Command(
+        "billing_grpc.commands.workspace", "inherit", "Make a workspace inherit the organisation's default."
+    ),
+    "changes": _Command("billing_grpc.commands.changes", "changes", "List who changed what, and why, newest first."),
+    "validate-secret": _Command(
+        "billing_grpc.commands.secret", "validate_secret", "Say whether secrets may be stored under these names."
+    ),
+    "plan": _Command("billing_grpc.commands.plan", "plan", "Show what a workspace's container loses and gets."),
+    "run": _Command(
+        "billing_grpc.commands.run", "run", "Run a command in the environment that its workspace may have."
+    ),
+    "watch-health": _Command(
+        "billing_grpc.commands.health", "watch_health", "Say whether a server serves, and when that changes."
+    ),
+    "serve": _Command("billing_grpc.cli_server", "serve", "Serve until SIGINT or SIGTERM."),
+    "migrate": _Command(
+        "billing_grpc.cli_server", "migrate", "Change the database's schema, or look at where it stands."
+    ),
+    "token": _Command("billing_grpc.cli_server", "token", "Make the tokens that callers show."),
+    "conformance-server": _Command(
+        "billing_grpc.conformance.command", "conformance_server", "For tests of clients: play the conformance vectors."
+    ),
+    "completion": _Command("billing_grpc.commands.completion", "completion", "Print a shell's completion script."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are loaded when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        if place.module.startswith(_CALLS):
+            quieten_grpc()
+        found: click.Command = getattr(import_module(place.module), place.attribute)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        added = {name: command.get_short_help_str() for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([*((name, each.help) for name, each in _COMMANDS.items()), *added.items()])
+
+
+@click.group(
+    cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=_EPILOG
+)
 @click.version_option(__version__, prog_name="billing-grpc")
-@click.option("--address", default="127.0.0.1:50051", show_default=True, help="The server that the call commands ask.")
 @click.pass_context
-def cli(context: click.Context, address: str) -> None:
+def cli(context: click.Context, /, **given: Any) -> None:
     """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
-    context.obj = address
+    context.obj = Connection(**given)
 
 
-@cli.group()
-@click.option("--database-url", help="The Postgres to migrate (setting: DATABASE_URL).")
-@click.pass_context
-def migrate(context: click.Context, database_url: str | None) -> None:
-    """Change the database's schema, or look at where it stands."""
-    context.obj = load_database_url(database_url)
+cli.params.extend(options())
 
 
-@migrate.command("up")
-@click.pass_obj
-def migrate_up(database_url: str) -> None:
-    """Apply every migration that is missing."""
-    applied = migrations.up(database_url)
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo("nothing to apply")
-
-
-@migrate.command("down")
-@click.option("--all", "every", is_flag=True, help="Roll back all of them, newest first.")
-@click.pass_obj
-def migrate_down(database_url: str, every: bool) -> None:  # noqa: FBT001 - click passes it by name
-    """Roll back the newest applied migration. What it added is lost."""
-    rolled_back = migrations.down(database_url, every=every)
-    for name in rolled_back:
-        click.echo(f"rolled back {name}")
-    if not rolled_back:
-        click.echo("nothing to roll back")
-
-
-@migrate.command("status")
-@click.pass_obj
-def migrate_status(database_url: str) -> None:
-    """List every migration and whether it is applied. Writes nothing."""
-    for each in migrations.status(database_url):
-        note = "" if each.known else "  (unknown to this version)"
-        click.echo(f"{'applied' if each.applied else 'pending'}  {each.name}{note}")
-
-
-@cli.group()
-def token() -> None:
-    """Make the tokens that callers show."""
-
-
-@token.command("new")
-@click.option("--name", required=True, help="Who will show it; stands in logs and in the change log.")
-@click.option("--role", required=True, type=click.Choice([role.value for role in Role]), help="What it may do.")
-def token_new(name: str, role: str) -> None:
-    """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
-    # A name that holds a quote would be valid TOML and more than a name.
-    if not is_name(name):
-        raise SettingsError([f"--name must be {NAME_RULE}"])
-    fresh = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
-    click.echo(f"The token, shown this once:\n\n{fresh}\n")
-    click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")
-    click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
-
-
-@cli.command("conformance-server")
-@click.option("--listen", default="127.0.0.1:0", show_default=True, help="Loopback host:port, or unix:/path.")
-def conformance_server(listen: str) -> None:
-    """For tests of clients, in any language: plays the conformance vectors, wrong answers and broken connections included.
-
-    A call names its case in the metadata x-conformance-case. Asks no database, holds no workspace, decides nothing.
-    """
-    # Imported for this command alone: a server that decides never loads what answers wrongly on purpose.
-    from billing_grpc.conformance import server as playing  # noqa: PLC0415 - as said above
-
-    playing.run(listen, click.echo)
-
-
-def _serve(**flags: str | None) -> None:
-    by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
-    run(load_settings(by_setting), click.echo)
-
-
-def _setting(field: FieldInfo) -> str:
-    return str(field.alias)
-
-
-def _serve_command() -> click.Command:
-    """`serve` with one flag for every setting, so that the two cannot differ."""
-    options: list[click.Parameter] = [
-        click.Option(
-            [f"--{_setting(field).removeprefix('BILLING_GRPC_').lower().replace('_', '-')}", name],
-            help=f"{field.description} (setting: {_setting(field)})",
-            metavar="VALUE",
-        )
-        # The limits last: few people look for them.
-        for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in LimitSettings.model_fields)
-    ]
-    return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
-
-
-cli.add_command(_serve_command())
-for command in call_commands():
-    cli.add_command(command)
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """The entry point: exit code 2 for wrong usage or settings, 1 for a failed start."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point; ends the process with an exit code of `billing-grpc --help`."""
+    outcome.accept_any_text()
     try:
-        return cli.main(arguments, prog_name="billing-grpc")
+        code = cli.main(arguments, prog_name="billing-grpc", standalone_mode=False, default_map=load_client_settings())
+        outcome.flush()
+    except outcome.Failed as error:
+        outcome.complain(error.message)
+        code = error.code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        code = outcome.INTERRUPTED
     except SettingsError as error:
-        _complain("wrong settings:", *error.problems)
-        sys.exit(EXIT_USAGE)
+        outcome.complain("wrong settings:", *error.problems)
+        code = outcome.USAGE
     except StartupError as error:
-        _complain(str(error))
-        sys.exit(EXIT_FAILED)
-
-
-def _complain(*lines: str) -> None:
-    click.echo("billing-grpc: " + "\n  ".join(lines), err=True)
+        outcome.complain(str(error))
+        code = outcome.REFUSED
+    sys.exit(code if isinstance(code, int) else outcome.OK)

@@ -78,6 +78,7 @@ class Dialer:
         self._token = token
         self._token_file = WatchedFile(token, _MAX_FILE_BYTES) if isinstance(token, Path) else None
         self._shown = ""
+        self._unread = ""
         self._tls = tls
         paths = () if tls is None else (tls.ca, tls.cert, tls.key)
         self._files = {path: WatchedFile(path, _MAX_FILE_BYTES) for path in paths if path is not None}
@@ -126,11 +127,12 @@ class Dialer:
     def _from_file(self, file: WatchedFile) -> str:
         if file.changed():
             try:
-                self._shown = file.read().decode("ascii", "replace").strip()
+                self._shown, self._unread = file.read().decode("ascii", "replace").strip(), ""
             except OSError as error:
-                # A file that is being replaced may be gone for a moment; the last token is then still the best.
-                if not self._shown:
-                    raise ServerRefused(f"the token file {file.path} cannot be read: {error.strerror}") from error
+                self._unread = f"the token file {file.path} cannot be read: {error.strerror}"
+        # A file that is being replaced may be gone for a moment; the last token is then still the best.
+        if self._unread and not self._shown:
+            raise ServerRefused(self._unread)
         return self._shown
 
     def _from_source(self) -> str:

@@ -1,66 +1,96 @@
 """The commands for people at a terminal, against a live server: what they print and how they exit."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import Any, Final
 
+import psycopg
 import pytest
 
+from billing_grpc.provision import MODE_VARIABLES
+from billing_grpc.secrets import BLOCKED_KEYS
 from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
+CHANGE_FIELDS: Final = {
+    *("change_id", "workspace_id", "change_time", "previous_override", "new_override"),
+    *("principal", "database_user", "reason", "request_id"),
+}
 AT_NEXT_START: Final = "; the change takes effect when the workspace next starts.\n"
 
-# id: stored mode, arguments before and after the id, standard output
-ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str]]] = {
-    "resolve an override": ("byok", "resolve", [], "byok  (workspace_override)\nThe workspace's own mode is byok.\n"),
-    "resolve what inherits": (
-        None,
-        "resolve",
-        [],
-        "disabled  (org_default)\nThe workspace has no mode of its own, and the organisation's default is disabled.\n",
-    ),
-    "get": (
-        "platform_managed",
-        "get",
-        [],
-        "platform_managed  (workspace_override)\nThe workspace's own mode is platform_managed.\n",
-    ),
+BYOK: Final = "byok  (workspace_override)\nThe workspace's own mode is byok.\n"
+INHERITED: Final = (
+    "disabled  (org_default)\nThe workspace has no mode of its own, and the organisation's default is disabled.\n"
+)
+STANDING: Final = r"Last changed at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z by local\.\netag: [1-9]\d*\n"
+BY_THE_DATABASE: Final = STANDING.replace("local", "billing")
+
+# id: stored mode, arguments before and after the id, standard output before what is matched, what is matched
+ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str, str]]] = {
+    "resolve an override": ("byok", "resolve", [], BYOK, ""),
+    "resolve what inherits": (None, "resolve", [], INHERITED, ""),
+    "get": ("byok", "get", [], BYOK, BY_THE_DATABASE),
+    "get what never changed": (None, "get", [], INHERITED, r"No change was ever recorded\.\netag: 0\n"),
     "set": (
         "platform_managed",
         "set",
         ["byok", "--reason", "their own key"],
-        "byok  (workspace_override)\nThe workspace's own mode is byok.\nIt was platform_managed" + AT_NEXT_START,
+        f"{BYOK}It was platform_managed (workspace_override){AT_NEXT_START}",
+        STANDING,
     ),
     "set what is set": (
         "byok",
         "set",
         ["byok"],
-        "byok  (workspace_override)\nThe workspace's own mode is byok.\nIt was byok" + AT_NEXT_START,
+        f"{BYOK}It was byok (workspace_override){AT_NEXT_START}",
+        BY_THE_DATABASE,
     ),
-    "inherit": (
-        "byok",
-        "inherit",
-        [],
-        "disabled  (org_default)\n"
-        "The workspace has no mode of its own, and the organisation's default is disabled.\n"
-        "It was byok" + AT_NEXT_START,
+    "only validate": (
+        None,
+        "set",
+        ["byok", "--validate-only"],
+        f"{BYOK}It is disabled (org_default). Nothing was written: --validate-only.\n",
+        r"No change was ever recorded\.\netag: 0\n",
     ),
+    "inherit": ("byok", "inherit", [], f"{INHERITED}It was byok (workspace_override){AT_NEXT_START}", STANDING),
 }
 
 # id: arguments, exit code, words on standard error
 FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
-    "get an unknown workspace": (["get", UNKNOWN], REFUSED, "NOT_FOUND: there is no workspace with this id"),
-    "a malformed id": (["resolve", "team-a"], REFUSED, "INVALID_ARGUMENT: workspace_id: must be a UUID"),
-    "a reason of two lines": (["inherit", UNKNOWN, "--reason", "a\nb"], REFUSED, "INVALID_ARGUMENT: reason: "),
-    "no id": (["resolve"], USAGE, "Missing argument 'WORKSPACE_ID'"),
+    "get an unknown workspace": (["get", UNKNOWN], REFUSED, "WORKSPACE_NOT_FOUND: there is no workspace with this id"),
+    "a stale etag of none": (["set", UNKNOWN, "byok", "--etag", "7"], REFUSED, "WORKSPACE_NOT_FOUND: "),
+    "a malformed id": (["resolve", "team-a"], USAGE, "'[WORKSPACE_ID]': must be a UUID in its canonical"),
+    "an empty id where none may be": (["get", ""], USAGE, "'WORKSPACE_ID': must be a UUID"),
+    "a reason of two lines": (["inherit", UNKNOWN, "--reason", "a\nb"], USAGE, "'--reason': must be one line"),
+    "no id": (["resolve"], USAGE, "give a WORKSPACE_ID or --file"),
+    "an id and a file": (["resolve", UNKNOWN, "--file", "-"], USAGE, "give a WORKSPACE_ID or --file"),
+    "what if for a file": (["resolve", "--file", "-", "--org-default", "byok"], USAGE, "--org-default is for one"),
     "a mode that is none": (["set", UNKNOWN, "BYOK"], USAGE, "'BYOK' is not one of"),
     "an unknown command": (["clear", UNKNOWN], USAGE, "No such command 'clear'"),
+    "a value in place of a key": (["validate-secret", "A=secret"], USAGE, "secret_keys[0]: must be a name"),
+    "two scopes": (["validate-secret", "A", "--org-wide", "--workspace", UNKNOWN], USAGE, "not both"),
+    "names twice": (["plan", "A", "--env-from-current"], USAGE, "not both"),
+    "no command to run": (["run", "--workspace", UNKNOWN], USAGE, "Missing argument"),
+    "a timeout of nothing": (["--timeout", "0", "resolve", UNKNOWN], USAGE, "'--timeout'"),
+    "a token over a network": (
+        ["resolve", UNKNOWN, "--address", "billing.example:1", "--token-file", "/dev/null"],
+        USAGE,
+        "'--token-file': /dev/null cannot be read as a file",
+    ),
+    "a file that is not there": (["get", UNKNOWN, "--ca", "/nonexistent/ca"], USAGE, "'--ca': /nonexistent/ca cannot"),
+    "a certificate without its key": (
+        ["get", UNKNOWN, "--cert", __file__],
+        USAGE,
+        "a client certificate needs its key",
+    ),
+    "a blocked key that is no name": (["get", UNKNOWN, "--extra-blocked-key", "A B"], USAGE, "not names of keys"),
 }
 
 
@@ -85,27 +115,155 @@ def asked(server: Server, *arguments: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.parametrize(("mode", "command", "more", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize(("mode", "command", "more", "expected", "then"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_an_answer_reads_as_mode_source_and_reason(
-    server: Server, module_database_url: str, mode: str | None, command: str, more: list[str], expected: str
+    server: Server, module_database_url: str, mode: str | None, command: str, more: list[str], expected: str, then: str
 ) -> None:
-    assert asked(server, command, add_workspace(module_database_url, mode), *more) == expected
+    said = asked(server, command, add_workspace(module_database_url, mode), *more)
+    assert said.startswith(expected)
+    assert re.fullmatch(then, said.removeprefix(expected))
 
 
-def test_an_answer_can_be_had_as_json(server: Server, module_database_url: str) -> None:
+def parsed(server: Server, *arguments: str) -> dict[str, Any]:
+    (answer,) = parsed_lines(server, *arguments)
+    return answer
+
+
+def parsed_lines(server: Server, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in asked(server, *arguments, "--json").splitlines()]
+
+
+def test_answers_as_json_have_the_contracts_names_and_texts(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url)
+    inherited = {
+        "workspace_id": workspace,
+        "resolved_mode": "disabled",
+        "source": "org_default",
+        "workspace_override": None,
+        "org_default": "disabled",
+        "reason": "The workspace has no mode of its own, and the organisation's default is disabled.",
+        "error": None,
+    }
+    own = {"resolved_mode": "byok", "source": "workspace_override", "workspace_override": "byok"}
+    own_mode = {**inherited, **own, "reason": "The workspace's own mode is byok."}
+
+    assert parsed(server, "resolve", workspace.upper()) == inherited
+    assert parsed(server, "get", workspace) == {
+        "resolution": inherited,
+        "etag": "0",
+        "update_time": None,
+        "updated_by": "",
+    }
+    tried = parsed(server, "set", workspace, "byok", "--validate-only", "--etag", "0")
+    assert (tried["billing_mode"]["resolution"], tried["validate_only"]) == (own_mode, True)
+    written = parsed(server, "set", workspace, "byok", "--reason", "its own", "--etag", "0")
+    assert (written["billing_mode"]["resolution"], written["previous"]) == (own_mode, inherited)
+    assert written["validate_only"] is False
+    assert parsed(server, "get", workspace) == written["billing_mode"]
+    assert parsed(server, "inherit", workspace, "--etag", written["billing_mode"]["etag"])["previous"] == own_mode
+
+    newest, oldest = parsed_lines(server, "changes", workspace)
+    assert set(newest) == set(oldest) == CHANGE_FIELDS
+    assert (newest["previous_override"], newest["new_override"], newest["reason"]) == ("byok", None, "")
+    assert (oldest["previous_override"], oldest["new_override"], oldest["reason"]) == (None, "byok", "its own")
+    assert (oldest["workspace_id"], oldest["principal"]) == (workspace, "local")
+    assert oldest["change_time"] == written["billing_mode"]["update_time"]
+    assert datetime.fromisoformat(oldest["change_time"]).utcoffset() == timedelta(0)
+
+
+def test_the_change_log_goes_back_as_far_as_it_is_told(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url)
+    modes = ["byok", "disabled"] * 4
+    with psycopg.connect(module_database_url, autocommit=True) as connection:
+        for mode in modes:
+            connection.execute("UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s", [mode, workspace])
+    lines = [line.split("\t") for line in asked(server, "changes", workspace).splitlines()]
+
+    assert [line[3] for line in lines] == modes[::-1]
+    assert lines[-1][1:] == [workspace, "(inherits)", "byok", "billing (database)", ""]
+    assert [line["new_override"] for line in parsed_lines(server, "changes", workspace, "--limit", "3")] == modes[:4:-1]
+    assert len(asked(server, "changes", "--limit", "5").splitlines()) == 5
+
+
+def test_a_stale_etag_is_refused_and_the_present_state_named(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url, "byok")
+    ended = billing_grpc("--address", server.address, "set", workspace, "disabled", "--etag", "0")
+
+    assert (ended.returncode, ended.stdout) == (REFUSED, "")
+    now = parsed(server, "get", workspace)
+    assert f"it is now byok (workspace_override), changed by billing at {now['update_time']}" in ended.stderr
+    assert ended.stderr.endswith(f"etag {now['etag']}\n")
+    assert ended.stderr.count("\n") == 1
+
+
+# id: arguments, exit code, verdicts
+SECRETS: Final[dict[str, tuple[list[str], int, list[str]]]] = {
+    "a vendor key": (["openai_api_key"], REFUSED, ["blocked_platform_managed"]),
+    "one of two": (["MY_KEY", "HF_TOKEN"], REFUSED, ["allowed", "blocked_platform_managed"]),
+    "reserved": (["MOLECULE_LLM_TOKEN"], REFUSED, ["blocked_reserved"]),
+    "none on the list": (["MY_KEY", "OTHER"], OK, ["allowed", "allowed"]),
+    "the whole organisation": (["--org-wide", "HF_TOKEN"], OK, ["allowed"]),
+    "before the workspace exists": (["HF_TOKEN"], OK, ["allowed"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "verdicts"), SECRETS.values(), ids=SECRETS.keys())
+def test_a_secret_that_is_refused_is_another_exit_code(
+    server: Server, module_database_url: str, arguments: list[str], code: int, verdicts: list[str], request: Any
+) -> None:
+    where = []
+    if request.node.callspec.id not in {"the whole organisation", "before the workspace exists"}:
+        where = ["--workspace", add_workspace(module_database_url, "platform_managed")]
+    ended = billing_grpc("--address", server.address, "validate-secret", *where, *arguments)
+    as_json = billing_grpc("--address", server.address, "validate-secret", *where, *arguments, "--json")
+    answer = json.loads(as_json.stdout)
+
+    assert (ended.returncode, as_json.returncode, ended.stderr) == (code, code, "")
+    assert [line.split("\t")[1] for line in ended.stdout.splitlines()] == verdicts
+    assert [each["verdict"] for each in answer["verdicts"]] == verdicts
+    assert [each["secret_key"] for each in answer["verdicts"]] == [each for each in arguments if each[0] != "-"]
+    assert answer["allowed"] is (code == OK)
+
+
+def test_a_plan_says_what_is_there_to_strip_and_what_is_set(server: Server, module_database_url: str) -> None:
     workspace = add_workspace(module_database_url, "platform_managed")
+    arguments = ("plan", "--workspace", workspace)
+    answer = parsed(server, *arguments, "OPENAI_API_KEY", " hf_token", "HOME", "")
+    lines = [line.split("\t") for line in asked(server, *arguments, "OPENAI_API_KEY", " hf_token").splitlines()]
+    kept = parsed(server, "plan", "--workspace", add_workspace(module_database_url, "byok"), "OPENAI_API_KEY")
 
-    def parsed(*arguments: str) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(asked(server, *arguments, "--json"))
-        return answer
+    assert answer["present_keys"] == [" hf_token", "OPENAI_API_KEY"]
+    assert answer["strip_keys"] == sorted([*BLOCKED_KEYS, " hf_token"])
+    assert answer["set_env"] == dict.fromkeys(MODE_VARIABLES, "platform_managed")
+    assert answer["route_via_platform_proxy"] is True
+    assert [line[1:] for line in lines if line[0] == "strip" and line[2] == "present"] == [
+        [" hf_token", "present"],
+        ["OPENAI_API_KEY", "present"],
+    ]
+    assert len([line for line in lines if line[0] == "strip"]) == len(BLOCKED_KEYS) + 1
+    assert [line for line in lines if line[0] != "strip"] == [
+        *(["set", name, "platform_managed"] for name in MODE_VARIABLES),
+        ["proxy", "", "yes"],
+    ]
+    assert (kept["present_keys"], kept["strip_keys"], kept["route_via_platform_proxy"]) == ([], [], False)
 
-    before = parsed("resolve", workspace)["resolution"]
-    changed = parsed("set", workspace, "byok")
-    assert changed["previous"] == before
-    assert changed["billingMode"]["resolution"]["resolvedMode"] == "BILLING_MODE_BYOK"
-    assert parsed("get", workspace)["billingMode"] == changed["billingMode"]
-    assert parsed("inherit", workspace)["previous"] == changed["billingMode"]["resolution"]
-    assert parsed("resolve", workspace)["resolution"]["source"] == "BILLING_MODE_SOURCE_ORG_DEFAULT"
+
+def test_a_plan_for_this_environment_takes_its_names(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url, "platform_managed")
+    ended = billing_grpc(
+        *("--address", server.address, "plan", "--workspace", workspace, "--env-from-current", "--json"),
+        settings={"Gemini_Api_Key": "secret", "XAI_API_KEY": "secret"},
+    )
+
+    assert json.loads(ended.stdout)["present_keys"] == ["Gemini_Api_Key", "XAI_API_KEY"]
+    assert "secret" not in ended.stdout + ended.stderr
+
+
+def test_what_if_asks_for_another_default(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url)
+
+    assert parsed(server, "resolve", workspace, "--org-default", "byok")["resolved_mode"] == "byok"
+    assert parsed(server, "resolve", workspace, "--org-default", "")["source"] == "constant_fallback"
 
 
 def test_an_empty_id_asks_for_a_workspace_that_does_not_exist_yet(server: Server) -> None:
@@ -119,30 +277,76 @@ def test_a_failure_says_why(server: Server, arguments: list[str], code: int, wor
     assert words in ended.stderr
 
 
-@pytest.mark.parametrize("command", [["resolve", UNKNOWN], ["set", UNKNOWN, "byok", "--json"]], ids=lambda c: c[0])
-def test_a_server_that_cannot_be_reached_is_another_exit_code(nobody: str, command: list[str]) -> None:
+DECISIONS: Final = {
+    "resolve": ["resolve", UNKNOWN],
+    "validate-secret": ["validate-secret", "--workspace", UNKNOWN, "HF_TOKEN"],
+    "plan": ["plan", "--workspace", UNKNOWN],
+}
+ADMINISTRATION: Final = {
+    "get": ["get", UNKNOWN],
+    "set": ["set", UNKNOWN, "byok"],
+    "inherit": ["inherit", UNKNOWN],
+    "changes": ["changes"],
+}
+
+
+@pytest.mark.parametrize("command", DECISIONS.values(), ids=DECISIONS)
+def test_a_decision_of_a_server_that_is_down_is_closed_and_says_so(nobody: str, command: list[str]) -> None:
     ended = billing_grpc("--address", nobody, *command)
-    assert (ended.returncode, ended.stdout) == (UNAVAILABLE, "")
-    # The policy repeats the call, and its deadline may come first.
-    assert ended.stderr.startswith(("billing-grpc: UNAVAILABLE: ", "billing-grpc: DEADLINE_EXCEEDED: "))
+    as_json = billing_grpc("--address", nobody, *command, "--json")
+    answer = json.loads(as_json.stdout)
+
+    assert (ended.returncode, as_json.returncode) == (UNAVAILABLE, UNAVAILABLE)
+    assert ended.stdout
+    said = (
+        f"billing-grpc: no answer, taken as platform_managed for safety: SERVER_UNREACHABLE: .* listening on {nobody}"
+    )
+    for stderr in (ended.stderr, as_json.stderr):
+        assert re.match(said, stderr)
+        assert stderr.count("\n") == 1
+    assert answer.get("resolution", answer)["error"]["reason"] == "SERVER_UNREACHABLE"
+    assert answer.get("resolution", answer)["resolved_mode"] == "platform_managed"
+
+
+@pytest.mark.parametrize("command", ADMINISTRATION.values(), ids=ADMINISTRATION)
+def test_administration_of_a_server_that_is_down_has_no_answer(nobody: str, command: list[str]) -> None:
+    ended = billing_grpc("--address", nobody, *command, "--json")
+
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (UNAVAILABLE, "", 1)
+    assert ended.stderr.startswith("billing-grpc: SERVER_UNREACHABLE: ")
+    assert ("the outcome is unknown: repeat the command" in ended.stderr) is (command[0] in {"set", "inherit"})
+
+
+def test_an_outage_does_not_block_unrelated_secrets_nor_excuse_reserved_ones(nobody: str) -> None:
+    for keys, code in ((["MY_KEY"], OK), (["MY_KEY", "HF_TOKEN"], UNAVAILABLE), (["MOLECULE_LLM_X"], REFUSED)):
+        ended = billing_grpc("--address", nobody, "validate-secret", *keys)
+        assert ended.returncode == code, keys
+        assert "SERVER_UNREACHABLE" in ended.stderr
+    ended = billing_grpc("--address", nobody, "validate-secret", "MY_KEY", "--extra-blocked-key", "my_key")
+    assert ended.returncode == UNAVAILABLE
 
 
 def test_without_its_database_a_decision_is_closed_and_administration_unavailable(
     serve: Serve, empty_database_url: str
 ) -> None:
     server = serve(settings={"DATABASE_URL": empty_database_url, "MOLECULE_LLM_BILLING_MODE": "byok"})
-    said = asked(server, "resolve", UNKNOWN)
-    assert said.startswith("platform_managed  (constant_fallback)\n")
-    assert "could not be read (SCHEMA_NOT_READY)" in said
-    for command in (["get", UNKNOWN], ["set", UNKNOWN, "byok"]):
+    for command in DECISIONS.values():
+        ended = billing_grpc("--address", server.address, *command, "--json")
+        answer = json.loads(ended.stdout)
+        assert ended.returncode == UNAVAILABLE
+        assert answer.get("resolution", answer)["resolved_mode"] == "platform_managed"
+        assert (
+            "SCHEMA_NOT_READY: the database lacks the billing mode schema; run: billing-grpc migrate up" in ended.stderr
+        )
+    for command in ADMINISTRATION.values():
         ended = billing_grpc("--address", server.address, *command)
         assert (ended.returncode, ended.stdout) == (UNAVAILABLE, "")
+        assert "SCHEMA_NOT_READY" in ended.stderr
         assert "run: billing-grpc migrate up" in ended.stderr
 
 
-def test_an_argument_that_is_no_text_is_wrong_usage() -> None:
-    ended = subprocess.run(
-        [sys.executable.encode(), b"-m", b"billing_grpc", b"resolve", b"\xff"], capture_output=True, check=False
-    )
+@pytest.mark.parametrize("command", [["resolve"], ["validate-secret"], ["plan"], ["set", UNKNOWN, "byok", "--reason"]])
+def test_an_argument_that_is_no_text_is_wrong_usage(command: list[str]) -> None:
+    ended = subprocess.run([sys.executable, "-m", "billing_grpc", *command, b"\xff"], capture_output=True, check=False)
     assert ended.returncode == 2
-    assert b"must be valid UTF-8" in ended.stderr
+    assert b"Traceback" not in ended.stderr

@@ -1,0 +1,60 @@
+"""What the command line takes from its environment when it asks a server; `config` is for those who are one.
+
+Apart from `config`, because that loads the driver and TLS of a server, which would triple the start of a call.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+VARIABLES: Final = {
+    "address": "BILLING_GRPC_ADDRESS",
+    "token_file": "BILLING_GRPC_TOKEN_FILE",
+    "ca": "BILLING_GRPC_CA",
+    "cert": "BILLING_GRPC_CERT",
+    "key": "BILLING_GRPC_KEY",
+    "server_name": "BILLING_GRPC_SERVER_NAME",
+    "timeout": "BILLING_GRPC_TIMEOUT",
+    "extra_blocked_key": "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
+}
+"""The variable of each option that says where to ask and how; the last is comma-separated, and the server's too."""
+
+_VERBOSITY: Final = "GRPC_VERBOSITY"
+_LOCALE: Final = b"LC_CTYPE="
+
+
+def load_client_settings() -> dict[str, str | list[str]]:
+    """The options that the environment gives, as text, by name; an empty variable is unset."""
+    given: dict[str, str | list[str]] = {
+        option: text for option, variable in VARIABLES.items() if (text := os.environ.get(variable, ""))
+    }
+    keys = given.get("extra_blocked_key")
+    if isinstance(keys, str):
+        given["extra_blocked_key"] = [name for part in keys.split(",") if (name := part.strip())]
+    return given
+
+
+def process_environment() -> dict[str, str]:
+    """The environment that this process was given, to hand to a child: bytes that are no text survive as surrogate escapes.
+
+    Python itself sets LC_CTYPE where the locale is C; on Linux, what was there before is told by the kernel.
+    """
+    environment = dict(os.environ)
+    try:
+        given = Path("/proc/self/environ").read_bytes().split(b"\0")
+    except OSError:
+        return environment
+    locale = [os.fsdecode(each.removeprefix(_LOCALE)) for each in given if each.startswith(_LOCALE)]
+    environment.pop("LC_CTYPE", None)
+    if locale:
+        environment["LC_CTYPE"] = locale[0]
+    return environment
+
+
+def quieten_grpc() -> None:
+    """Keeps gRPC's core from writing to standard error, unless the caller asked it to; before gRPC is loaded.
+
+    Only its own C library sees this: `process_environment` stays what it was.
+    """
+    if _VERBOSITY not in os.environ:
+        os.putenv(_VERBOSITY, "NONE")

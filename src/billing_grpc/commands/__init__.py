@@ -1,0 +1,1 @@
+"""The commands that ask a running server: each a module, loaded when it is used."""

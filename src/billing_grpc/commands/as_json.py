@@ -1,0 +1,90 @@
+"""Answers as JSON: the contract's field names and the texts of its tables. Pure."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from billing_grpc.model import (
+    BillingModeUpdate,
+    ListedChange,
+    ProvisionPlan,
+    Resolution,
+    SecretWriteDecision,
+    WorkspaceBillingMode,
+)
+
+Object = dict[str, Any]
+
+
+def time(moment: datetime) -> str:
+    """RFC 3339 in UTC, to the microsecond if it has any."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def resolution(each: Resolution) -> Object:
+    """A resolution; `workspace_override` and `error` are null without one."""
+    return {
+        "workspace_id": each.workspace_id,
+        "resolved_mode": each.mode.value,
+        "source": each.source.value,
+        "workspace_override": each.workspace_override,
+        "org_default": each.org_default.value,
+        "reason": each.reason,
+        "error": None if each.error is None else {"reason": each.error.reason, "message": each.error.message},
+    }
+
+
+def workspace(each: WorkspaceBillingMode) -> Object:
+    """A workspace; `update_time` is null when no change was ever recorded."""
+    return {
+        "resolution": resolution(each.resolution),
+        "etag": each.etag,
+        "update_time": None if each.update_time is None else time(each.update_time),
+        "updated_by": each.updated_by,
+    }
+
+
+def update(each: BillingModeUpdate, *, validate_only: bool) -> Object:
+    """What a write left behind and found; `validate_only` says that it was none."""
+    return {
+        "billing_mode": workspace(each.current),
+        "previous": resolution(each.previous),
+        "validate_only": validate_only,
+    }
+
+
+def secret_write(each: SecretWriteDecision) -> Object:
+    """A decision on secrets; `resolution` is null when no key needed a mode."""
+    return {
+        "allowed": each.allowed,
+        "verdicts": [
+            {"secret_key": one.secret_key, "verdict": one.verdict.value, "message": one.message}
+            for one in each.verdicts
+        ],
+        "resolution": None if each.resolution is None else resolution(each.resolution),
+    }
+
+
+def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
+    """A plan, and which of its `strip_keys` are `present_keys` of the environment it was asked for."""
+    return {
+        "resolution": resolution(each.resolution),
+        "strip_keys": list(each.strip_keys),
+        "present_keys": present,
+        "set_env": dict(sorted(each.set_env.items())),
+        "route_via_platform_proxy": each.route_via_platform_proxy,
+    }
+
+
+def change(each: ListedChange) -> Object:
+    """An entry of the change log; an override is null where the workspace inherits."""
+    return {
+        "change_id": each.change_id,
+        "workspace_id": each.workspace_id,
+        "change_time": time(each.change_time),
+        "previous_override": each.previous_override,
+        "new_override": each.new_override,
+        "principal": each.principal,
+        "database_user": each.database_user,
+        "reason": each.reason,
+        "request_id": each.request_id,
+    }

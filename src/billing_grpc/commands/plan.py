@@ -1,0 +1,78 @@
+"""`billing-grpc plan`: what a workspace's container loses and gets."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from billing_grpc.client_settings import process_environment
+from billing_grpc.commands import as_json as answers
+from billing_grpc.commands import outcome, screen
+from billing_grpc.commands.asking import asking
+from billing_grpc.commands.connection import Call, Connection, Text, WorkspaceId
+from billing_grpc.model import ProvisionPlan
+from billing_grpc.secrets import normalise
+from billing_grpc.validation import MAX_ENV_KEYS
+
+_EPILOG: Final = """\b
+Examples:
+  billing-grpc plan --workspace 00000000-0000-4000-8000-000000000002 OPENAI_API_KEY openai_api_key
+  billing-grpc plan --env-from-current --json | jq -r '.present_keys[]'"""
+
+
+@click.command("plan", cls=Call, epilog=_EPILOG)
+@click.argument("env_keys", metavar="[KEY]...", nargs=-1, type=Text())
+@click.option(
+    "--workspace",
+    "workspace_id",
+    type=WorkspaceId(may_be_empty=True),
+    default="",
+    help="The workspace; without it, one to be.",
+)
+@click.option("--env-from-current", is_flag=True, help="The names of this shell's environment, instead of KEYs.")
+@screen.json_option
+@click.pass_obj
+def plan(
+    connection: Connection, *, env_keys: tuple[str, ...], workspace_id: str, env_from_current: bool, as_json: bool
+) -> int:
+    """Show what a workspace's container loses and gets.
+
+    KEYs are names that its environment holds, never values. Each line: strip, a name, present or absent; set, a name, its
+    value; proxy, yes or no. `run` carries it out.
+    """
+    if env_from_current and env_keys:
+        raise click.UsageError("give KEYs or --env-from-current, not both")
+    if len(env_keys) > MAX_ENV_KEYS:
+        raise click.UsageError(f"give at most {MAX_ENV_KEYS} KEYs")
+    held = list(process_environment()) if env_from_current else list(env_keys)
+    with asking(connection) as server:
+        made = server.wait(server.client.plan_provision_env(workspace_id, askable(held)))
+        present = present_keys(made, held)
+        if as_json:
+            screen.json_line(answers.provision_plan(made, present))
+        else:
+            _show(made, present)
+        outcome.flush()
+        server.warn(made.resolution)
+    return outcome.OK if made.resolution.error is None else outcome.UNAVAILABLE
+
+
+def askable(names: Iterable[str]) -> list[str]:
+    """Those that may spell a vendor key, as many as one may ask about; the plan strips every spelling all the same."""
+    return [name for name in names if normalise(name) is not None][:MAX_ENV_KEYS]
+
+
+def present_keys(plan: ProvisionPlan, held: Iterable[str]) -> list[str]:
+    """Which of these names the plan strips, in any spelling, sorted."""
+    stripped = {normalise(key) for key in plan.strip_keys} - {None}
+    return sorted({name for name in held if name in plan.strip_keys or normalise(name) in stripped})
+
+
+def _show(plan: ProvisionPlan, present: list[str]) -> None:
+    if screen.is_terminal():
+        screen.resolution(plan.resolution)
+    every = sorted({*plan.strip_keys, *present})
+    rows = [("strip", key, "present" if key in present else "absent") for key in every]
+    rows += [("set", name, value) for name, value in sorted(plan.set_env.items())]
+    rows.append(("proxy", "", "yes" if plan.route_via_platform_proxy else "no"))
+    screen.table(("do", "name", "value"), rows)

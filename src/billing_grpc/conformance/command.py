@@ -1,0 +1,15 @@
+"""The command that starts a conformance server."""
+
+import click
+
+from billing_grpc.conformance import server
+
+
+@click.command("conformance-server")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="Loopback host:port, or unix:/path.")
+def conformance_server(listen: str) -> None:
+    """For tests of clients: play the conformance vectors.
+
+    Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no database, holds no workspace, decides nothing.
+    """
+    server.run(listen, click.echo)
