@@ -8,6 +8,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.errors import ListenError, StorageError
 from billing_grpc.metrics import Metrics
+from billing_grpc.observed_repository import ObservedRepository
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory, PrincipalsFile
@@ -29,6 +32,7 @@ from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 from billing_grpc.tls import TlsFiles
+from billing_grpc.tracing import Tracing
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -36,6 +40,7 @@ _EXIT_TERMINATED: Final = 128 + signal.SIGTERM
 
 _DRAIN_MARGIN: Final = 0.5
 """Seconds beyond the storage timeout that a running call gets to finish."""
+_REFRESH_EVERY: Final = 1.0
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
@@ -77,18 +82,30 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
-    metrics = Metrics()
+    metrics = Metrics(__version__, version("grpcio"))
     async with AsyncExitStack() as stack:
-        repository = await stack.enter_async_context(
+        tracing = await _tracing(settings, metrics, stack)
+        postgres = await stack.enter_async_context(
             PostgresRepository.opened(database_url, longest_budget=settings.storage_timeout)
         )
+        repository = ObservedRepository(postgres, metrics, tracing)
+        metrics.observe_pool(postgres.pool_stats)
+        metrics.observe_database(lambda: repository.database_answers)
+        await stack.enter_async_context(_refreshing(metrics))
         servicer = BillingModeService(
             repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics
         )
         if settings.metrics_listen is not None:
             stack.enter_context(_metrics_port(settings.metrics_listen, metrics))
         grace = settings.storage_timeout + _DRAIN_MARGIN
-        server = RpcServer(servicer, entrance=entrance, limits=settings.limits(), reflection_on=settings.reflection)
+        server = RpcServer(
+            servicer,
+            entrance=entrance,
+            limits=settings.limits(),
+            reflection_on=settings.reflection,
+            metrics=metrics,
+            tracing=tracing,
+        )
         bound = await stack.enter_async_context(_listening(server, settings.listen, grace))
         for address in bound:
             say(f"listening on {address}")
@@ -123,6 +140,35 @@ async def _listening(server: RpcServer, addresses: tuple[Address, ...], grace: f
         yield await server.start(addresses)
     finally:
         await server.stop(grace)
+
+
+async def _tracing(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Tracing | None:
+    """Tracing, when it is configured; its spans are sent until the stack is left."""
+    if settings.traces_endpoint is None:
+        return None
+    # Needs what is not always installed; the settings were found to be right when they were read.
+    exporting = import_module("billing_grpc.trace_export").exporting
+    sending = exporting(settings.traces_endpoint, settings.traces_sample, __version__, metrics)
+    tracing: Tracing = await stack.enter_async_context(sending)
+    return tracing
+
+
+@asynccontextmanager
+async def _refreshing(metrics: Metrics) -> AsyncIterator[None]:
+    """Gauges that are never older than a second."""
+
+    async def refresh() -> None:
+        while True:
+            metrics.refresh()
+            await asyncio.sleep(_REFRESH_EVERY)
+
+    refreshing = asyncio.create_task(refresh())
+    try:
+        yield
+    finally:
+        refreshing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await refreshing
 
 
 @contextmanager

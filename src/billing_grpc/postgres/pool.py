@@ -60,6 +60,16 @@ def parse_address(database_url: str) -> dict[str, Any]:
         raise SettingsError(["not a Postgres address that libpq understands"]) from None
 
 
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """How the pool is doing: connections that exist, that nobody uses, that work; calls that wait for one."""
+
+    size: int
+    idle: int
+    in_use: int
+    waiting: int
+
+
 @dataclass(slots=True)
 class _Lease:
     """The connection that a piece of work holds at this moment, and whether its time is up."""
@@ -109,6 +119,7 @@ class BoundedPool:
         # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
+        self._waiting = 0
         self._attempts = size + 1
         self._running: set[asyncio.Task[Any]] = set()
         self._drained_at = -_DRAIN_EVERY
@@ -123,6 +134,12 @@ class BoundedPool:
             if self._running:
                 await asyncio.wait(self._running)  # each within its budget
             await self._pool.close(_CLOSE_TIMEOUT)
+
+    def stats(self) -> PoolStats:
+        """How the pool is doing."""
+        stats = self._pool.get_stats()
+        size, idle = stats["pool_size"], stats["pool_available"]
+        return PoolStats(size, idle, size - idle, self._waiting)
 
     async def run(self, work: Work[Result], *, budget: float, repeatable: bool) -> Result:
         """What `work` answers.
@@ -166,11 +183,14 @@ class BoundedPool:
         task.add_done_callback(ended)
 
     async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, repeatable: bool) -> Result:
+        self._waiting += 1
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         except TimeoutError:
             raise DatabaseTimeout from None
+        finally:
+            self._waiting -= 1
         try:
             attempts = self._attempts if repeatable else 1
             while True:

@@ -20,7 +20,7 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.postgres.connection import Connection
-from billing_grpc.postgres.pool import BoundedPool, server_timeout
+from billing_grpc.postgres.pool import BoundedPool, PoolStats, server_timeout
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -96,6 +96,10 @@ class PostgresRepository:
         pool = BoundedPool(database_url, size=size, longest_budget=longest_budget)
         async with pool.opened():
             yield cls(pool)
+
+    def pool_stats(self) -> PoolStats:
+        """How the connection pool is doing at this moment."""
+        return self._pool.stats()
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
         """As `Repository` says."""
