@@ -86,13 +86,17 @@ class Tracing:
 
     @contextmanager
     def storage_span(self, operation: str, statement: str, table: str) -> Iterator[None]:
-        """A CLIENT span for an operation of storage, the child of the current one.
+        """A CLIENT span for an operation of storage, the child of the current one; none outside of a call.
 
         Args:
             operation: its name in `Repository`.
             statement: the kind of SQL statement, as in `SELECT`.
             table: what it is about.
         """
+        if not get_current_span().get_span_context().is_valid:
+            # Whoever looks every second whether the database is there would leave a trace a second.
+            yield
+            return
         attributes = {
             "db.system.name": "postgresql",
             "db.operation.name": statement,
@@ -108,8 +112,10 @@ class Tracing:
         ) as span:
             try:
                 yield
-            except StorageError as error:
-                span.set_attribute("error.type", error.reason)
+            except Exception as error:
+                span.set_attribute(
+                    "error.type", error.reason if isinstance(error, StorageError) else type(error).__name__
+                )
                 span.set_status(Status(StatusCode.ERROR))
                 raise
 
