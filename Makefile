@@ -44,6 +44,7 @@ release-contract: $(DEV_READY) ## take the contract as released: what `buf break
 
 benchmark: $(DEV_READY) ## measure side by side; prints ratios
 	$(BIN)/python benchmarks/resolve.py
+	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/migration_lock.py
 
 build: $(DEV_READY) ## build the wheel and the source distribution into dist/
