@@ -55,6 +55,7 @@ release-contract: $(DEV_READY) ## take the contract as released: what `buf break
 
 benchmark: $(DEV_READY) ## measure side by side; prints ratios
 	$(BIN)/python benchmarks/resolve.py
+	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/migration_lock.py
 
 fault-matrix: $(DEV_READY) ## do every fault to a database under every RPC; writes docs/fault-matrix.md

@@ -28,7 +28,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "request_id": set(),
     "page_token": {"errors"},
     "decision_log": {"caller", "metrics", "model"},
-    "metrics": {"model"},
+    "metrics": PURE | {"access"},
+    "subject": set(),
+    "observed_repository": PURE | {"metrics", "repository", "tracing"},
+    "tracing": {"access", "errors"},
+    "trace_export": {"metrics", "tracing", "watched_file"},
     "access": {"model"},
     "certificate_names": set(),
     "credentials": PURE,
@@ -39,7 +43,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "tls": {"certificate", "errors", "watched_file"},
     "limits": set(),
     "limit_settings": {"limits", "setting_types"},
-    "logs": set(),
+    "logs": {"request_id", "tracing"},
     "demo": {"addresses"},
     "postgres": PURE | {"repository"},
     "migrations": {"errors"},
@@ -48,6 +52,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     # Asks those who will use addresses and files whether they can be used, so that all problems are said at once.
     "config": {
         *("addresses", "errors", "limit_settings", "postgres", "principals_file", "secrets", "setting_types", "tls"),
+        "tracing",
     },
     "convert": PURE | {"_gen"},
     "servicer": {
@@ -63,18 +68,19 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "repository",
             "request_id",
         ),
-        *("resolver", "secrets", "validation"),
+        *("resolver", "secrets", "subject", "validation"),
     },
     "interceptors": {
         *PURE,
         *("access", "caller", "certificate_names", "convert", "credentials", "limits", "principals_file", "request_id"),
+        *("metrics", "subject", "tracing"),
     },
     "free_address": {"addresses", "errors"},
     "health": set(),
     "readiness": {"errors", "repository"},
     "rpc_server": {
         *("_gen", "addresses", "credentials", "errors", "free_address", "health", "interceptors", "limits"),
-        *("principals_file", "tls"),
+        *("metrics", "principals_file", "tls", "tracing"),
     },
     "testing": PURE
     | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
@@ -127,7 +133,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "servicer",
             "shared_ports",
         ),
-        *("stop_signals", "tls", "workers"),
+        *("observed_repository", "stop_signals", "tls", "tracing", "workers"),
     },
     "cli_server": {*PURE, "config", "credentials", "limit_settings", "migrations", "server"},
     # Loads the commands when they are used, by name.
@@ -154,11 +160,14 @@ ONLY_THERE: Final = {
         "org_default",
         "principals_file",
         "tls",
+        "trace_export",
         "logs",
         "readiness",
         "server",
         "workers",
     },
+    "opentelemetry": {"tracing", "trace_export"},
+    "prometheus_client": {"metrics", "server"},
 }
 
 PURE_MODULES: Final = {
@@ -243,9 +252,9 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
 
 def test_interceptors_do_not_import_each_other() -> None:
     for name, path, tree in ALL:
-        if name == "interceptors" and path.name not in {"__init__.py", "_rebuild.py"}:
+        if name == "interceptors" and path.name != "__init__.py":
             others = {each for each in imported(tree) if each.startswith(f"{PACKAGE}.interceptors.")}
-            assert {each.split(".")[2] for each in others} <= {"_rebuild"}, path
+            assert {each.split(".")[2] for each in others} <= {"_rebuild", "_outcome"}, path
 
 
 @pytest.mark.parametrize("module", sorted(PURE_MODULES))

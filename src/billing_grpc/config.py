@@ -21,14 +21,17 @@ from billing_grpc.principals_file import PrincipalsFile
 from billing_grpc.secrets import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.setting_types import (
     Addresses,
+    CollectorUrl,
     CommaSeparated,
     DatabaseUrl,
     FileMode,
     LogLevel,
     MetricsAddress,
+    Share,
     Switch,
 )
 from billing_grpc.tls import TlsFiles
+from billing_grpc.tracing import require_exporter
 
 _MAX_STORAGE_TIMEOUT: Final = 60
 _MAX_DRAIN: Final = 3600
@@ -160,6 +163,16 @@ class Settings(_FromEnvironment, LimitSettings):
         alias="BILLING_GRPC_METRICS_LISTEN",
         description="host:port of the metrics, or off",
     )
+    traces_endpoint: CollectorUrl = Field(
+        None,
+        alias="BILLING_GRPC_TRACES_ENDPOINT",
+        description="the OTLP/HTTP collector's URL for traces, as in http://127.0.0.1:4318/v1/traces; unset: no traces",
+    )
+    traces_sample: Share = Field(
+        1.0,
+        alias="BILLING_GRPC_TRACES_SAMPLE",
+        description="the part of the traces to record, 0 to 1; a call that comes in a trace is recorded as its caller is",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", alias="BILLING_GRPC_LOG_FORMAT", description="console, json; auto: console on a terminal, else json"
     )
@@ -255,6 +268,13 @@ class Settings(_FromEnvironment, LimitSettings):
         unix = [each for each in info.data.get("listen", ()) if isinstance(each, UnixAddress)]
         if value > 1 and unix:
             raise ValueError(f"several workers cannot share {unix[0]}: use TCP addresses alone, or 1")
+        return value
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _traces_can_be_sent(cls, value: str | None) -> str | None:
+        if value is not None:
+            _right(require_exporter)
         return value
 
     @field_validator("extra_blocked_keys")

@@ -2,9 +2,17 @@
 
 import logging
 import sys
+import time
 from typing import Final, Literal
 
 import structlog
+
+from billing_grpc.request_id import current_request_id
+from billing_grpc.tracing import current_trace
+
+RARELY: Final = frozenset({"storage failed"})
+"""What every call may have to say during an outage, and nobody has to read more than once in a while: metrics count it."""
+REPEAT_SECONDS: Final = 10.0
 
 GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what the caller sent and are left out"
 
@@ -24,11 +32,51 @@ class WithoutCallersBytes(logging.Filter):
         return True
 
 
+class Repeats:
+    """Leaves out lines in `RARELY` that say what was said in the last ten seconds; the next one says how many those were."""
+
+    def __init__(self) -> None:
+        """Nothing was said yet."""
+        self._said: dict[tuple[str, ...], tuple[float, int]] = {}
+
+    def __call__(self, logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """The line, unless it is left out.
+
+        Raises:
+            structlog.DropEvent: it is.
+        """
+        del logger, method
+        if line["event"] not in RARELY:
+            return line
+        # Without the text, which may be another each time: there are as many of these as there are reasons and errors.
+        key = (line["event"], str(line.get("reason")), str(line.get("error")))
+        now = time.monotonic()
+        said, left_out = self._said.get(key, (-REPEAT_SECONDS, 0))
+        if now - said < REPEAT_SECONDS:
+            self._said[key] = said, left_out + 1
+            raise structlog.DropEvent
+        self._said[key] = now, 0
+        if left_out:
+            line["left_out"] = left_out
+        return line
+
+
+def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The line with the name of the call in progress, and its place in a trace when it has one."""
+    del logger, method
+    if name := current_request_id.get():
+        line.setdefault("request_id", name)
+    if trace := current_trace():
+        line["trace_id"], line["span_id"] = trace
+    return line
+
+
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
     """Sends this package's and every library's records to standard error in one shape."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _of_the_call,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -56,12 +104,15 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     root.setLevel(level)
     # Libraries report their routine at INFO; only what went wrong is of interest here. The pool warns of every failed
     # connection every second; that the database cannot be reached is said by us, once.
-    for library in ("yoyo", "asyncio", "grpc"):
+    for library in ("yoyo", "asyncio", "grpc", "psycopg", "urllib3", "requests"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    # Repeats what it does not like of a caller's headers, and every failed attempt to send spans; of those, we tell.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
+            Repeats(),
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],

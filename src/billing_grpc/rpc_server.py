@@ -18,8 +18,10 @@ from billing_grpc.credentials import Principals
 from billing_grpc.errors import ListenError
 from billing_grpc.free_address import require_free
 from billing_grpc.limits import Limits
+from billing_grpc.metrics import Metrics
 from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory
 from billing_grpc.tls import TlsFiles
+from billing_grpc.tracing import Tracing
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
 ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
@@ -82,6 +84,8 @@ class RpcServer:
         limits: how much the server lets itself be asked.
         reflection_on: whether the contract can be listed over the wire.
         shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
+        metrics: where calls are counted.
+        tracing: makes the calls' spans; None for none.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class RpcServer:
         limits: Limits | None = None,
         reflection_on: bool = True,
         shared_ports: bool = False,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         limits = limits or Limits()
         self._entrance = entrance
@@ -101,6 +107,8 @@ class RpcServer:
                 entrance.principals,
                 local_admin=entrance.local_admin,
                 limits=limits,
+                metrics=metrics or Metrics(),
+                tracing=tracing,
             ),
             options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,

@@ -7,14 +7,16 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import mark_process_dead
 
 from billing_grpc import __version__, demo, logs, migrations
 from billing_grpc.addresses import Address, TcpAddress
@@ -22,7 +24,8 @@ from billing_grpc.config import Settings, environment_with
 from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.errors import ListenError, StorageError
-from billing_grpc.metrics import Metrics
+from billing_grpc.metrics import Metrics, multiprocess_registry
+from billing_grpc.observed_repository import ObservedRepository
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.principals_file import FixedPrincipals, PrincipalDirectory, PrincipalsFile
@@ -34,9 +37,12 @@ from billing_grpc.servicer import BillingModeService
 from billing_grpc.shared_ports import reserved
 from billing_grpc.stop_signals import StopSignals
 from billing_grpc.tls import TlsFiles
+from billing_grpc.tracing import Tracing
 from billing_grpc.workers import Orders, WorkerFailedError, Workers
 
 log = structlog.stdlib.get_logger(__name__)
+
+_REFRESH_EVERY: Final = 1.0
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
@@ -93,12 +99,10 @@ def _run_workers(
         counted = stack.enter_context(TemporaryDirectory(prefix="billing-grpc-metrics-"))
         signals.take_along(lambda: rmtree(counted, ignore_errors=True))
         if settings.metrics_listen is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=counted)  # type: ignore[no-untyped-call]  # ships half of its types
-            stack.enter_context(_metrics_port(settings.metrics_listen, registry))
+            stack.enter_context(_metrics_port(settings.metrics_listen, multiprocess_registry(Path(counted))))
 
         def buried(pid: int) -> None:
-            mark_process_dead(pid, path=counted)  # type: ignore[no-untyped-call]  # as above
+            mark_process_dead(pid, path=counted)  # type: ignore[no-untyped-call]  # ships half of its types
 
         async def run_all() -> None:
             environment = environment_with({"PROMETHEUS_MULTIPROC_DIR": counted})
@@ -135,14 +139,19 @@ async def serve(
     entrance = _entrance(settings)
     org_default = _org_default(settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
-    metrics = Metrics()
+    metrics = Metrics(__version__, version("grpcio"))
     async with AsyncExitStack() as stack:
         told = stack.enter_context(signals.serving())
-        repository = await stack.enter_async_context(
+        tracing = await _tracing(settings, metrics, stack)
+        postgres = await stack.enter_async_context(
             PostgresRepository.opened(
                 database_url, longest_budget=settings.storage_timeout, size=settings.database_connections
             )
         )
+        repository = ObservedRepository(postgres, metrics, tracing)
+        metrics.observe_pool(postgres.pool_stats)
+        metrics.observe_database(lambda: postgres.available)
+        await stack.enter_async_context(_in_the_background(_refresh(metrics)))
         servicer = BillingModeService(
             repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics
         )
@@ -154,6 +163,8 @@ async def serve(
             limits=settings.limits(),
             reflection_on=settings.reflection,
             shared_ports=bool(shared),
+            metrics=metrics,
+            tracing=tracing,
         )
         server.report_administration(works=False)
         bound = await stack.enter_async_context(_listening(server, shared or settings.listen, settings.grace))
@@ -200,6 +211,24 @@ async def _listening(server: RpcServer, addresses: Sequence[Address], grace: flo
         yield await server.start(addresses)
     finally:
         await server.stop(grace)
+
+
+async def _tracing(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Tracing | None:
+    """Tracing, when it is configured; its spans are sent until the stack is left."""
+    if settings.traces_endpoint is None:
+        return None
+    # Needs what is not always installed; the settings were found to be right when they were read.
+    exporting = import_module("billing_grpc.trace_export").exporting
+    sending = exporting(settings.traces_endpoint, settings.traces_sample, __version__, metrics)
+    tracing: Tracing = await stack.enter_async_context(sending)
+    return tracing
+
+
+async def _refresh(metrics: Metrics) -> None:
+    """Gauges that are never older than a second."""
+    while True:
+        metrics.refresh()
+        await asyncio.sleep(_REFRESH_EVERY)
 
 
 @contextmanager

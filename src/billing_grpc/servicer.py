@@ -27,6 +27,7 @@ from billing_grpc.repository import Repository
 from billing_grpc.request_id import current_request_id
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secrets import KeyList
+from billing_grpc.subject import current_subject
 
 ANSWER_MARGIN: Final = 0.05
 """Seconds of a call's time left that storage may not use: the answer has to travel too."""
@@ -69,6 +70,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.ResolveBillingModeResponse:
         """Who pays for this workspace, and why. Total (contract, sections 2 and 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
         what_if = request.HasField("org_default")
         org_default = request.org_default if what_if else self._org_default()
         resolution = await self._decide(workspace_id, org_default, context, what_if=what_if)
@@ -79,6 +81,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.BatchResolveBillingModesResponse:
         """Who pays for these workspaces, in one read. Total (contract, section 3)."""
         ids = validation.batch_ids(request.workspace_ids)
+        current_subject.set(len(ids))
         org_default = self._org_default()
         overrides = await self._load_many(ids, context)
         decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
@@ -93,6 +96,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.GetWorkspaceBillingModeResponse:
         """The billing mode of an existing workspace. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
+        current_subject.set(workspace_id)
         record = await self._load_record(workspace_id, context)
         return service_pb.GetWorkspaceBillingModeResponse(
             billing_mode=convert.billing_mode_to_proto(self._view(workspace_id, record))
@@ -103,6 +107,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.SetWorkspaceBillingModeResponse:
         """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
+        current_subject.set(workspace_id)
         mode = convert.change_from_proto(request)
         by = Announcement(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
         etag = validation.etag(request.etag)
@@ -139,6 +144,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         """May secrets be stored under these names. Total (contract, section 4)."""
         scope = convert.secret_scope_from_proto(request)
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
         names = validation.secret_names(request.secret_keys)
         org_wide = scope == "org_wide"
         resolution: Resolution | None = None
@@ -169,6 +175,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.PlanProvisionEnvResponse:
         """What to strip from a container's environment and what to set. Total (contract, section 5)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
         env_keys = validation.env_keys(request.env_keys)
         resolution = await self._decide(workspace_id, self._org_default(), context)
         self._log.planned(resolution)
@@ -179,6 +186,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.ListBillingModeChangesResponse:
         """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
         size = validation.page_size(request.page_size)
         token_of = workspace_id or ""
         before = page_token.decode(request.page_token, token_of) if request.page_token else None

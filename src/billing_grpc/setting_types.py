@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, SecretStr
@@ -72,6 +73,24 @@ def _postgres_address(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _collector(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        url = urlsplit(value)
+        right = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        right = False
+        url = urlsplit("")
+    if not right:
+        raise ValueError("must be the collector's URL for traces, as in http://127.0.0.1:4318/v1/traces")
+    if url.username is not None or url.password is not None:
+        raise ValueError("must not hold credentials; give them to the exporter in OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+    return value
+
+
+CollectorUrl = Annotated[str | None, AfterValidator(_collector)]
+Share = Annotated[float, Ge(0), Le(1), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
 DatabaseUrl = Annotated[SecretStr | None, AfterValidator(_postgres_address)]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_addresses), BeforeValidator(_comma_separated)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]

@@ -143,10 +143,9 @@ async def running_server(
     Listens in plain text on a free loopback port, and whoever reaches it is the principal `local`, unless told otherwise.
     """
     published = FixedOrgDefault(org_default) if org_default is None or isinstance(org_default, str) else org_default
-    servicer = BillingModeService(
-        repository, published.current, keys or KeyList(), storage_timeout, metrics or Metrics()
-    )
-    server = RpcServer(servicer, entrance=entrance or Entrance(local_admin=True), limits=limits)
+    metrics = metrics or Metrics()
+    servicer = BillingModeService(repository, published.current, keys or KeyList(), storage_timeout, metrics)
+    server = RpcServer(servicer, entrance=entrance or Entrance(local_admin=True), limits=limits, metrics=metrics)
     try:
         (bound,) = await server.start([address or TcpAddress("127.0.0.1", 0)])
         yield bound.target if isinstance(bound, TcpAddress) else str(bound)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -119,3 +120,62 @@ def test_what_is_no_utf8_is_not_repeated_in_the_log(
     assert {each["error"] for each in found if each["level"] == "error"} == {"UnicodeDecodeError"}
     for held in (RIGHT, "xe9", "xff", "Traceback", "Invalid encoding", name):
         assert held not in site.server.stderr
+
+
+VALUE: Final = "sk-ant-api03-a-secret-value"
+WORKSPACE: Final = "5f0e9b0e-0000-4000-8000-000000000000"
+
+# id: a call that holds a secret value where a name, an id or a word belongs
+BY_MISTAKE: Final[dict[str, tuple[str, Any]]] = {
+    "as a key's name": (
+        "ValidateSecretWrite",
+        service_pb.ValidateSecretWriteRequest(workspace_id=WORKSPACE, secret_keys=[VALUE, "OPENAI_API_KEY"]),
+    ),
+    "beside a key's name": (
+        "ValidateSecretWrite",
+        service_pb.ValidateSecretWriteRequest(workspace_id=WORKSPACE, secret_keys=[f"OPENAI_API_KEY={VALUE}"]),
+    ),
+    "in the environment": (
+        "PlanProvisionEnv",
+        service_pb.PlanProvisionEnvRequest(workspace_id=WORKSPACE, env_keys=[VALUE, f"OPENAI_API_KEY={VALUE}"]),
+    ),
+    "as a workspace": ("ResolveBillingMode", service_pb.ResolveBillingModeRequest(workspace_id=VALUE)),
+    "in a batch": ("BatchResolveBillingModes", service_pb.BatchResolveBillingModesRequest(workspace_ids=[VALUE])),
+    "as a mode": ("ResolveBillingMode", service_pb.ResolveBillingModeRequest(org_default=VALUE)),
+    "as an etag": (
+        "SetWorkspaceBillingMode",
+        service_pb.SetWorkspaceBillingModeRequest(workspace_id=WORKSPACE, mode="BILLING_MODE_BYOK", etag=VALUE),
+    ),
+    "as a page": ("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest(page_token=VALUE)),
+}
+
+
+def test_a_secret_that_was_sent_by_mistake_is_not_logged_at_the_loudest_level(site: Site) -> None:
+    metadata = (("authorization", f"Bearer {RIGHT}"), ("x-api-key", VALUE), ("cookie", VALUE))
+    with grpc.insecure_channel(site.server.addresses[0]) as channel:
+        stub = service_grpc.BillingModeServiceStub(channel)
+        for rpc, request in BY_MISTAKE.values():
+            call: Any = getattr(stub, rpc).future(request, timeout=PATIENCE, metadata=metadata)
+            assert call.code() in {
+                grpc.StatusCode.OK,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.NOT_FOUND,
+                grpc.StatusCode.ABORTED,
+            }
+    site.server.stop()
+
+    assert len(site.server.records("call")) >= len(BY_MISTAKE)
+    assert [held for held in (VALUE, VALUE.upper(), RIGHT) if held in site.server.stderr] == []
+
+
+@pytest.mark.parametrize("place", ["password authentication", "nobody listens"])
+def test_the_databases_password_is_in_no_line_at_the_loudest_level(place: str, serve: Serve, database_url: str) -> None:
+    password = "hunter2-of-the-database"
+    reachable = make_conninfo(database_url, user="nobody_known", password=password)
+    url = reachable if place == "password authentication" else f"postgresql://somebody:{password}@127.0.0.1:1/x"
+    server = serve(settings={"DATABASE_URL": url, "BILLING_GRPC_LOG_LEVEL": "DEBUG"})
+    server.logged("database not ready")
+    assert server.resolve(WORKSPACE).error.reason in {"DATABASE_DENIED", "DATABASE_UNREACHABLE"}
+    server.stop()
+
+    assert password not in server.stderr

@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.credentials import Principals, token_digest
@@ -53,9 +54,9 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(limits: Limits | None = None) -> AsyncIterator[Site]:
+async def serving(limits: Limits | None = None, entrance: Entrance | None = None) -> AsyncIterator[Site]:
     repository = InMemoryRepository({WORKSPACE: "byok"})
-    entrance = Entrance(FixedPrincipals(KNOWN))
+    entrance = entrance or Entrance(FixedPrincipals(KNOWN))
     with capture_logs() as logged:
         async with (
             running_server(repository, entrance=entrance, limits=limits, storage_timeout=5.0) as target,
@@ -90,7 +91,9 @@ async def test_a_call_leaves_one_line_that_says_how_it_ended_and_who_called(
     assert (line["code"], line["principal"]) == (code, principal)
     assert line["role"] == (None if principal is None else "reader")
     assert line["log_level"] == "info"
-    assert set(line) == {"event", "log_level", "method", "code", "duration_ms", "principal", "role", "request_id"}
+    assert set(line) == {
+        *("event", "log_level", "method", "code", "duration_ms", "principal", "role", "request_id", "workspace"),
+    }
 
 
 async def test_no_line_holds_anything_of_the_metadata_or_the_request(site: Site) -> None:
@@ -101,6 +104,69 @@ async def test_no_line_holds_anything_of_the_metadata_or_the_request(site: Site)
     await site.calls(6)
     for held in ("right-token", "wrong-token", "Bearer", "said-in-metadata", "not one"):
         assert held not in str(site.logged)
+
+
+# id: a call, and what its line says it was about
+ABOUT: Final[dict[str, tuple[str, Any, dict[str, object]]]] = {
+    "a decision": (
+        "ResolveBillingMode",
+        service_pb.ResolveBillingModeRequest(workspace_id=WORKSPACE.upper()),
+        {"workspace": WORKSPACE},
+    ),
+    "before it exists": ("ResolveBillingMode", service_pb.ResolveBillingModeRequest(), {"workspace": ""}),
+    "what is not an id": ("ResolveBillingMode", WRONG, {"workspace": None}),
+    "a batch": (
+        "BatchResolveBillingModes",
+        service_pb.BatchResolveBillingModesRequest(workspace_ids=[WORKSPACE] * 3),
+        {"workspaces": 3},
+    ),
+    "a batch that is wrong": (
+        "BatchResolveBillingModes",
+        service_pb.BatchResolveBillingModesRequest(workspace_ids=[WORKSPACE, "not one"]),
+        {"workspace": None},
+    ),
+    "a look": (
+        "GetWorkspaceBillingMode",
+        service_pb.GetWorkspaceBillingModeRequest(workspace_id=WORKSPACE.upper()),
+        {"workspace": WORKSPACE},
+    ),
+    "a write": (
+        "SetWorkspaceBillingMode",
+        service_pb.SetWorkspaceBillingModeRequest(workspace_id=WORKSPACE.upper(), inherit=pb.Inherit()),
+        {"workspace": WORKSPACE},
+    ),
+    "a secret": (
+        "ValidateSecretWrite",
+        service_pb.ValidateSecretWriteRequest(workspace_id=WORKSPACE.upper(), secret_keys=["X"]),
+        {"workspace": WORKSPACE},
+    ),
+    "everybody's secret": (
+        "ValidateSecretWrite",
+        service_pb.ValidateSecretWriteRequest(org_wide=pb.OrgWide(), secret_keys=["X"]),
+        {"workspace": ""},
+    ),
+    "a plan": (
+        "PlanProvisionEnv",
+        service_pb.PlanProvisionEnvRequest(workspace_id=WORKSPACE.upper()),
+        {"workspace": WORKSPACE},
+    ),
+    "the log": (
+        "ListBillingModeChanges",
+        service_pb.ListBillingModeChangesRequest(workspace_id=WORKSPACE.upper()),
+        {"workspace": WORKSPACE},
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "request_", "about"), ABOUT.values(), ids=ABOUT)
+async def test_a_line_says_which_workspace_was_asked_about_and_never_what_was_sent(
+    method: str, request_: Any, about: dict[str, object]
+) -> None:
+    async with serving(entrance=Entrance(local_admin=True)) as site:
+        await site.code(request_, (), method)
+
+        (line,) = await site.calls(1)
+    assert {name: line[name] for name in line if name.startswith("workspace")} == about
 
 
 async def test_health_checks_are_logged_below_what_is_usually_shown(site: Site) -> None:

@@ -1,11 +1,20 @@
 """What is left of other libraries' records before they are written."""
 
+import io
+import json
 import logging
-from typing import Final
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
 
 import pytest
+import structlog
+from opentelemetry.sdk.trace import TracerProvider
 
-from billing_grpc.logs import GRPC_FAILED, WithoutCallersBytes
+from billing_grpc import logs
+from billing_grpc.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
+from billing_grpc.request_id import current_request_id
+from billing_grpc.tracing import Tracing, current_trace
 
 UNREADABLE: Final = UnicodeDecodeError("utf-8", b"a-token\xff", 7, 8, "invalid start byte")
 
@@ -33,3 +42,93 @@ def test_nothing_that_a_caller_sent_is_left_in_a_record(logger: str, error: Exce
     assert ("a-token" in logging.Formatter().format(record)) == (not taken)
     if taken:
         assert record.__dict__["error"] == (None if error is None else type(error).__name__)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is written to standard error after logs were set up, JSON at the loudest level."""
+    text, root = io.StringIO(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    levels = {name: logging.getLogger(name).level for name in list(logging.root.manager.loggerDict)}
+    monkeypatch.setattr(sys, "stderr", text)
+    logs.configure("json", "DEBUG")
+    yield text
+    structlog.reset_defaults()
+    root.handlers = handlers
+    root.setLevel(level)
+    for name in list(logging.root.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+
+
+def lines(text: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.getvalue().splitlines()]
+
+
+def test_every_line_of_a_call_bears_its_name_and_its_trace(written: io.StringIO) -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+    structlog.stdlib.get_logger("before").info("outside")
+    token = current_request_id.set("request-7")
+    with Tracing(provider.get_tracer("test")).call_span("/x/y", ()):
+        ids = current_trace()
+        structlog.stdlib.get_logger("ours").info("inside")
+        structlog.stdlib.get_logger("ours").info("named by itself", request_id="another")
+        logging.getLogger("a_library").warning("a library's")
+    current_request_id.reset(token)
+
+    outside, *inside = lines(written)
+    assert not {"request_id", "trace_id", "span_id"} & outside.keys()
+    assert [line["request_id"] for line in inside] == ["request-7", "another", "request-7"]
+    assert {(line["trace_id"], line["span_id"]) for line in inside} == {ids}
+
+
+@pytest.mark.parametrize("library", ["opentelemetry.trace.span", "urllib3.connectionpool", "psycopg", "grpc._server"])
+def test_what_libraries_say_of_their_routine_or_of_headers_is_not_written(library: str, written: io.StringIO) -> None:
+    logging.getLogger(library).debug("Bearer a-token")
+    logging.getLogger(library).info("Bearer a-token")
+    logging.getLogger("opentelemetry.trace.span").error("Member doesn't match %s", "a-token")
+
+    assert written.getvalue() == ""
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("billing_grpc.logs.time", clock)
+    return clock
+
+
+def said(repeats: Repeats, **line: Any) -> dict[str, Any] | None:
+    try:
+        return dict(repeats(None, "warning", line))
+    except structlog.DropEvent:
+        return None
+
+
+def test_what_every_call_says_in_an_outage_is_written_once_in_a_while_with_how_many_were_left_out(clock: Clock) -> None:
+    repeats, failed = Repeats(), {"event": "storage failed", "reason": "DATABASE_TIMEOUT", "error": "X"}
+    assert said(repeats, **failed, text="a") == {**failed, "text": "a"}
+    assert [said(repeats, **failed, text=str(number)) for number in range(5)] == [None] * 5
+    another = {**failed, "reason": "DATABASE_DENIED"}
+    assert said(repeats, **another) == another, "another reason is another line"
+    clock.now += REPEAT_SECONDS
+    assert said(repeats, **failed) == {**failed, "left_out": 5}
+    clock.now += REPEAT_SECONDS
+    assert said(repeats, **failed) == failed
+
+
+def test_a_degraded_decision_is_always_written(clock: Clock) -> None:
+    repeats = Repeats()
+    line = {"event": "billing mode could not be read, defaulting to platform_managed for safety", "reason": "X"}
+
+    assert [said(repeats, **line) for _ in range(100)] == [line] * 100
+    assert clock.now == 1000.0

@@ -10,6 +10,7 @@ from billing_grpc.conformance import server
 def conformance_server(listen: str) -> None:
     """For tests of clients: play the conformance vectors.
 
-    Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no database, holds no workspace, decides nothing.
+    Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no
+    database, holds no workspace, decides nothing.
     """
     server.run(listen, click.echo)

@@ -18,6 +18,7 @@ from billing_grpc.credentials import Principals
 from billing_grpc.errors import ListenError, SettingsError
 from billing_grpc.free_address import require_free
 from billing_grpc.limits import Limits
+from billing_grpc.metrics import Metrics
 from billing_grpc.principals_file import FixedPrincipals
 
 _BEHIND: Final = "127.0.0.1:0"
@@ -45,7 +46,9 @@ async def serving(address: Address) -> AsyncIterator[str]:
     """
     # The interceptors of production: errors, ids and limits are part of what a client meets.
     behind = grpc.aio.server(
-        interceptors=interceptors.in_order(FixedPrincipals(Principals({}, {}, {})), local_admin=True, limits=Limits())
+        interceptors=interceptors.in_order(
+            FixedPrincipals(Principals({}, {}, {})), local_admin=True, limits=Limits(), metrics=Metrics(), tracing=None
+        )
     )
     connections = Connections(behind.add_insecure_port(_BEHIND))
     behind.add_generic_rpc_handlers((handler({each.id: each for each in cases.load()}, connections.reset),))

@@ -4,25 +4,39 @@ import grpc
 
 from billing_grpc.interceptors.access_log import AccessLog
 from billing_grpc.interceptors.authentication import Authentication
+from billing_grpc.interceptors.call_metrics import CallMetrics
+from billing_grpc.interceptors.call_span import CallSpan
 from billing_grpc.interceptors.concurrency_limit import ConcurrencyLimit
 from billing_grpc.interceptors.error_translation import ErrorTranslation
 from billing_grpc.interceptors.late_reading import LateReading
 from billing_grpc.interceptors.request_id import RequestId
 from billing_grpc.interceptors.unknown_method import UnknownMethod
 from billing_grpc.limits import Limits
+from billing_grpc.metrics import Metrics
 from billing_grpc.principals_file import PrincipalDirectory
+from billing_grpc.tracing import Tracing
 
 
-def in_order(principals: PrincipalDirectory, *, local_admin: bool, limits: Limits) -> list[grpc.aio.ServerInterceptor]:
+def in_order(
+    principals: PrincipalDirectory,
+    *,
+    local_admin: bool,
+    limits: Limits,
+    metrics: Metrics,
+    tracing: Tracing | None = None,
+) -> list[grpc.aio.ServerInterceptor]:
     """The interceptors of a server.
 
-    A call has a name before anything is said about it. Errors are translated outside of all that can fail, so that no other
+    A call has a name, and its place in a trace, before anything is said about it. It is counted as its caller sees it end.
+    Errors are translated outside of all that can fail, so that no other
     interceptor's failure can leak. The log stands outside of authentication: a refusal leaves a trace. Who is not known does
     not get as far as being counted, so that a flood of strangers takes no place from those who are. The request is read
     last: nobody's bytes are waited for, kept or parsed before it is clear that the call may run.
     """
     return [
         RequestId(),
+        *([] if tracing is None else [CallSpan(tracing)]),
+        CallMetrics(metrics),
         ErrorTranslation(),
         AccessLog(),
         UnknownMethod(),

@@ -1,6 +1,5 @@
-"""One line for every call: which method, how it ended, how long it took, and who called."""
+"""One line for every call: which method, how it ended, how long it took, who called, and about which workspace."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,22 +8,23 @@ from typing import Final
 import grpc
 import structlog
 
-from billing_grpc import access, convert
+from billing_grpc import access
 from billing_grpc.caller import current_principal
-from billing_grpc.errors import RequestError
+from billing_grpc.interceptors._outcome import OK, code_of
 from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
 from billing_grpc.request_id import current_request_id
+from billing_grpc.subject import current_subject
 
 log = structlog.stdlib.get_logger(__name__)
 
 _SHOWN_METHOD: Final = 100
-_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class AccessLog(grpc.aio.ServerInterceptor):
     """Logs calls, and neither their metadata nor what they carry. Health checks and reflection at DEBUG.
 
-    A method that this server does not know is a stranger's text: quoted, and cut to 100 characters.
+    A method that this server does not know is a stranger's text: quoted, and cut to 100 characters. A workspace stands in
+    the line once its id was checked, never as it was sent.
     """
 
     async def intercept_service(
@@ -39,20 +39,11 @@ class AccessLog(grpc.aio.ServerInterceptor):
 
         @asynccontextmanager
         async def logged(context: "Context") -> AsyncIterator[None]:
-            started = time.perf_counter()
-            code = "INTERNAL"
+            started, code = time.perf_counter(), OK
             try:
                 yield
-                code = "OK"
-            except RequestError as error:
-                code = _NAMES[convert.status_code(error)]
-                raise
-            except grpc.aio.AbortError:
-                aborted = context.code()
-                code = getattr(aborted, "name", str(aborted))
-                raise
-            except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
+            except BaseException as error:
+                code = code_of(error, context)
                 raise
             finally:
                 principal = current_principal.get(None)
@@ -64,6 +55,12 @@ class AccessLog(grpc.aio.ServerInterceptor):
                     principal=None if principal is None else principal.name,
                     role=None if principal is None else principal.role.value,
                     request_id=current_request_id.get(),
+                    **_about(current_subject.get()),
                 )
 
         return rebuild(handler, logged)
+
+
+def _about(subject: str | int | None) -> dict[str, str | int | None]:
+    """The workspace that was asked about, or how many; None where the request was never found to be right."""
+    return {"workspaces": subject} if isinstance(subject, int) else {"workspace": subject}
