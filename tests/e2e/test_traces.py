@@ -253,7 +253,8 @@ def test_a_caller_decides_whether_its_trace_is_recorded(serve: Serve, collector:
         "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_SERVICE_NAME": "another",
         "OTEL_RESOURCE_ATTRIBUTES": "held=by-the-environment",
-        "OTEL_BSP_SCHEDULE_DELAY": "not a number",
+        "OTEL_BSP_SCHEDULE_DELAY": "3600000",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "not a number",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
         "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "0",
     }
@@ -261,6 +262,7 @@ def test_a_caller_decides_whether_its_trace_is_recorded(serve: Serve, collector:
     request = service_pb.ResolveBillingModeRequest()
     for metadata in ((), (("traceparent", PARENT[:-1] + "0"),), (("traceparent", PARENT),)):
         call(server, "ResolveBillingMode", request, metadata)
+    server_spans(collector, 1)
     server.stop()
 
     (span,) = collector.spans()
