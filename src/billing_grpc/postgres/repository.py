@@ -155,8 +155,8 @@ class PostgresRepository:
 
         async def work(connection: Connection) -> OverrideChange:
             # Outside of a transaction, what a pipeline sends before its end is one.
-            # None is prepared: psycopg takes what it sent for prepared, also where a failure before it kept the server from it,
-            # and every later write on that connection would fail.
+            # None is prepared: psycopg takes what it sent for prepared, also where an earlier failure kept the server from
+            # doing so, and every later write on that connection would fail.
             async with connection.pipeline():
                 # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
                 # given up must not happen long after.
