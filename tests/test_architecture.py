@@ -95,7 +95,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "answers": PURE | {"_gen", "convert", "provision", "resolver", "secrets"},
     "call_errors": {"_gen", "answers", "convert", "errors"},
     "dial": {"__init__", "errors", "service_config", "watched_file"},
-    "calls": PURE | {"_gen", "call_errors", "dial", "service_config"},
+    "calls": PURE | {"_gen", "call_errors", "dial", "service_config", "tracing"},
     "client": PURE | {"_gen", "answers", "calls", "closed", "convert", "dial", "secrets", "validation"},
     "client_settings": set(),
     # Commands that ask a server know the client and nothing of the server.
@@ -167,7 +167,7 @@ ONLY_THERE: Final = {
         "workers",
     },
     "opentelemetry": {"tracing", "trace_export"},
-    "prometheus_client": {"metrics", "server"},
+    "prometheus_client": {"calls", "metrics", "server"},
 }
 
 PURE_MODULES: Final = {

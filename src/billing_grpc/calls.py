@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 from prometheus_client import Counter
 
-from billing_grpc import service_config
+from billing_grpc import service_config, tracing
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.call_errors import call_error
 from billing_grpc.dial import Dialer
@@ -83,12 +83,13 @@ class Calls:
         if not 0 < seconds <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {seconds}")
         request_id = uuid.uuid4().hex
-        metadata = [*self._metadata, ("x-request-id", request_id)]
+        metadata: list[tuple[str, str | bytes]] = [*self._metadata, ("x-request-id", request_id)]
         authorization = self._dialer.authorization()
         if authorization is not None:
             metadata.append(("authorization", authorization))
         try:
-            answer = await method(Stub(self._dialer.channel()))(request, timeout=seconds, metadata=tuple(metadata))
+            asking = method(Stub(self._dialer.channel()))
+            answer = await asking(request, timeout=seconds, metadata=tuple(tracing.inject(metadata)))
         except grpc.aio.AioRpcError as error:
             failure = call_error(error)
             failure.add_note(f"request id {request_id}")

@@ -1,5 +1,6 @@
 """Traces of a real process: from the caller through the call to its query, and nothing that a collector does is felt."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from billing_grpc import __version__, tracing
+from billing_grpc import __version__
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.client import BillingClient
 from billing_grpc.credentials import token_digest
+from billing_grpc.model import BillingMode
 from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc, until
 from tests.otlp import Collector, attributes, collecting
 
@@ -48,6 +51,11 @@ def call(server: Server, rpc: str, request: Any, metadata: Any = ()) -> grpc.Sta
     return code
 
 
+async def resolved(address: str, workspace: str) -> BillingMode:
+    async with BillingClient(address) as client:
+        return (await client.resolve(workspace)).mode
+
+
 def test_one_trace_leads_from_the_caller_through_the_call_to_the_query(
     serve: Serve, collector: Collector, database_url: str
 ) -> None:
@@ -58,9 +66,7 @@ def test_one_trace_leads_from_the_caller_through_the_call_to_the_query(
     provider, callers = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(callers))
     with provider.get_tracer("caller").start_as_current_span("the caller's"):
-        metadata = tracing.inject((("x-request-id", "request-7"),))
-        request = service_pb.ResolveBillingModeRequest(workspace_id=workspace)
-        assert call(server, "ResolveBillingMode", request, metadata) is grpc.StatusCode.OK
+        assert asyncio.run(resolved(server.address, workspace)) is BillingMode.BYOK
     provider.shutdown()
 
     (caller,) = callers.get_finished_spans()
@@ -89,8 +95,8 @@ def test_one_trace_leads_from_the_caller_through_the_call_to_the_query(
     assert of_query.end_time_unix_nano <= of_call.end_time_unix_nano
     resource = collector.resource()
     assert (resource["service.name"], resource["service.version"]) == ("billing_grpc", __version__)
-    line = server.logged("call", request_id="request-7")
-    assert (line["trace_id"], line["span_id"]) == (trace_id.hex(), of_call.span_id.hex())
+    line = server.logged("call", trace_id=trace_id.hex())
+    assert (line["workspace"], line["span_id"]) == (workspace, of_call.span_id.hex())
 
 
 def test_spans_are_sent_before_the_server_has_stopped(serve: Serve, collector: Collector, database_url: str) -> None:
@@ -253,7 +259,8 @@ def test_a_caller_decides_whether_its_trace_is_recorded(serve: Serve, collector:
         "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_SERVICE_NAME": "another",
         "OTEL_RESOURCE_ATTRIBUTES": "held=by-the-environment",
-        "OTEL_BSP_SCHEDULE_DELAY": "not a number",
+        "OTEL_BSP_SCHEDULE_DELAY": "3600000",
+        "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "not a number",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
         "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "0",
     }
@@ -261,6 +268,7 @@ def test_a_caller_decides_whether_its_trace_is_recorded(serve: Serve, collector:
     request = service_pb.ResolveBillingModeRequest()
     for metadata in ((), (("traceparent", PARENT[:-1] + "0"),), (("traceparent", PARENT),)):
         call(server, "ResolveBillingMode", request, metadata)
+    server_spans(collector, 1)
     server.stop()
 
     (span,) = collector.spans()

@@ -185,7 +185,7 @@ async def suffer(served: Served, fault: Fault) -> Outcome:
 
 
 def _waited_for_a_processor() -> float:
-    """The seconds since the start in which some process was ready to run and could not; 0 where nobody counts."""
+    """The seconds, so far, in which some process was ready to run and could not; 0 where nobody counts."""
     try:
         counted = Path("/proc/pressure/cpu").read_text(encoding="ascii")
     except OSError:

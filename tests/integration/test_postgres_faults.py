@@ -2,16 +2,12 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -19,17 +15,15 @@ import psycopg
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from billing_grpc import migrations
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.embedded import EmbeddedPostgres
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.testing import running_server
+from tests.faults.victim import Victim, running_victim
 from tests.writes import BY, overrides
 
 BUDGET: Final = 1.0
@@ -50,66 +44,11 @@ DEGRADED: Final = {"DATABASE_TIMEOUT", "DATABASE_UNREACHABLE"}
 Outcome = StoredOverride | StorageError
 
 
-@dataclass
-class Victim:
-    """A Postgres server to be hurt, reached by a path that survives its restarts."""
-
-    server: EmbeddedPostgres
-    sockets: Path
-    url: str = ""
-
-    def start(self) -> None:
-        """Starts it, and points the path to where its socket now is."""
-        self.server.start()
-        given = conninfo_to_dict(self.server.url)
-        self.sockets.unlink(missing_ok=True)
-        self.sockets.symlink_to(str(given["host"]))
-        self.url = make_conninfo(self.server.url, host=os.fspath(self.sockets))
-
-    @property
-    def service_url(self) -> str:
-        """The address for the role that the service has in production."""
-        return make_conninfo(self.url, user=migrations.SERVICE_ROLE)
-
-    def kill(self) -> None:
-        """Ends every process of it, without a word."""
-        for pid in self.server.pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    @contextmanager
-    def hung(self) -> Iterator[None]:
-        """A time in which connections stand, and new ones are accepted, but nothing answers."""
-        assert self.server.pid is not None
-        os.kill(self.server.pid, signal.SIGSTOP)  # first, or it starts others meanwhile
-        stopped = self.server.pids
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in stopped:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-
 @pytest.fixture(scope="module")
 def kept() -> Iterator[Victim]:
     """The one server of this module, migrated."""
-    place = Path(tempfile.gettempdir())
-    name = f"billing-faults-{uuid.uuid4().hex[:8]}"
-    victim = Victim(EmbeddedPostgres(place / name, durable=False), place / f"{name}.s")
-    try:
-        victim.start()
-        migrations.up(victim.url)
-        migrations.run_script(victim.url, migrations.grants())
-        with psycopg.connect(victim.url, autocommit=True) as connection:
-            connection.execute("CHECKPOINT")  # a kill may take the last commits of a server that is not durable
-        yield victim
-    finally:
-        victim.server.stop()
-        victim.sockets.unlink(missing_ok=True)
-        shutil.rmtree(place / name, ignore_errors=True)
+    with running_victim() as running:
+        yield running
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ _SEVER_AT: Final = 0.9
 _STATEMENT_AT: Final = 0.85
 """The part of the longest budget after which the server ends a statement itself, and the connection survives."""
 _CLOSE_TIMEOUT: Final = 1.0
+_TURN: Final = 0.25
 _DRAIN_EVERY: Final = 1.0
 """Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
 
@@ -114,7 +115,7 @@ class BoundedPool:
         self.breaker.add_listener(self._on_change)
         PooledConnection.may_connect = self.breaker.let_in
         self._connection_class = PooledConnection
-        self._pool: AsyncConnectionPool[PooledConnection] = AsyncConnectionPool(
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             complete_address(database_url, _NAME),
             connection_class=PooledConnection,
             kwargs=connect,
@@ -284,15 +285,19 @@ class BoundedPool:
         finally:
             self._slots.release()
 
+    async def _connection(self, deadline: float, lease: _Lease) -> Connection:
+        loop = asyncio.get_running_loop()
+        while not lease.expired and (left := deadline - loop.time()) > 0:
+            try:
+                # In short turns: whoever needs none any more must not wait on.
+                return await self._pool.getconn(timeout=min(left, _TURN))
+            except PoolTimeout:
+                continue
+        failure = self._connection_class.last_failure
+        raise DatabaseTimeout if failure is None else connect_error_kind(failure)
+
     async def _once(self, deadline: float, lease: _Lease, work: Work[Result]) -> Result:
-        left = deadline - asyncio.get_running_loop().time()
-        if left <= 0:
-            raise DatabaseTimeout
-        try:
-            connection = await self._pool.getconn(timeout=left)
-        except PoolTimeout as error:
-            failure = self._connection_class.last_failure
-            raise (DatabaseTimeout if failure is None else connect_error_kind(failure)) from error
+        connection = await self._connection(deadline, lease)
         lease.connection = connection
         self._in_use += 1
         try:

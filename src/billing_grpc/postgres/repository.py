@@ -176,16 +176,18 @@ class PostgresRepository:
 
         async def work(connection: Connection) -> OverrideChange:
             # Outside of a transaction, what a pipeline sends before its end is one.
+            # None is prepared: psycopg takes what it sent for prepared, also where an earlier failure kept the server from
+            # doing so, and every later write on that connection would fail.
             async with connection.pipeline():
                 # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
                 # given up must not happen long after.
                 announced = [by.principal, by.reason, by.request_id, server_timeout(budget, loop.time() - asked)]
-                await connection.execute(ANNOUNCE, announced)
-                locked = await connection.execute(LOCK, [key])
-                before = await connection.execute(LOAD_RECORD, [key], binary=True)
-                await connection.execute(WRITE, [key, text, etag])
-                after = await connection.execute(LOAD_RECORD, [key], binary=True)
-                await connection.execute(CHECK_NOW)
+                await connection.execute(ANNOUNCE, announced, prepare=False)
+                locked = await connection.execute(LOCK, [key], prepare=False)
+                before = await connection.execute(LOAD_RECORD, [key], prepare=False, binary=True)
+                await connection.execute(WRITE, [key, text, etag], prepare=False)
+                after = await connection.execute(LOAD_RECORD, [key], prepare=False, binary=True)
+                await connection.execute(CHECK_NOW, prepare=False)
             if not locked.rowcount:
                 return OverrideChange(WorkspaceRecord(NO_WORKSPACE), WorkspaceRecord(NO_WORKSPACE))
             previous, current = _record(await before.fetchone()), _record(await after.fetchone())

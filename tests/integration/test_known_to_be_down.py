@@ -1,0 +1,250 @@
+"""A database that is down is known to be down: nobody waits for it, nothing piles up, and it is used again at once."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Final
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.migrations import SERVICE_ROLE
+from billing_grpc.model import BillingMode, StoredOverride
+from billing_grpc.postgres import PostgresRepository
+from tests.faults.victim import Victim, running_victim
+from tests.writes import BY
+
+BUDGET: Final = 1.0
+POOL_SIZE: Final = 8
+PATIENCE: Final = 10.0
+BYOK: Final = StoredOverride("byok")
+
+Changes = list[type[StorageError] | None]
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Victim]:
+    """The one server of this module, migrated."""
+    with running_victim() as running:
+        yield running
+
+
+@pytest.fixture
+def victim(kept: Victim) -> Victim:
+    """A server that runs at the start of the test."""
+    kept.start()
+    return kept
+
+
+@pytest.fixture
+def workspace(victim: Victim) -> str:
+    """A stored workspace that says `byok`."""
+    made = str(uuid.uuid4())
+    with psycopg.connect(victim.url) as connection:
+        connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [made])
+    return made
+
+
+@pytest.fixture
+async def repository(victim: Victim, workspace: str) -> AsyncIterator[PostgresRepository]:
+    """A repository whose connections all stand."""
+    async with PostgresRepository.opened(victim.service_url, longest_budget=BUDGET) as opened:
+        await until(lambda: opened.pool_stats().idle == POOL_SIZE)
+        assert await opened.load_override(workspace, budget=BUDGET) == BYOK
+        yield opened
+
+
+@pytest.fixture
+def changes(repository: PostgresRepository) -> Changes:
+    """Every change of what is known that the repository told of."""
+    told: Changes = []
+    repository.add_listener(lambda error: told.append(None if error is None else type(error)))
+    return told
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.01)
+
+
+async def read(repository: PostgresRepository, workspace: str, budget: float = BUDGET) -> object:
+    try:
+        return await repository.load_override(workspace, budget=budget)
+    except StorageError as error:
+        return type(error)
+
+
+async def write(repository: PostgresRepository, workspace: str, budget: float = BUDGET) -> object:
+    try:
+        await repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=budget)
+    except StorageError as error:
+        return type(error)
+    return None
+
+
+async def known_to_be_down(repository: PostgresRepository, workspace: str) -> None:
+    """Returns when it is, which takes no longer than one call that waits for all of its budget, and the probe's start."""
+    started = time.monotonic()
+    calls = [asyncio.create_task(read(repository, workspace)) for _ in range(2 * POOL_SIZE)]
+    await until(lambda: not repository.available)
+    assert time.monotonic() - started < BUDGET + 0.5
+    await asyncio.gather(*calls)
+
+
+async def test_while_a_hung_database_is_known_to_be_down_every_call_is_told_so_at_once(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with victim.hung():
+        await known_to_be_down(repository, workspace)
+        started = time.monotonic()
+        answers = {await read(repository, workspace) for _ in range(50)}
+        answers |= {await write(repository, workspace)}
+        assert time.monotonic() - started < 1
+        assert answers == {DatabaseTimeout}
+        assert isinstance(repository.last_error, DatabaseTimeout)
+    await until(lambda: repository.available)
+    assert await read(repository, workspace) == BYOK
+    assert repository.last_error is None
+    assert changes == [DatabaseTimeout, None]
+
+
+async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_longer(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    victim.kill()
+    started = time.monotonic()
+    answers = await asyncio.gather(*(read(repository, workspace, 10) for _ in range(2 * POOL_SIZE)))
+    assert set(answers) == {DatabaseUnreachable}
+    await until(lambda: repository.pool_stats().waiting == 0)
+    assert time.monotonic() - started < 2 * BUDGET + 0.5
+
+
+async def test_a_database_that_is_absent_at_the_start_is_known_before_anybody_asks(victim: Victim) -> None:
+    absent = make_conninfo(victim.service_url, host="/no/such/directory")
+    async with PostgresRepository.opened(absent, longest_budget=BUDGET) as repository:
+        await until(lambda: not repository.available)
+        assert isinstance(repository.last_error, DatabaseUnreachable)
+
+
+async def test_an_outage_leaves_no_task_and_no_connection_behind(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    tasks = len(asyncio.all_tasks())
+    with victim.hung():
+        await known_to_be_down(repository, workspace)
+        for _ in range(100):
+            await asyncio.gather(*(read(repository, workspace) for _ in range(20)))
+        # What is left is the pool's own, the probing, and two probes.
+        assert len(asyncio.all_tasks()) <= tasks + POOL_SIZE
+    await until(lambda: repository.available)
+    await asyncio.gather(*(read(repository, workspace) for _ in range(2 * POOL_SIZE)))
+    await until(lambda: len(asyncio.all_tasks()) == tasks)
+    stats = repository.pool_stats()
+    assert (stats.size, stats.in_use, stats.waiting) == (POOL_SIZE, 0, 0)
+    await until(lambda: sessions(victim.url) == POOL_SIZE)
+
+
+def sessions(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def test_many_callers_make_one_probe_and_not_many(workspace: str) -> None:
+    connected = 0
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        kept_open.append(writer)  # and silent
+
+    kept_open: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        url = f"host=127.0.0.1 port={port} user=nobody dbname=none sslmode=disable gssencmode=disable"
+        async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
+            await known_to_be_down(repository, workspace)
+            before, started = connected, time.monotonic()
+            while time.monotonic() < started + 1:
+                await asyncio.gather(*(read(repository, workspace) for _ in range(50)))
+                await asyncio.sleep(0.01)
+            assert connected - before <= 4
+        for writer in kept_open:
+            writer.close()
+
+
+# What must not make the database known to be down
+
+
+async def test_a_call_with_too_little_time_is_its_callers_problem(
+    repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    started = time.monotonic()
+    failed = set()
+    while time.monotonic() < started + 1.2:  # a probe's time, and more
+        failed |= {await read(repository, workspace, 0.00001)}
+        assert repository.available
+        await asyncio.sleep(0.01)
+    assert failed == {DatabaseTimeout}
+    assert await read(repository, workspace) == BYOK
+    assert changes == []
+
+
+async def test_a_pool_that_waits_for_one_locked_row_is_not_a_database_that_is_down(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with psycopg.connect(victim.url) as holder:
+        holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [workspace])
+        writes = [asyncio.create_task(write(repository, workspace)) for _ in range(2 * POOL_SIZE)]
+        await until(lambda: repository.pool_stats().in_use == POOL_SIZE)
+        assert await read(repository, workspace, 0.5) is DatabaseTimeout
+        assert set(await asyncio.gather(*writes)) == {DatabaseTimeout}
+    assert changes == []
+
+
+async def test_sessions_that_somebody_ended_are_not_a_database_that_is_down(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with psycopg.connect(victim.url) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]
+        )
+    assert await write(repository, workspace) is DatabaseUnreachable
+    assert await read(repository, workspace) == BYOK
+    await until(lambda: repository.pool_stats().idle == POOL_SIZE)
+    assert changes == []
+
+
+async def test_a_server_that_refuses_new_connections_is_used_through_those_that_stand(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with psycopg.connect(victim.url, autocommit=True) as connection:
+        connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT {POOL_SIZE}".encode())
+        try:
+            started = time.monotonic()
+            while time.monotonic() < started + 1.2:
+                await read(repository, workspace, 0.00001)
+                await asyncio.sleep(0.01)
+            assert await read(repository, workspace) == BYOK
+            assert changes == []
+        finally:
+            connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
+
+
+@pytest.mark.parametrize("before", range(3, 8))
+async def test_a_write_that_failed_leaves_its_connection_fit_for_the_next_one(
+    victim: Victim, workspace: str, before: int
+) -> None:
+    async with PostgresRepository.opened(victim.service_url, longest_budget=BUDGET, size=1) as repository:
+        # The driver prepares what it has sent a few times, and a failure may come just then.
+        assert {await write(repository, workspace) for _ in range(before)} == {None}
+        with psycopg.connect(victim.url) as holder:
+            holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [workspace])
+            assert await write(repository, workspace, 0.3) is DatabaseTimeout
+        assert await write(repository, workspace) is None
