@@ -21,9 +21,16 @@ class Connections:
     def __init__(self, port: int) -> None:
         self._port = port
         self._callers: dict[str, asyncio.StreamWriter] = {}
+        self._running: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carries one caller's bytes both ways until either side ends."""
+        running = asyncio.create_task(self._relay(reader, writer))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        await running
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", self._port)
         name = str(behind_writer.get_extra_info("sockname")[1])
         self._callers[name] = writer
@@ -44,10 +51,12 @@ class Connections:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_WHAT_IS_UNSENT)
         writer.transport.abort()
 
-    def end(self) -> None:
-        """Ends every connection."""
+    async def end(self) -> None:
+        """Ends every connection; comes back when none is left."""
         for writer in list(self._callers.values()):
             writer.transport.abort()
+        if self._running:
+            await asyncio.wait(self._running)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -63,7 +63,7 @@ async def serving(address: Address) -> AsyncIterator[str]:
         finally:
             listener.close()
             # From Python 3.12 on a listener is closed only once its connections are.
-            connections.end()
+            await connections.end()
             await listener.wait_closed()
     finally:
         await behind.stop(grace=0)
