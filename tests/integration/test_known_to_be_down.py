@@ -156,17 +156,20 @@ def sessions(url: str) -> int:
     return int(row[0])
 
 
-async def test_many_callers_make_one_probe_and_not_many(workspace: str) -> None:
+@pytest.mark.parametrize(("silent", "most"), [(True, 4), (False, 7)], ids=["says_nothing", "hangs_up"])
+async def test_many_callers_make_one_probe_at_a_time_and_not_many(workspace: str, *, silent: bool, most: int) -> None:
     connected = 0
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connected
         connected += 1
-        kept_open.append(writer)  # and silent
+        kept_open.append(writer)
+        if not silent:
+            writer.close()
 
     kept_open: list[asyncio.StreamWriter] = []
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
         url = f"host=127.0.0.1 port={port} user=nobody dbname=none sslmode=disable gssencmode=disable"
         async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
             await known_to_be_down(repository, workspace)
@@ -174,7 +177,7 @@ async def test_many_callers_make_one_probe_and_not_many(workspace: str) -> None:
             while time.monotonic() < started + 1:
                 await asyncio.gather(*(read(repository, workspace) for _ in range(50)))
                 await asyncio.sleep(0.01)
-            assert connected - before <= 4
+            assert connected - before <= most
         for writer in kept_open:
             writer.close()
 
@@ -218,6 +221,24 @@ async def test_sessions_that_somebody_ended_are_not_a_database_that_is_down(
     assert await write(repository, workspace) is DatabaseUnreachable
     assert await read(repository, workspace) == BYOK
     await until(lambda: repository.pool_stats().idle == POOL_SIZE)
+    assert changes == []
+
+
+async def test_a_server_that_refuses_for_a_moment_is_waited_for(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    aside = victim.sockets.with_suffix(".aside")
+    victim.sockets.rename(aside)
+    try:
+        with psycopg.connect(make_conninfo(victim.url, host=str(aside))) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]
+            )
+        reading = asyncio.create_task(read(repository, workspace))
+        await asyncio.sleep(0.25)
+    finally:
+        aside.rename(victim.sockets)
+    assert await reading == BYOK
     assert changes == []
 
 
