@@ -1,9 +1,13 @@
 """A database that is down is known to be down: nobody waits for it, nothing piles up, and it is used again at once."""
 
 import asyncio
+import gc
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -14,6 +18,7 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
+from billing_grpc.postgres.connection import Connection
 from tests.faults.victim import Victim, running_victim
 from tests.writes import BY
 
@@ -180,6 +185,25 @@ async def test_many_callers_make_one_probe_at_a_time_and_not_many(workspace: str
             assert connected - before <= most
         for writer in kept_open:
             writer.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"host=127.0.0.1 port={silent.getsockname()[1]} user=nobody dbname=none connect_timeout=2"
+        gc.collect()
+        gc.disable()  # which would find it, some day
+        try:
+            before = open_files()
+            for patience in (None, 0.1):
+                with suppress(psycopg.OperationalError, TimeoutError):
+                    await Connection.attempt(patience, url)
+            assert open_files() == before
+        finally:
+            gc.enable()
 
 
 # What must not make the database known to be down
