@@ -36,6 +36,12 @@ async def _at_once() -> bool:
     return True
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Ends a circle: an error holds frames, which hold the error, and the socket of a connect that was given up."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
+
+
 class _TextAsBytes(Loader):
     """Leaves text undecoded, so that one row that is not UTF-8 does not take the others down with it."""
 
@@ -102,12 +108,12 @@ class Connection(psycopg.AsyncConnection[Any]):
             async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
                 connection = await super().connect(*args, **kwargs)
             await connection._prepare(CONNECT_TIMEOUT if patience is None else patience)  # noqa: SLF001 - of the class itself
-        except TimeoutError:
+        except TimeoutError as error:
+            _let_go(error.__cause__)
             raise
         except (psycopg.Error, OSError) as error:
             cls._remember(str(error).strip())
-            # The error holds psycopg's frame, which holds the error, and the socket of a connect that was given up.
-            traceback.clear_frames(error.__traceback__)
+            _let_go(error)
             raise
         cls.last_failure = None
         return connection
