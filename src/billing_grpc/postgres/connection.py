@@ -27,6 +27,9 @@ SET statement_timeout = '{statement_timeout}';
 SET row_security = off;
 SET default_transaction_isolation = 'read committed'
 """
+_ANY_TEXT: Final = {"utf-8", "ascii"}
+"""Python's names of the encodings in which every text can be sent; the second is that of a database that takes any bytes."""
+
 _FIRST_PATIENCE: Final = 0.5
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.4
@@ -119,7 +122,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         return connection
 
     async def _prepare(self, patience: float) -> None:
-        self.adapters.register_loader("text", _TextAsBytes)
+        if self.info.encoding in _ANY_TEXT:
+            self.adapters.register_loader("text", _TextAsBytes)
         self.cur = AsyncRawCursor(self)
         # A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
@@ -140,6 +144,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         if failure != cls.last_failure:
             log.warning("cannot connect to the database", text=failure)
         cls.last_failure = failure
+
+    def storable(self, text: str) -> str:
+        """The text as a database of another encoding than UTF-8 can store it, with a question mark for what it cannot."""
+        encoding = self.info.encoding
+        return text if encoding in _ANY_TEXT else text.encode(encoding, "replace").decode(encoding)
 
     def sever(self) -> None:
         """Shuts the socket down, so that whoever waits for the server stops waiting at once.
