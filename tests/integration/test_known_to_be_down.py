@@ -129,13 +129,6 @@ async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_l
     assert time.monotonic() - started < 2 * BUDGET + 0.5
 
 
-async def test_a_database_that_is_absent_at_the_start_is_known_before_anybody_asks(victim: Victim) -> None:
-    absent = make_conninfo(victim.service_url, host="/no/such/directory")
-    async with PostgresRepository.opened(absent, longest_budget=BUDGET) as repository:
-        await until(lambda: not repository.available)
-        assert isinstance(repository.last_error, DatabaseUnreachable)
-
-
 async def test_an_outage_leaves_no_task_and_no_connection_behind(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
