@@ -1,9 +1,13 @@
 """A database that is down is known to be down: nobody waits for it, nothing piles up, and it is used again at once."""
 
 import asyncio
+import gc
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -14,6 +18,7 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
+from billing_grpc.postgres.connection import Connection
 from tests.faults.victim import Victim, running_victim
 from tests.writes import BY
 
@@ -124,13 +129,6 @@ async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_l
     assert time.monotonic() - started < 2 * BUDGET + 0.5
 
 
-async def test_a_database_that_is_absent_at_the_start_is_known_before_anybody_asks(victim: Victim) -> None:
-    absent = make_conninfo(victim.service_url, host="/no/such/directory")
-    async with PostgresRepository.opened(absent, longest_budget=BUDGET) as repository:
-        await until(lambda: not repository.available)
-        assert isinstance(repository.last_error, DatabaseUnreachable)
-
-
 async def test_an_outage_leaves_no_task_and_no_connection_behind(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
@@ -156,17 +154,20 @@ def sessions(url: str) -> int:
     return int(row[0])
 
 
-async def test_many_callers_make_one_probe_and_not_many(workspace: str) -> None:
+@pytest.mark.parametrize(("silent", "most"), [(True, 4), (False, 7)], ids=["says_nothing", "hangs_up"])
+async def test_many_callers_make_one_probe_at_a_time_and_not_many(workspace: str, *, silent: bool, most: int) -> None:
     connected = 0
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connected
         connected += 1
-        kept_open.append(writer)  # and silent
+        kept_open.append(writer)
+        if not silent:
+            writer.close()
 
     kept_open: list[asyncio.StreamWriter] = []
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
         url = f"host=127.0.0.1 port={port} user=nobody dbname=none sslmode=disable gssencmode=disable"
         async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
             await known_to_be_down(repository, workspace)
@@ -174,9 +175,28 @@ async def test_many_callers_make_one_probe_and_not_many(workspace: str) -> None:
             while time.monotonic() < started + 1:
                 await asyncio.gather(*(read(repository, workspace) for _ in range(50)))
                 await asyncio.sleep(0.01)
-            assert connected - before <= 4
+            assert connected - before <= most
         for writer in kept_open:
             writer.close()
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"host=127.0.0.1 port={silent.getsockname()[1]} user=nobody dbname=none connect_timeout=2"
+        gc.collect()
+        gc.disable()  # which would find it, some day
+        try:
+            before = open_files()
+            for patience in (None, 0.1):
+                with suppress(psycopg.OperationalError, TimeoutError):
+                    await Connection.attempt(patience, url)
+            assert open_files() == before
+        finally:
+            gc.enable()
 
 
 # What must not make the database known to be down
@@ -218,6 +238,24 @@ async def test_sessions_that_somebody_ended_are_not_a_database_that_is_down(
     assert await write(repository, workspace) is DatabaseUnreachable
     assert await read(repository, workspace) == BYOK
     await until(lambda: repository.pool_stats().idle == POOL_SIZE)
+    assert changes == []
+
+
+async def test_a_server_that_refuses_for_a_moment_is_waited_for(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    aside = victim.sockets.with_suffix(".aside")
+    victim.sockets.rename(aside)
+    try:
+        with psycopg.connect(make_conninfo(victim.url, host=str(aside))) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]
+            )
+        reading = asyncio.create_task(read(repository, workspace))
+        await asyncio.sleep(0.25)
+    finally:
+        aside.rename(victim.sockets)
+    assert await reading == BYOK
     assert changes == []
 
 

@@ -10,8 +10,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import psycopg
@@ -172,16 +172,15 @@ async def repository(service_url: str) -> AsyncIterator[PostgresRepository]:
         yield opened
 
 
-@pytest.fixture
-def sql_ascii_url(cluster_url: str) -> Iterator[str]:
-    """A database that stores whatever bytes it is given, migrated, without the CHECK."""
+@contextmanager
+def database_in(cluster_url: str, encoding: str) -> Iterator[str]:
+    """A migrated database of this encoding, without the CHECK."""
     name = sql.Identifier(f"t_{uuid.uuid4().hex}")
     with psycopg.connect(cluster_url, autocommit=True) as connection:
         connection.execute(
             sql.SQL(
-                "CREATE DATABASE {} TEMPLATE template0 ENCODING 'SQL_ASCII'"
-                " LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
-            ).format(name)
+                "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
+            ).format(name, sql.Literal(encoding))
         )
         try:
             url = make_conninfo(cluster_url, dbname=name.as_string().strip('"'))
@@ -191,6 +190,13 @@ def sql_ascii_url(cluster_url: str) -> Iterator[str]:
             yield url
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+
+
+@pytest.fixture
+def sql_ascii_url(cluster_url: str) -> Iterator[str]:
+    """A database that stores whatever bytes it is given, migrated, without the CHECK."""
+    with database_in(cluster_url, "SQL_ASCII") as url:
+        yield url
 
 
 def run(connection: psycopg.Connection[Any], *statements: str, **names: str) -> None:
@@ -428,6 +434,20 @@ async def test_a_text_that_is_not_utf8_is_unreadable_and_takes_no_other_row_with
             inherits: StoredOverride(None),
         }
         assert await repository.load_override(good, budget=BUDGET) == StoredOverride("byok")
+
+
+async def test_a_database_of_another_encoding_gets_the_reason_as_far_as_it_can_store_it(cluster_url: str) -> None:
+    with database_in(cluster_url, "LATIN1") as url:
+        migrations.run_script(url, migrations.grants())
+        with psycopg.connect(url) as connection:
+            workspace = add(connection, "gratuité")
+        async with PostgresRepository.opened(make_conninfo(url, user=migrations.SERVICE_ROLE)) as repository:
+            assert await repository.load_override(workspace, budget=PATIENT) == StoredOverride("gratuité")
+            by = replace(BY, reason="à l'essai \N{PARTY POPPER}")
+            change = await repository.save_override(workspace, BillingMode.BYOK, by=by, budget=PATIENT)
+            assert overrides(change) == (StoredOverride("gratuité"), StoredOverride("byok"))
+            recorded = await repository.list_changes(workspace, before=None, limit=1, budget=PATIENT)
+            assert [(each.reason, each.previous_override) for each in recorded] == [("à l'essai ?", "gratuité")]
 
 
 async def test_a_row_that_is_not_utf8_is_repaired_by_saving_a_mode(sql_ascii_url: str) -> None:

@@ -27,6 +27,9 @@ SET statement_timeout = '{statement_timeout}';
 SET row_security = off;
 SET default_transaction_isolation = 'read committed'
 """
+_ANY_TEXT: Final = {"utf-8", "ascii"}
+"""Python's names of the encodings in which every text can be sent; the second is that of a database that takes any bytes."""
+
 _FIRST_PATIENCE: Final = 0.5
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.4
@@ -34,6 +37,12 @@ _LONGEST_PAUSE: Final = 0.4
 
 async def _at_once() -> bool:
     return True
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Ends a circle: an error holds frames, which hold the error, and the socket of a connect that was given up."""
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
 
 
 class _TextAsBytes(Loader):
@@ -102,18 +111,19 @@ class Connection(psycopg.AsyncConnection[Any]):
             async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
                 connection = await super().connect(*args, **kwargs)
             await connection._prepare(CONNECT_TIMEOUT if patience is None else patience)  # noqa: SLF001 - of the class itself
-        except TimeoutError:
+        except TimeoutError as error:
+            _let_go(error.__cause__)
             raise
         except (psycopg.Error, OSError) as error:
             cls._remember(str(error).strip())
-            # The error holds psycopg's frame, which holds the error, and the socket of a connect that was given up.
-            traceback.clear_frames(error.__traceback__)
+            _let_go(error)
             raise
         cls.last_failure = None
         return connection
 
     async def _prepare(self, patience: float) -> None:
-        self.adapters.register_loader("text", _TextAsBytes)
+        if self.info.encoding in _ANY_TEXT:
+            self.adapters.register_loader("text", _TextAsBytes)
         self.cur = AsyncRawCursor(self)
         # A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
@@ -134,6 +144,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         if failure != cls.last_failure:
             log.warning("cannot connect to the database", text=failure)
         cls.last_failure = failure
+
+    def storable(self, text: str) -> str:
+        """The text as a database of another encoding than UTF-8 can store it, with a question mark for what it cannot."""
+        encoding = self.info.encoding
+        return text if encoding in _ANY_TEXT else text.encode(encoding, "replace").decode(encoding)
 
     def sever(self) -> None:
         """Shuts the socket down, so that whoever waits for the server stops waiting at once.

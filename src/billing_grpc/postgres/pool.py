@@ -138,7 +138,6 @@ class BoundedPool:
     async def opened(self) -> AsyncIterator[None]:
         """The pool while it is open; does not wait for the database, which may come later."""
         await self._pool.open(wait=False)
-        self.breaker.suspect()
         try:
             yield
         finally:

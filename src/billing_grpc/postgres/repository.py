@@ -181,7 +181,8 @@ class PostgresRepository:
             async with connection.pipeline():
                 # Waiting for the row ends with this call's time, not with the longest call's: a write that its caller has
                 # given up must not happen long after.
-                announced = [by.principal, by.reason, by.request_id, server_timeout(budget, loop.time() - asked)]
+                texts = [connection.storable(each) for each in (by.principal, by.reason, by.request_id)]
+                announced = [*texts, server_timeout(budget, loop.time() - asked)]
                 await connection.execute(ANNOUNCE, announced, prepare=False)
                 locked = await connection.execute(LOCK, [key], prepare=False)
                 before = await connection.execute(LOAD_RECORD, [key], prepare=False, binary=True)
@@ -262,11 +263,11 @@ def _shown(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode(errors="replace")
 
 
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
+def _text(value: bytes | str | None) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
 
 
-def _override_or_error(workspace_id: str, value: bytes | None) -> StoredOverride | ResolutionError:
+def _override_or_error(workspace_id: str, value: bytes | str | None) -> StoredOverride | ResolutionError:
     try:
         return StoredOverride(_text(value))
     except UnicodeDecodeError:
