@@ -105,7 +105,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "__main__": {"cli"},
     # The composition root and the command line may use everything but each other's callers.
     "stop_signals": set(),
-    "shared_ports": {"addresses", "errors", "free_address"},
+    "shared_ports": {"addresses", "errors"},
     "workers": {"addresses", "config", "stop_signals"},
     # A process of its own, started by `workers`; nobody imports it.
     "worker": {"errors", "logs", "server", "stop_signals", "workers"},

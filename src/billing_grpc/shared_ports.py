@@ -9,7 +9,6 @@ from typing import Final
 
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.errors import ListenError
-from billing_grpc.free_address import require_free
 
 _ATTEMPTS: Final = 10
 _ANY_IPV6: Final = "::"
@@ -42,9 +41,8 @@ def _reserved(address: TcpAddress) -> Iterator[TcpAddress]:
 
 
 def _hold_all(address: TcpAddress, stack: ExitStack) -> int:
-    require_free(address)
     port = address.port
-    absent: OSError | None = None
+    held, absent = False, None
     for family, _, _, _, target in socket.getaddrinfo(
         address.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     ):
@@ -55,8 +53,8 @@ def _hold_all(address: TcpAddress, stack: ExitStack) -> int:
                 raise
             absent = error  # an address that this machine lacks (no IPv6, say) is no reason to refuse the others
         else:
-            port = holder.getsockname()[1]
-    if port == 0 and absent is not None:
+            held, port = True, holder.getsockname()[1]
+    if absent is not None and not held:
         raise absent
     return port
 
@@ -72,7 +70,7 @@ def _hold(family: socket.AddressFamily, target: tuple[object, ...]) -> socket.so
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            # Nobody listens there, that was looked at: what is left are connections of an earlier server that linger.
+            # Connections of an earlier server that linger are no obstacle; who listens there still is.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind(target)
         # Only now: bound with it from the start, it would let itself be put beside a stranger who shares as well.

@@ -82,6 +82,7 @@ class Workers:
         self._environment = environment
         self._buried = buried
         self._running: set[Process] = set()
+        self._answering: set[Process] = set()
         self._leaving = asyncio.Event()
 
     async def run(self, signals: StopSignals, answering: Callable[[], None]) -> None:
@@ -112,6 +113,8 @@ class Workers:
 
     async def _stop(self, number: signal.Signals, kept: list[Task[None]]) -> None:
         self._leaving.set()
+        for process in self._running - self._answering:
+            _signal(process, signal.SIGKILL)  # knows no other signal yet, and has nothing to finish
         self._send(number)
         delay = 0 if number is signal.SIGINT else self._orders.settings.drain_delay
         _, late = await asyncio.wait(kept, timeout=delay + self._orders.settings.grace + _STOP_MARGIN)
@@ -122,12 +125,12 @@ class Workers:
 
     def kill(self) -> None:
         """Ends every worker without waiting for anything."""
-        self._send(signal.SIGKILL)
+        for process in tuple(self._running):
+            _signal(process, signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
-        for process in tuple(self._running):
-            with suppress(ProcessLookupError):
-                process.send_signal(number)
+        for process in tuple(self._answering):
+            _signal(process, number)
 
     async def _keep(self, number: int, ready: asyncio.Event) -> None:
         loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE
@@ -162,13 +165,20 @@ class Workers:
         try:
             stdin.write(self._packed)
             if self._leaving.is_set():
-                self._send(signal.SIGTERM)
+                _signal(process, signal.SIGKILL)
             if await stdout.readline() == READY:
+                self._answering.add(process)
                 ready.set()
             return process.pid, await process.wait()
         finally:
             self._running.discard(process)
+            self._answering.discard(process)
             self._buried(process.pid)
+
+
+def _signal(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        process.send_signal(number)
 
 
 async def _announced(ready: list[asyncio.Event], answering: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from billing_grpc.secrets import BLOCKED_KEYS
-from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service
+from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service, until
 
 SERVICE: Final = "molecule.billing.v1.BillingModeService"
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
@@ -255,6 +255,10 @@ def test_an_oversized_message_is_refused_by_the_transport(curl: Grpcurl) -> None
 @pytest.mark.parametrize("service", ["", SERVICE], ids=["overall", "the service"])
 def test_health_is_served(curl: Grpcurl, service: str) -> None:
     assert curl.ask("grpc.health.v1.Health/Check", service=service) == {"status": "SERVING"}
+
+
+def test_health_tells_whether_administration_works(curl: Grpcurl) -> None:
+    until(lambda: curl.ask("grpc.health.v1.Health/Check", service=f"{SERVICE}/administration") == {"status": "SERVING"})
 
 
 def test_the_health_of_an_unknown_service_is_not_found(curl: Grpcurl) -> None:

@@ -109,6 +109,8 @@ def test_health_says_it_first_and_new_calls_are_answered_until_the_delay_is_over
     assert server.process.wait(PATIENCE) == 0
     assert said - told < 1
     assert time.monotonic() - told >= 2
+    # No look at the database says otherwise later.
+    assert [each.statuses.count(SERVING) for each in watchers] == [1] * 3
 
 
 def test_at_a_terminal_nobody_waits_for_the_delay(serve: Serve, settings: Changes) -> None:
