@@ -118,6 +118,8 @@ def test_the_image_is_built_from_what_is_there_and_runs_as_the_pods_user() -> No
 
     assert set(bases) == {"python:3.11-slim-bookworm"}
     assert all((ROOT / source).exists() for sources in copied for source in sources)
+    let_in = re.findall(r"^!(.+)$", (DEPLOY / "Containerfile.dockerignore").read_text(), re.MULTILINE)
+    assert sorted(let_in) == sorted(source.removeprefix("./") for sources in copied for source in sources)
     assert "USER 10001:10001" in lines
     assert {pod(kind)["securityContext"]["runAsUser"] for kind in ("Deployment", "Job")} == {10001}
     assert {"GRPC_VERBOSITY=ERROR \\", 'ENTRYPOINT ["billing-grpc"]', 'CMD ["serve"]'} <= {
