@@ -39,7 +39,8 @@ def process_environment() -> dict[str, str]:
 
     Python itself sets LC_CTYPE where the locale is C; on Linux, what was there before is told by the kernel.
     """
-    environment = dict(os.environ)
+    # A variable without a name can be inherited and not be handed on.
+    environment = {name: value for name, value in os.environ.items() if name}
     try:
         given = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:

@@ -41,6 +41,9 @@ def test_each_change_is_a_line_also_while_the_server_is_away(serve: Serve, datab
         until(lambda: statuses(out) == ["SERVING"])
         server.stop()
         until(lambda: statuses(out)[-1] == "UNREACHABLE")
+        # It tries every second, and says so once.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
         serve(settings={"DATABASE_URL": database_url, "BILLING_GRPC_LISTEN": server.address})
         until(lambda: statuses(out)[-1] == "SERVING")
         process.send_signal(signal.SIGINT)

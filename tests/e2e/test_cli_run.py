@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +78,25 @@ def test_the_locale_is_handed_on_as_it_was_given(server: Server, locale: dict[by
     set_for_it = {MODE: b"platform_managed", MODE + b"_RESOLVED": b"platform_managed"}
 
     assert inherited(run(server.address, "", *SHOW, variables=given)) == given | set_for_it
+
+
+def test_an_environment_that_no_shell_makes_starts_the_command_all_the_same(server: Server) -> None:
+    code = """
+import ctypes, sys
+def block(texts):
+    return (ctypes.c_char_p * (len(texts) + 1))(*texts, None)
+argv = [each.encode() for each in sys.argv[1:]]
+env = [b"PATH=/bin:/usr/bin", b"=no name", b"A=1", b"A=2", b"no value", b"HF_TOKEN=1", b"HF_TOKEN=2"]
+ctypes.CDLL(None).execve(argv[0], block(argv), block(env))
+"""
+    command = [*COMMAND, "--address", server.address, "run", "--workspace", "", "--", *SHOW]
+    ended = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, timeout=PATIENCE, check=False)
+
+    assert ended.stderr == b""
+    assert {name: value for name, value in inherited(ended).items() if MODE not in name} == {
+        b"PATH": b"/bin:/usr/bin",
+        b"A": b"1",
+    }
 
 
 def test_more_names_than_may_be_asked_about_close_nothing_and_open_nothing(

@@ -26,8 +26,8 @@ _LEAST: Final = 0.05
 
 _EPILOG: Final = """\b
 Examples:
-  billing-grpc run --workspace 00000000-0000-4000-8000-000000000002 -- agent --verbose
-  billing-grpc run --workspace "$WORKSPACE_ID" --retry-for 20 --require-answer -- agent
+  billing-grpc run --workspace 00000000-0000-4000-8000-000000000002 -- start-workspace --verbose
+  billing-grpc run --workspace "$WORKSPACE_ID" --retry-for 20 --require-answer -- start-workspace
 
 \b
 Exit codes before COMMAND runs: 2 wrong usage, 3 no answer (--require-answer), 126 not executable, 127 not found.
