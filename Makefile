@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/dev.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test check format generate generate-go lock release-contract benchmark fault-matrix build clean help
+.PHONY: run test check format generate generate-go lock release-contract benchmark fault-matrix soak build clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -60,6 +60,9 @@ benchmark: $(DEV_READY) ## measure side by side; prints ratios
 
 fault-matrix: $(DEV_READY) ## do every fault to a database under every RPC; writes docs/fault-matrix.md
 	$(BIN)/python -m tests.faults
+
+soak: $(DEV_READY) ## ten minutes of load, and what the server then holds; writes docs/soak.md
+	$(BIN)/python tools/soak.py
 
 build: $(DEV_READY) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --no-isolation

@@ -89,10 +89,11 @@ def test_probes_ask_the_plain_port_which_no_service_leads_to() -> None:
 
 def test_a_pod_has_time_to_finish_what_it_began() -> None:
     (container,) = pod("Deployment")["containers"]
-    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    storage = Settings.model_fields["storage_timeout"].default
+    given = {each["name"]: each.get("value") for each in container["env"]}
+    delay, storage = float(given["BILLING_GRPC_DRAIN_DELAY"]), Settings.model_fields["storage_timeout"].default
 
-    assert pod("Deployment")["terminationGracePeriodSeconds"] > 2 * (pause + storage)
+    assert delay >= 5
+    assert pod("Deployment")["terminationGracePeriodSeconds"] > 2 * (delay + storage)
     assert manifests()["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 

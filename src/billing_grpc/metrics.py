@@ -92,6 +92,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._pool: Callable[[], PoolStats] | None = None
         self._database: Callable[[], bool] | None = None
+        self._running: Callable[[], int] | None = None
         self._resolutions = self._counter(
             "resolutions",
             "Resolutions answered, by resolved mode and the rule that decided.",
@@ -129,6 +130,7 @@ class Metrics:
             buckets=_STORAGE_BUCKETS,
             registry=self.registry,
         )
+        self._tasks = self._gauge("tasks", "Tasks of the event loop; grows without end only where something leaks.")
         self._database_up = self._gauge("database_up", "1 while the database answers.", mode="livemin")
         self._pool_size = self._gauge("pool_size", "Database connections that exist.")
         self._pool_idle = self._gauge("pool_idle", "Database connections that nobody uses.")
@@ -197,8 +199,14 @@ class Metrics:
         """Names who tells whether the database answers; asked at every `refresh`."""
         self._database = is_up
 
+    def observe_tasks(self, running: Callable[[], int]) -> None:
+        """Names who tells how many tasks the event loop has; asked at every `refresh`."""
+        self._running = running
+
     def refresh(self) -> None:
         """Brings the gauges that others know up to date."""
+        if self._running is not None:
+            self._tasks.set(self._running())
         if self._database is not None:
             self._database_up.set(self._database())
         if self._pool is not None:

@@ -151,6 +151,7 @@ async def serve(
         repository = ObservedRepository(postgres, metrics, tracing)
         metrics.observe_pool(postgres.pool_stats)
         metrics.observe_database(lambda: postgres.available)
+        metrics.observe_tasks(lambda: len(asyncio.all_tasks()))
         await stack.enter_async_context(_in_the_background(_refresh(metrics)))
         servicer = BillingModeService(
             repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics

@@ -28,6 +28,7 @@ TYPES: Final = {
     "billing_grpc_storage_seconds": "histogram",
     "billing_grpc_database_up": "gauge",
     "billing_grpc_pool_size": "gauge",
+    "billing_grpc_tasks": "gauge",
     "billing_grpc_pool_idle": "gauge",
     "billing_grpc_pool_in_use": "gauge",
     "billing_grpc_pool_waiting": "gauge",
@@ -109,8 +110,10 @@ def test_gauges_show_what_the_pool_and_the_database_say_at_the_last_refresh() ->
     metrics.refresh()  # nobody to ask
     metrics.observe_pool(Pool)
     metrics.observe_database(lambda: up[0])
+    metrics.observe_tasks(lambda: 7)
     metrics.refresh()
 
+    assert metrics.registry.get_sample_value("billing_grpc_tasks") == 7
     names = ("size", "idle", "in_use", "waiting")
     assert [metrics.registry.get_sample_value(f"billing_grpc_pool_{name}") for name in names] == [8, 5, 3, 2]
     assert metrics.registry.get_sample_value("billing_grpc_database_up") == 1
@@ -128,6 +131,7 @@ metrics = Metrics("1.2.3", "1.83.2")
 up = sys.argv[1] == "up"
 metrics.observe_pool(lambda: SimpleNamespace(size=8, idle=5, in_use=3, waiting=1))
 metrics.observe_database(lambda: up)
+metrics.observe_tasks(lambda: 3)
 metrics.refresh()
 for _ in range(2):
     metrics.count_call("/molecule.billing.v1.BillingModeService/ResolveBillingMode", "OK", 0.0008)
@@ -169,6 +173,7 @@ def test_several_processes_are_exposed_as_one(workers: list[subprocess.Popen[str
     assert samples(registry, "billing_grpc_call_seconds_count") == {(resolve,): 4}
     assert samples(registry, "billing_grpc_calls_in_flight") == {(): 2}
     assert samples(registry, "billing_grpc_pool_size") == {(): 16}
+    assert samples(registry, "billing_grpc_tasks") == {(): 6}
     assert samples(registry, "billing_grpc_database_up") == {(): 0}, "one of them cannot reach it"
     assert list(samples(registry, "billing_grpc_build_info").values()) == [1]
 
