@@ -122,33 +122,30 @@ async def _under_load(address: str, metrics: str, pid: int, minutes: float) -> t
     return samples, load.counted
 
 
-async def _served(minutes: float) -> tuple[Samples, Counter[str], int]:
+async def _served(data: str, minutes: float) -> tuple[Samples, Counter[str], int]:
     """The samples, what came of the calls, and the exit code of a server of our own."""
-    with tempfile.TemporaryDirectory() as data:
-        # As root the database runs as somebody else, who has to get there.
-        Path(data).chmod(0o711)
-        settings = {
-            "BILLING_GRPC_LOCAL_ADMIN": "on",
-            "BILLING_GRPC_LISTEN": "127.0.0.1:50953",
-            "BILLING_GRPC_METRICS_LISTEN": "127.0.0.1:50954",
-            "BILLING_GRPC_DATA_DIR": f"{data}/postgres",
-            "BILLING_GRPC_LOG_LEVEL": "WARNING",
-        }
-        server = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "billing_grpc", "serve"),
-            env={**os.environ, **settings},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            if server.stdout is None or b"listening" not in await server.stdout.readline():
-                raise SystemExit("the server did not start")
-            metrics = "http://" + settings["BILLING_GRPC_METRICS_LISTEN"]
-            samples, counted = await _under_load(settings["BILLING_GRPC_LISTEN"], metrics, server.pid, minutes)
-        finally:
-            if server.returncode is None:
-                server.send_signal(signal.SIGTERM)
-            code = await server.wait()
-        return samples, counted, code
+    settings = {
+        "BILLING_GRPC_LOCAL_ADMIN": "on",
+        "BILLING_GRPC_LISTEN": "127.0.0.1:50953",
+        "BILLING_GRPC_METRICS_LISTEN": "127.0.0.1:50954",
+        "BILLING_GRPC_DATA_DIR": f"{data}/postgres",
+        "BILLING_GRPC_LOG_LEVEL": "WARNING",
+    }
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "billing_grpc", "serve"),
+        env={**os.environ, **settings},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        if server.stdout is None or b"listening" not in await server.stdout.readline():
+            raise SystemExit("the server did not start")
+        metrics = "http://" + settings["BILLING_GRPC_METRICS_LISTEN"]
+        samples, counted = await _under_load(settings["BILLING_GRPC_LISTEN"], metrics, server.pid, minutes)
+    finally:
+        if server.returncode is None:
+            server.send_signal(signal.SIGTERM)
+        code = await server.wait()
+    return samples, counted, code
 
 
 def _table(samples: Samples) -> tuple[list[str], bool]:
@@ -167,7 +164,10 @@ def _table(samples: Samples) -> tuple[list[str], bool]:
 def main() -> None:
     """Takes the number of minutes as its argument; exits with 1 when something grew or a decision was closed."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
-    samples, counted, code = asyncio.run(_served(minutes))
+    with tempfile.TemporaryDirectory() as data:
+        # As root the database runs as somebody else, who has to get there.
+        Path(data).chmod(0o711)
+        samples, counted, code = asyncio.run(_served(data, minutes))
     rows, flat = _table(samples)
     page = f"""# Under load for long
 
