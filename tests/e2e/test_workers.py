@@ -156,7 +156,8 @@ def test_ctrl_c_while_the_workers_start_is_quiet(settings: Changes) -> None:
         text=True,
         start_new_session=True,
     )
-    with started:
+    with started, ExitStack() as stack:
+        stack.callback(started.kill)
         begun: list[psutil.Process] = until(lambda: [*filter(loads_grpc, psutil.Process(started.pid).children())])
         assert os.getpgid(begun[0].pid) == begun[0].pid  # a terminal does not reach it
         os.killpg(started.pid, signal.SIGINT)
@@ -232,8 +233,8 @@ def test_a_worker_that_cannot_start_ends_all_with_its_exit_code(settings: Change
     assert "a worker could not start" in ended.stderr
 
 
-def test_workers_do_not_outlive_a_parent_that_is_killed(serve: Serve, settings: Changes) -> None:
-    server = serve(settings=settings)
+def test_workers_do_not_outlive_a_parent_that_is_killed(serve: Serve, settings: Changes, directory: Path) -> None:
+    server = serve(settings={**settings, "TMPDIR": directory})  # who is killed tidies nothing up
     pair, port = workers(server), server.port
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     _, alive = psutil.wait_procs(pair, timeout=PATIENCE)
