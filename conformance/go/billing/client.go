@@ -7,6 +7,7 @@ package billing
 import (
 	"context"
 	_ "embed"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,7 +27,7 @@ func DialOptions() []grpc.DialOption {
 
 // Options of a Client; the zero value is ready for use.
 type Options struct {
-	Timeout          time.Duration // of one decision, its retries included; 5 s when zero
+	Timeout          time.Duration // of one decision, its retries included; 5 s when zero, and what DialOptions end calls after
 	ExtraBlockedKeys []string      // added to the vendor keys; give what the server's list was extended by
 	// OnClosed hears of every answer that this client closed by itself: count it, log it. Runs in the caller's goroutine.
 	OnClosed func(method, reason string, cause error)
@@ -124,6 +125,8 @@ func (c *Client) validate(ctx context.Context, request *pb.ValidateSecretWriteRe
 // PlanProvisionEnv says what to strip from a container's environment, of which it takes the names, and what to set.
 func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKeys []string) Plan {
 	const method = "PlanProvisionEnv"
+	// A name that is not even UTF-8 cannot be sent, and must not close the plan.
+	envKeys = slices.DeleteFunc(slices.Clone(envKeys), func(key string) bool { return normalise(key) == "" })
 	request := &pb.PlanProvisionEnvRequest{WorkspaceId: workspaceID, EnvKeys: envKeys}
 	answer, reason := ask(ctx, c, method, request, c.stub.PlanProvisionEnv)
 	if reason != "" {

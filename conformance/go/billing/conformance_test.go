@@ -321,3 +321,13 @@ func TestACallWithoutADeadlineGetsOne(t *testing.T) {
 		t.Error(timeout)
 	}
 }
+
+func TestAVariableWhoseNameCannotBeSentDoesNotCloseThePlan(t *testing.T) {
+	const name = "plan/own-byok"
+	client := New(dial(t, server(t)), Options{})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", name)
+	plan := client.PlanProvisionEnv(ctx, "7f1fc6a0-0000-4000-8000-00000000000a", []string{"caf\xe9", "PATH"})
+	if plan.Resolution.Mode != BYOK || plan.Resolution.Error != "" {
+		t.Errorf("%+v", plan.Resolution)
+	}
+}
