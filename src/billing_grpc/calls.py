@@ -30,6 +30,9 @@ CLOSED_ANSWERS: Final = Counter(
 LONGEST_TIMEOUT: Final = 3600.0
 """Seconds; always a deadline."""
 
+_SLACK: Final = 0.5
+"""Seconds past its deadline after which a call is given up that gRPC itself did not end, as in a process that was forked."""
+
 _METADATA_KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _METADATA_TEXT: Final = re.compile(r"[ -~]*")
 _OURS: Final = frozenset({"authorization", "x-request-id"})
@@ -107,11 +110,14 @@ class Calls:
         running = method(Stub(self._dialer.channel()))(request, timeout=seconds, metadata=tuple(metadata))
         self._running.add(running)
         try:
-            answer = await running
+            async with asyncio.timeout(seconds + _SLACK):
+                answer = await running
         except grpc.aio.AioRpcError as error:
             failure = call_error(error)
             failure.add_note(f"request id {request_id}")
             raise failure from error
+        except TimeoutError:
+            raise ServerUnreachable("gRPC did not end the call at its deadline; was this process forked?") from None
         except asyncio.CancelledError:
             # gRPC says the same when this task is cancelled and when the channel is closed under it.
             if _is_cancelled():

@@ -38,7 +38,7 @@ _RESOLVE_MANY: Final = "BatchResolveBillingModes"
 
 
 class BillingClient:
-    """Asks one server; to be used on one event loop, for as long as the application lives.
+    """Asks one server; to be used on one event loop, for as long as the application lives, and in the process that made it.
 
     Args:
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.

@@ -268,6 +268,40 @@ async def test_many_are_asked_a_thousand_at_a_time_and_one_that_is_no_id_closes_
     assert await client.resolve_many([]) == []
 
 
+async def test_a_call_that_grpc_never_ends_is_given_up_soon_after_its_deadline(client: BillingClient) -> None:
+    # As it happens in a process that was forked after its first call.
+    def stuck(_: object) -> Any:
+        return lambda *_, **__: asyncio.get_running_loop().create_future()
+
+    calls, request = client._calls, service_pb.ResolveBillingModeRequest()  # noqa: SLF001 - gRPC cannot be told to hang
+    async with asyncio.timeout(5):
+        with pytest.raises(ServerUnreachable, match="did not end"):
+            await calls.call(stuck, "ResolveBillingMode", request, timeout=0.1)
+
+
+async def test_each_decision_that_is_closed_counts() -> None:
+    before = counted("BatchResolveBillingModes", "SERVER_UNREACHABLE")
+    async with BillingClient(NOBODY) as client:
+        await client.resolve_many([OPEN, INHERITS, "no id"])
+
+    assert counted("BatchResolveBillingModes", "SERVER_UNREACHABLE") == before + 2
+
+
+async def test_a_secret_for_the_whole_organisation_is_asked_about_as_one() -> None:
+    seen: list[str | None] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del context
+        seen.append(service_pb.ValidateSecretWriteRequest.FromString(request).WhichOneof("scope"))
+        return b""
+
+    async with serving("ValidateSecretWrite", handler) as target, BillingClient(target) as client:
+        await client.validate_secret_write(["OPENAI_API_KEY"], workspace_id=OPEN, org_wide=True)
+        await client.validate_secret_write(["OPENAI_API_KEY"])
+
+    assert seen == ["org_wide", "workspace_id"]
+
+
 async def test_a_server_that_comes_back_is_found_again_by_the_same_client(repository: InMemoryRepository) -> None:
     address = TcpAddress("127.0.0.1", free_port(), "plain")
     async with BillingClient(address.target) as client:
