@@ -64,6 +64,7 @@ WRONG_WORKSPACE: Final = ("another-workspace", "no-workspace")
 OTHERS: Final = {
     "resolve": (
         *("missing-resolution", "empty-resolution", "an-override-before-it-exists", "before-it-exists-unreachable"),
+        "an-error-without-a-reason",
         *("what-if-platform-managed-answered-as-byok", "what-if-unset-answered-as-byok"),
         *("what-if-unrecognised-answered-as-byok", "what-if-kelvin-sign-answered-as-byok"),
         *("what-if-no-break-space-answered-as-byok", "what-if-ignored-beside-an-override"),

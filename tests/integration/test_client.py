@@ -373,6 +373,20 @@ async def test_a_token_file_and_a_token_source_are_asked_at_every_call(tmp_path:
                 assert (error and error.reason) == reason, token
 
 
+async def test_a_token_file_that_is_gone_for_a_moment_leaves_the_last_token(tmp_path: Path) -> None:
+    known, file = Known(tmp_path), tmp_path / "token"
+    async with (
+        known.serving(principal("admin", "a-token")) as target,
+        BillingClient(target, token=file, tls=known.tls) as client,
+    ):
+        with pytest.raises(ServerRefused, match="cannot be read"):
+            await client.get(OPEN)
+        file.write_text("a-token")
+        for _ in range(2):
+            assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+            file.unlink(missing_ok=True)
+
+
 async def test_a_token_that_cannot_be_had_or_sent_closes_and_never_stands_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -460,6 +474,25 @@ async def test_tls_files_that_are_half_renewed_change_nothing_and_are_said(
             for each in (client, late):
                 assert (await each.resolve(OPEN)).mode is BillingMode.BYOK
     assert "BEGIN" not in caplog.text
+
+
+async def test_only_what_was_looked_at_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known(tmp_path)
+    named = '[[principal]]\nname = "cp"\nrole = "admin"\ncertificate_uri = ["spiffe://cp"]\n'
+    certificate, key = known.clients.issue(uris=("spiffe://cp",)).write(tmp_path, "client")
+    good, look = key.read_bytes(), ssl.SSLContext.load_cert_chain
+    key.write_bytes(b"")
+
+    def late(*given: Any, **named: Any) -> None:
+        if not key.stat().st_size:
+            key.write_bytes(good)
+        look(*given, **named)
+
+    # Empty when it was read, and whole when OpenSSL looked at it.
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", late)
+    tls = ClientTls(ca=known.ca, cert=certificate, key=key, server_name="billing.internal")
+    async with known.serving(named, "mtls") as target, BillingClient(target, tls=tls) as client:
+        assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
 
 
 async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again(
@@ -735,6 +768,55 @@ async def test_an_answer_that_is_too_long_is_not_taken_for_too_many_calls() -> N
     async with serving("GetWorkspaceBillingMode", overloaded) as target, BillingClient(target) as client:
         with pytest.raises(Overloaded):
             await client.get(OPEN)
+
+
+async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:
+    asked: list[str] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del request
+        asked.append(dict(context.invocation_metadata())["x-request-id"])
+        if len(asked) < 3:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "in a moment")
+        answer = service_pb.ResolveBillingModeResponse()
+        answer.resolution.CopyFrom(resolution_to_proto(rule(OPEN, StoredOverride("byok"), None)))
+        return answer.SerializeToString()
+
+    async with serving("ResolveBillingMode", handler) as target, BillingClient(target) as client:
+        assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+
+
+async def test_a_refusal_names_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[str] = []
+
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        asked.append(dict(context.invocation_metadata())["x-request-id"])
+        await context.abort(grpc.StatusCode.INTERNAL, "")
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        for _ in range(2):
+            assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+        assert client._calls._running == set()  # noqa: SLF001 - nothing else shows what piles up
+
+    lines = [record.getMessage() for record in caplog.records if record.name == LOG]
+    assert [f"(request id {each})" in line for each, line in zip(asked, lines, strict=True)] == [True, True]
+    assert len(set(asked)) == 2
+
+
+async def test_what_nobody_expected_is_logged_with_its_traceback(
+    client: BillingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.resolve("\udcff")
+    await client.resolve("no id")
+
+    found = {record.getMessage(): record.exc_info for record in caplog.records if record.name == LOG}
+    assert [info is not None for info in found.values()] == [True, False]
+    assert "unexpected" in next(iter(found))
 
 
 async def test_what_a_server_says_stays_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
