@@ -5,8 +5,10 @@ answer: `AnswerInvalid`, for which `closed` has the one to act on.
 """
 
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Final, NoReturn
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
@@ -155,12 +157,12 @@ def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceB
     """A workspace as administration sees it.
 
     Raises:
-        AnswerInvalid: as `resolution`.
+        AnswerInvalid: as `resolution`, or its time is none.
     """
     return WorkspaceBillingMode(
         resolution=resolution(message.resolution, workspace_id),
         etag=message.etag,
-        update_time=message.update_time.ToDatetime(UTC) if message.HasField("update_time") else None,
+        update_time=_time(message.update_time) if message.HasField("update_time") else None,
         updated_by=message.updated_by,
     )
 
@@ -169,17 +171,23 @@ def update(answer: service_pb.SetWorkspaceBillingModeResponse, workspace_id: str
     """What a write left behind and found.
 
     Raises:
-        AnswerInvalid: as `resolution`.
+        AnswerInvalid: as `workspace`.
     """
     return BillingModeUpdate(workspace(answer.billing_mode, workspace_id), resolution(answer.previous, workspace_id))
 
 
-def change(message: pb.BillingModeChange) -> ListedChange:
-    """One entry of the change log."""
+def change(message: pb.BillingModeChange, workspace_id: str) -> ListedChange:
+    """One entry of the change log.
+
+    Raises:
+        AnswerInvalid: it is about another workspace than the one asked about, or its time is none.
+    """
+    if workspace_id and message.workspace_id != workspace_id.lower():
+        _refuse("it is about another workspace")
     return ListedChange(
         change_id=message.change_id,
         workspace_id=message.workspace_id,
-        change_time=message.change_time.ToDatetime(UTC),
+        change_time=_time(message.change_time),
         previous_override=message.previous_override if message.HasField("previous_override") else None,
         new_override=message.new_override if message.HasField("new_override") else None,
         principal=message.principal,
@@ -187,6 +195,13 @@ def change(message: pb.BillingModeChange) -> ListedChange:
         reason=message.reason,
         request_id=message.request_id,
     )
+
+
+def _time(sent: Timestamp) -> datetime:
+    try:
+        return sent.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise AnswerInvalid("the server's answer cannot be used: it holds a time that is none") from error
 
 
 def _refuse(why: str) -> NoReturn:

@@ -33,15 +33,15 @@ _UNREACHABLE: Final = frozenset(
 _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
 }
 
 
 def call_error(error: grpc.aio.AioRpcError) -> BillingError:
     """Our error for a call that ended with a status.
 
-    The storage errors, `InvalidArgument`, `WorkspaceNotFound` and `EtagStale` only where the service itself said so, in the
-    details that the contract promises: what stands between may use the same statuses for reasons of its own.
+    The storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` only where the service itself
+    said so, in the details that the contract promises: what stands between may use the same statuses for reasons of its
+    own, and gRPC here says RESOURCE_EXHAUSTED of an answer that is too long.
     """
     code, details = error.code(), _details(error)
     said = str(error.details() or "no details")
@@ -62,6 +62,8 @@ def _ours(details: status_pb2.Status, said: str) -> BillingError | None:
         return STORAGE_ERRORS[reason](attachments=_attached(details))
     if reason == WorkspaceNotFound.reason:
         return WorkspaceNotFound(said)
+    if reason == Overloaded.reason:
+        return Overloaded()
     if reason == EtagStale.reason:
         return EtagStale(said, attachments=_attached(details))
     if reason and details.code == code_pb2.INVALID_ARGUMENT:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -29,6 +30,13 @@ CLOSED_ANSWERS: Final = Counter(
 LONGEST_TIMEOUT: Final = 3600.0
 """Seconds; always a deadline."""
 
+_SLACK: Final = 0.5
+"""Seconds past its deadline after which a call is given up that gRPC itself did not end, as in a process that was forked."""
+
+_METADATA_KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
+_METADATA_TEXT: Final = re.compile(r"[ -~]*")
+_OURS: Final = frozenset({"authorization", "x-request-id"})
+
 _REASONS: Final = {
     ServerUnreachable.reason: "the server cannot be reached, or did not answer in time; retry",
     ServerRefused.reason: "the server refused to answer; the caller's log says why",
@@ -52,12 +60,24 @@ class Calls:
         dialer: the way to the server.
         timeout: seconds that a call may take; None for what the shipped service config says of its method.
         metadata: sent with every call.
+
+    Raises:
+        ValueError: metadata that gRPC would refuse at every call, or that is ours to send.
     """
 
-    def __init__(self, dialer: Dialer, timeout: float | None, metadata: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, dialer: Dialer, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
         self._dialer = dialer
         self._timeout = timeout
         self._metadata = tuple(metadata)
+        if wrong := [key for key, value in self._metadata if not _can_be_sent(key, value)]:
+            raise ValueError(f"metadata: cannot be sent, or is the client's own to send: {wrong}")
+        self._running: set[grpc.aio.Call] = set()
+
+    async def close(self) -> None:
+        """Ends the calls that run, and the way to the server; what is called afterwards finds it closed."""
+        for each in list(self._running):
+            each.cancel()
+        await self._dialer.close()
 
     async def call(
         self,
@@ -87,18 +107,25 @@ class Calls:
         authorization = self._dialer.authorization()
         if authorization is not None:
             metadata.append(("authorization", authorization))
+        asking = method(Stub(self._dialer.channel()))
+        running = asking(request, timeout=seconds, metadata=tuple(tracing.inject(metadata)))
+        self._running.add(running)
         try:
-            asking = method(Stub(self._dialer.channel()))
-            answer = await asking(request, timeout=seconds, metadata=tuple(tracing.inject(metadata)))
+            async with asyncio.timeout(seconds + _SLACK):
+                answer = await running
         except grpc.aio.AioRpcError as error:
             failure = call_error(error)
             failure.add_note(f"request id {request_id}")
             raise failure from error
+        except TimeoutError:
+            raise ServerUnreachable("gRPC did not end the call at its deadline; was this process forked?") from None
         except asyncio.CancelledError:
             # gRPC says the same when this task is cancelled and when the channel is closed under it.
             if _is_cancelled():
                 raise
             raise ServerUnreachable("this client was closed during the call") from None
+        finally:
+            self._running.discard(running)
         # A message that does not parse comes as None, whatever the types say.
         if not isinstance(answer, Message):
             raise AnswerInvalid("the server's answer cannot be used: it is not a message of this method")
@@ -143,13 +170,21 @@ def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
         decisions,
         reason,
         type(error).__name__,
-        error if expected else "unexpected",
+        "".join(c if c.isprintable() else "?" for c in str(error)) if expected else "unexpected",
         "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
         exc_info=None if expected else error,
         # For a program that tells its user why; the answer says only what may reach anybody.
         extra={"cause": error},
     )
     return ResolutionError(reason, _REASONS[reason])
+
+
+def _can_be_sent(key: object, value: object) -> bool:
+    if not isinstance(key, str) or not _METADATA_KEY.fullmatch(key) or key in _OURS:
+        return False
+    if key.endswith("-bin"):
+        return isinstance(value, bytes)
+    return isinstance(value, str) and _METADATA_TEXT.fullmatch(value) is not None
 
 
 def _is_cancelled() -> bool:

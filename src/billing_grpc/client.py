@@ -38,7 +38,7 @@ _RESOLVE_MANY: Final = "BatchResolveBillingModes"
 
 
 class BillingClient:
-    """Asks one server; to be used on one event loop, for as long as the application lives.
+    """Asks one server; to be used on one event loop, for as long as the application lives, and in the process that made it.
 
     Args:
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.
@@ -47,10 +47,13 @@ class BillingClient:
         extra_blocked_keys: names that the server's configuration adds to the vendor keys, which a client without an answer
             could not know.
         timeout: seconds that a call may take; None for what the shipped service config says (5).
-        metadata: sent with every call besides ours, as what stands between may want it.
+        metadata: sent with every call besides ours, as what stands between may want it; bytes under a key that ends in
+            `-bin`.
 
     Raises:
-        ValueError: a token without TLS for another machine, a key that is no name, or a timeout that is none.
+        ValueError: a token without TLS for another machine, a key that is no name, metadata that gRPC would refuse or that
+            is ours to send, or a timeout that is none.
+        TypeError: a token that is neither a path nor a callable.
     """
 
     def __init__(
@@ -61,16 +64,15 @@ class BillingClient:
         tls: ClientTls | None = None,
         extra_blocked_keys: Iterable[str] = (),
         timeout: float | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
+        metadata: Sequence[tuple[str, str | bytes]] = (),
     ) -> None:
-        extra = {key: normalise(key) for key in extra_blocked_keys}
+        extra = {key: normalise(key) for key in _names(extra_blocked_keys)}
         if wrong := [key for key, name in extra.items() if name is None]:
             raise ValueError(f"extra_blocked_keys: not names of keys: {wrong}")
         if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {timeout}")
         self._keys = KeyList(name for name in extra.values() if name is not None)
-        self._dialer = Dialer(target, token=token, tls=tls)
-        self._calls = Calls(self._dialer, timeout, metadata)
+        self._calls = Calls(Dialer(target, token=token, tls=tls), timeout, metadata)
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,7 +84,7 @@ class BillingClient:
 
     async def close(self) -> None:
         """Ends the calls that run; what is decided afterwards is closed."""
-        await self._dialer.close()
+        await self._calls.close()
 
     async def resolve(
         self,
@@ -117,7 +119,7 @@ class BillingClient:
         Asks for a thousand at a time, each time with a deadline of its own. An id that is none is closed by itself and does
         not close its neighbours.
         """
-        ids = [str(each) for each in workspace_ids]
+        ids = [workspace_ids] if isinstance(workspace_ids, str) else [str(each) for each in workspace_ids]
         wrong: dict[int, InvalidArgument] = {}
         for position, each in enumerate(ids):
             try:
@@ -157,13 +159,14 @@ class BillingClient:
         """May secrets be stored under these names. Never raises (contract, section 4).
 
         Args:
-            secret_keys: 1 to 256 names; never a value.
+            secret_keys: 1 to 256 names; never a value. Of more, which no server judges at once, none is allowed.
             workspace_id: where they would be stored; empty before the workspace exists.
             org_wide: for the whole organisation instead.
             timeout: seconds, instead of the client's.
         """
-        method, sent, asked = "ValidateSecretWrite", list(secret_keys), "" if org_wide else str(workspace_id)
-        doubted: Iterable[int] = ()
+        method, sent, asked = "ValidateSecretWrite", _names(secret_keys), "" if org_wide else str(workspace_id)
+        # Else too many would be a way around what only the server's list knows.
+        doubted: Iterable[int] = range(len(sent)) if len(sent) > validation.MAX_SECRET_KEYS else ()
 
         async def ask() -> SecretWriteDecision:
             request = service_pb.ValidateSecretWriteRequest(secret_keys=sent)
@@ -202,10 +205,13 @@ class BillingClient:
 
         Args:
             workspace_id: the container's workspace; empty before it exists.
-            env_keys: the names present in the environment, at most 4096; never a value.
+            env_keys: the names present in the environment; never a value. Those that can be no key's are not sent; of the
+                others at most 4096.
             timeout: seconds, instead of the client's.
         """
-        method, present, asked = "PlanProvisionEnv", list(env_keys), str(workspace_id)
+        # A name that is not even UTF-8 cannot be sent, and must not close the plan (contract, section 5).
+        present = [key for key in _names(env_keys) if normalise(key) is not None]
+        method, asked = "PlanProvisionEnv", str(workspace_id)
         wanted: list[str] = []
 
         async def ask() -> ProvisionPlan:
@@ -279,7 +285,7 @@ class BillingClient:
         while True:
             answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
             for each in answer.changes:
-                yield answers.change(each)
+                yield answers.change(each, request.workspace_id)
             if not answer.next_page_token:
                 return
             if answer.next_page_token in seen:
@@ -300,6 +306,13 @@ class BillingClient:
         request.validate_only = validate_only
         answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
         return answers.update(answer, workspace_id)
+
+
+def _names(keys: Iterable[object]) -> list[str]:
+    """The names; a text alone is one name and not its letters, of which each would be allowed."""
+    given = [keys] if isinstance(keys, str) else list(keys)
+    # What is no text can be no name either: it is asked about as one that never is, and its value is shown to nobody.
+    return [key if isinstance(key, str) else f"<{type(key).__name__}>" for key in given]
 
 
 def _usable(messages: Iterable[pb.BillingModeResolution], asked: Sequence[str]) -> list[Resolution]:

@@ -39,7 +39,7 @@ def secret_write(
     org_wide: bool = False,
     doubted: Iterable[int] = (),
 ) -> SecretWriteDecision:
-    """Listed and reserved keys refused, and those that are no key's name; the others allowed.
+    """Listed and reserved keys refused, and those that are no key's name; the others allowed. Of no keys nothing is.
 
     Args:
         workspace_id: where the secrets would be stored.
@@ -47,7 +47,8 @@ def secret_write(
         error: why there is no answer.
         keys: the vendor keys.
         org_wide: whether the secrets are meant for the whole organisation.
-        doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow.
+        doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow, or of which too many were
+            asked about at once.
     """
     closed, doubts = resolution(workspace_id, error), set(doubted)
     verdicts = []
@@ -59,10 +60,10 @@ def secret_write(
         else:
             verdict = keys.judge(key, name, closed, org_wide=org_wide)
         if index in doubts and verdict.verdict is SecretVerdict.ALLOWED:
-            message = "refused: the server's answer could not be understood; retry"
+            message = "refused: no answer that could be understood judges it; retry, with at most 256 keys"
             verdict = replace(verdict, verdict=SecretVerdict.BLOCKED_PLATFORM_MANAGED, message=message)
         verdicts.append(verdict)
-    allowed = all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
+    allowed = bool(verdicts) and all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
     return SecretWriteDecision(allowed, tuple(verdicts), closed)
 
 

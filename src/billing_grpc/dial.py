@@ -1,7 +1,10 @@
 """The way to a server: one channel that is used again, and credentials that may change while it is."""
 
 import asyncio
+import logging
 import re
+import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,14 @@ from billing_grpc import __version__, service_config
 from billing_grpc.errors import ServerRefused, ServerUnreachable
 from billing_grpc.watched_file import WatchedFile
 
+# The application's own logging: this module lives in other people's processes.
+log = logging.getLogger("billing_grpc.client")
+
 _MAX_FILE_BYTES: Final = 1 << 20
+_TRIES: Final = 3
+"""How often files that are being replaced just now are read again before they count as broken."""
+_RETRY_SECONDS: Final = 1.0
+"""How often files that were found broken are looked at again: what was wrong may not have been in them."""
 _OLD_CHANNEL_GRACE: Final = 30.0
 """Seconds that calls on a channel with replaced certificates still get."""
 
@@ -71,7 +81,10 @@ class Dialer:
 
         Raises:
             ValueError: the token would go over a network that anybody can read.
+            TypeError: the token's source is neither a path nor a callable; a text is not taken for either.
         """
+        if not (token is None or isinstance(token, Path) or callable(token)):
+            raise TypeError("token: give a pathlib.Path of a file that holds it, or a callable that returns it")
         if token is not None and tls is None and not is_local(target):
             raise ValueError(f"a token is shown only over TLS or to this machine, and {target} is neither: give tls")
         self.target = target
@@ -83,18 +96,22 @@ class Dialer:
         paths = () if tls is None else (tls.ca, tls.cert, tls.key)
         self._files = {path: WatchedFile(path, _MAX_FILE_BYTES) for path in paths if path is not None}
         self._channel: grpc.aio.Channel | None = None
+        self._broken_since: float | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def channel(self) -> grpc.aio.Channel:
         """The channel to call on, made anew when a certificate has changed.
 
+        Files that are missing, half written or half renewed change nothing where there is a channel already, and are said.
+
         Raises:
             ServerUnreachable: this dialer was closed, or there are no certificates that could be used yet.
         """
         if self._closed:
             raise ServerUnreachable("this client was closed")
-        if self._channel is None or any(file.changed() for file in self._files.values()):
+        broken = self._broken_since is not None and time.monotonic() - self._broken_since >= _RETRY_SECONDS
+        if self._channel is None or broken or any(file.changed() for file in self._files.values()):
             self._renew()
         if self._channel is None:
             raise ServerUnreachable("there is no channel")
@@ -108,20 +125,21 @@ class Dialer:
         """
         if self._token is None:
             return None
-        token = self._from_file(self._token_file) if self._token_file is not None else self._from_source()
+        token: object = self._from_source() if self._token_file is None else self._from_file(self._token_file)
         # Never repeated in a message, and never sent: gRPC would quote it when it refuses the header.
-        if not _TOKEN.fullmatch(token):
-            raise ServerRefused("the token is empty, or holds characters that no token has")
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise ServerRefused("the token is empty, no text, or holds characters that no token has")
         return f"Bearer {token}"
 
     async def close(self) -> None:
-        """Ends the calls that run and closes the channel; a later call finds it closed."""
+        """Closes the channel and ends its calls; a later call finds it closed.
+
+        Waits for calls on channels with replaced certificates, which cannot be ended from here.
+        """
         self._closed = True
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
-        for task in self._closing:
-            task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _from_file(self, file: WatchedFile) -> str:
@@ -135,7 +153,7 @@ class Dialer:
             raise ServerRefused(self._unread)
         return self._shown
 
-    def _from_source(self) -> str:
+    def _from_source(self) -> object:
         try:
             return self._token()  # type: ignore[operator, misc]
         except Exception as error:
@@ -144,10 +162,14 @@ class Dialer:
     def _renew(self) -> None:
         try:
             channel = self._dial()
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            self._broken_since = time.monotonic()
+            why = f"the TLS files cannot be used ({_said(error)})"
             if self._channel is None:
-                raise ServerUnreachable(f"a TLS file cannot be read: {error.strerror}") from error
+                raise ServerUnreachable(why) from error
+            log.warning("%s, the old ones stay in force", why)
             return
+        self._broken_since = None
         old, self._channel = self._channel, channel
         if old is not None:
             task = asyncio.get_running_loop().create_task(old.close(_OLD_CHANNEL_GRACE))
@@ -160,10 +182,43 @@ class Dialer:
             # A proxy of the environment would read what plain text is only allowed to say to this machine.
             options.append(("grpc.enable_http_proxy", 0))
             return grpc.aio.insecure_channel(self.target, options=options)
-        ca, cert, key = (
-            None if path is None else self._files[path].read() for path in (self._tls.ca, self._tls.cert, self._tls.key)
-        )
         if self._tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        credentials = grpc.ssl_channel_credentials(ca, key, cert)
+        credentials = grpc.ssl_channel_credentials(*self._pem(self._tls))
         return grpc.aio.secure_channel(self.target, credentials, options=options)
+
+    def _pem(self, tls: ClientTls) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """The contents of the authorities', the key's and the certificate's file, which belong together.
+
+        gRPC itself looks at none of it: it fails every handshake of a key that is another certificate's, trusts its own
+        roots where there are no authorities, and ends the whole process over an empty certificate or key.
+        """
+        for _ in range(_TRIES):
+            ca, key, cert = (
+                None if path is None else _text(self._files[path].read()) for path in (tls.ca, tls.key, tls.cert)
+            )
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            if ca is not None:
+                # OpenSSL's binding takes ASCII only; a comment between certificates may be anything.
+                context.load_verify_locations(cadata=ca.decode("ascii", "replace").replace("\ufffd", "?"))
+            if tls.cert is not None:
+                # An encrypted key is refused; without this OpenSSL would ask for the password, and wait.
+                context.load_cert_chain(tls.cert, tls.key, password=lambda: "")
+            # That has opened two of the files itself: only if they are still the same were these bytes checked.
+            if not any(file.changed() for file in self._files.values()):
+                return ca, key, cert
+        raise ValueError("they change all the time")
+
+
+def _text(content: bytes) -> bytes:
+    """The content of a PEM file; gRPC would read it to the first NUL, and OpenSSL past it."""
+    if b"\0" in content:
+        raise ValueError("one of them holds a NUL")
+    return content
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, without what a file holds."""
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "not PEM"
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
@@ -11,11 +12,13 @@ from typing import Any, Final, cast
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.addresses import Security, TcpAddress
 from billing_grpc.client import BillingClient, ClientTls
+from billing_grpc.convert import error_to_status, resolution_to_proto
 from billing_grpc.credentials import Principals, token_digest
 from billing_grpc.errors import (
     STORAGE_ERRORS,
@@ -23,6 +26,7 @@ from billing_grpc.errors import (
     BillingError,
     EtagStale,
     InvalidArgument,
+    Overloaded,
     PermissionDenied,
     ServerRefused,
     ServerUnreachable,
@@ -30,8 +34,9 @@ from billing_grpc.errors import (
     Unauthenticated,
     WorkspaceNotFound,
 )
-from billing_grpc.model import BillingMode, Resolution, SecretVerdict
+from billing_grpc.model import BillingMode, Resolution, SecretVerdict, StoredOverride
 from billing_grpc.principals_file import FixedPrincipals
+from billing_grpc.resolver import resolve as rule
 from billing_grpc.rpc_server import SERVICE_NAME, Entrance
 from billing_grpc.secrets import BLOCKED_KEYS
 from billing_grpc.testing import InMemoryRepository, running_server
@@ -71,6 +76,13 @@ async def answering(method: str, answer: bytes) -> AsyncIterator[str]:
         del request, context
         return answer
 
+    async with serving(method, handler) as target:
+        yield target
+
+
+@asynccontextmanager
+async def serving(method: str, handler: Callable[[bytes, Any], Awaitable[bytes]]) -> AsyncIterator[str]:
+    """Answers one method as the handler does."""
     server = grpc.aio.server()
     methods: Any = {method: grpc.unary_unary_rpc_method_handler(handler)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
@@ -215,6 +227,34 @@ async def test_an_id_that_cannot_be_sent_closes(client: BillingClient) -> None:
     assert is_closed((await client.resolve_many(["\udcff"]))[0], "SERVER_REFUSED")
 
 
+async def test_a_text_alone_is_one_name_and_not_its_letters(client: BillingClient) -> None:
+    # Each of its letters would be a name that is not listed, and allowed.
+    decided = await client.validate_secret_write("OPENAI_API_KEY")
+    assert [(each.secret_key, each.verdict.value) for each in decided.verdicts] == [
+        ("OPENAI_API_KEY", "blocked_platform_managed")
+    ]
+    assert "openai_api_key" in (await client.plan_provision_env(INHERITS, "openai_api_key")).strip_keys
+    assert [each.mode for each in await client.resolve_many(OPEN)] == [BillingMode.BYOK]
+    async with BillingClient(NOBODY, extra_blocked_keys="ACME_API_KEY") as offline:
+        assert not (await offline.validate_secret_write(["ACME_API_KEY"])).allowed
+
+
+@pytest.mark.parametrize("no_text", [None, b"OPENAI_API_KEY", 1], ids=str)
+async def test_what_is_no_text_is_no_name_and_raises_nothing(client: BillingClient, no_text: Any) -> None:
+    decided = await client.validate_secret_write([no_text, "SLACK_TOKEN"], workspace_id=OPEN)
+
+    assert [each.verdict.value for each in decided.verdicts] == ["blocked_platform_managed", "allowed"]
+    assert not decided.allowed
+    assert (await client.plan_provision_env(OPEN, [no_text])).resolution.error is None
+
+
+async def test_a_variable_whose_name_cannot_be_sent_does_not_close_the_plan(client: BillingClient) -> None:
+    # As Python shows an environment that holds a name which is not UTF-8.
+    odd = ["caf\udce9", "PATH", *(f"no name {i}" for i in range(5000))]
+
+    assert (await client.plan_provision_env(OPEN, odd)).resolution.mode is BillingMode.BYOK
+
+
 async def test_many_are_asked_a_thousand_at_a_time_and_one_that_is_no_id_closes_alone(
     client: BillingClient, repository: InMemoryRepository
 ) -> None:
@@ -226,6 +266,40 @@ async def test_many_are_asked_a_thousand_at_a_time_and_one_that_is_no_id_closes_
     assert [each.error is None for each in resolutions] == [True, False, True, False, True] * 500
     assert repository.calls == 2
     assert await client.resolve_many([]) == []
+
+
+async def test_a_call_that_grpc_never_ends_is_given_up_soon_after_its_deadline(client: BillingClient) -> None:
+    # As it happens in a process that was forked after its first call.
+    def stuck(_: object) -> Any:
+        return lambda *_, **__: asyncio.get_running_loop().create_future()
+
+    calls, request = client._calls, service_pb.ResolveBillingModeRequest()  # noqa: SLF001 - gRPC cannot be told to hang
+    async with asyncio.timeout(5):
+        with pytest.raises(ServerUnreachable, match="did not end"):
+            await calls.call(stuck, "ResolveBillingMode", request, timeout=0.1)
+
+
+async def test_each_decision_that_is_closed_counts() -> None:
+    before = counted("BatchResolveBillingModes", "SERVER_UNREACHABLE")
+    async with BillingClient(NOBODY) as client:
+        await client.resolve_many([OPEN, INHERITS, "no id"])
+
+    assert counted("BatchResolveBillingModes", "SERVER_UNREACHABLE") == before + 2
+
+
+async def test_a_secret_for_the_whole_organisation_is_asked_about_as_one() -> None:
+    seen: list[str | None] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del context
+        seen.append(service_pb.ValidateSecretWriteRequest.FromString(request).WhichOneof("scope"))
+        return b""
+
+    async with serving("ValidateSecretWrite", handler) as target, BillingClient(target) as client:
+        await client.validate_secret_write(["OPENAI_API_KEY"], workspace_id=OPEN, org_wide=True)
+        await client.validate_secret_write(["OPENAI_API_KEY"])
+
+    assert seen == ["org_wide", "workspace_id"]
 
 
 async def test_a_server_that_comes_back_is_found_again_by_the_same_client(repository: InMemoryRepository) -> None:
@@ -299,6 +373,20 @@ async def test_a_token_file_and_a_token_source_are_asked_at_every_call(tmp_path:
                 assert (error and error.reason) == reason, token
 
 
+async def test_a_token_file_that_is_gone_for_a_moment_leaves_the_last_token(tmp_path: Path) -> None:
+    known, file = Known(tmp_path), tmp_path / "token"
+    async with (
+        known.serving(principal("admin", "a-token")) as target,
+        BillingClient(target, token=file, tls=known.tls) as client,
+    ):
+        with pytest.raises(ServerRefused, match="cannot be read"):
+            await client.get(OPEN)
+        file.write_text("a-token")
+        for _ in range(2):
+            assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+            file.unlink(missing_ok=True)
+
+
 async def test_a_token_that_cannot_be_had_or_sent_closes_and_never_stands_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -307,6 +395,7 @@ async def test_a_token_that_cannot_be_had_or_sent_closes_and_never_stands_in_the
 
     known = Known(tmp_path)
     sources: list[Any] = [tmp_path / "missing", fails, lambda: "secret in\nparts", lambda: "secret-\u00e9"]
+    sources += [lambda: b"secret", lambda: None]
     async with known.serving(principal("admin", "x")) as target:
         for source in sources:
             async with BillingClient(target, token=source, tls=known.tls) as client:
@@ -347,6 +436,99 @@ async def test_a_client_certificate_is_renewed_in_place(tmp_path: Path) -> None:
         assert (await client.get(OPEN)).resolution.mode is BillingMode.BYOK
 
 
+# What stands in the file: this, and then so many bytes of the good one.
+BROKEN: Final[dict[str, tuple[bytes, int]]] = {
+    "empty": (b"", 0),
+    "half": (b"", 100),
+    "garbage": (b"garbage", 0),
+    "nothing to gRPC": (b"\0\n", 10_000),
+    "another's": (Authority.new("another").issue(dns=("another",)).key, 0),
+}
+
+
+@pytest.mark.parametrize("what", ["ca", "cert", "key"])
+@pytest.mark.parametrize("how", BROKEN)
+async def test_tls_files_that_are_half_renewed_change_nothing_and_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str, how: str
+) -> None:
+    known = Known(tmp_path)
+    named = '[[principal]]\nname = "cp"\nrole = "admin"\ncertificate_uri = ["spiffe://cp"]\n'
+    certificate, key = known.clients.issue(uris=("spiffe://cp",)).write(tmp_path, "client")
+    tls = ClientTls(ca=known.ca, cert=certificate, key=key, server_name="billing.internal")
+    file = {"ca": known.ca, "cert": certificate, "key": key}[what]
+    async with known.serving(named, "mtls") as target, BillingClient(target, tls=tls) as client:
+        assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+        good = file.read_bytes()
+        # An empty certificate or key ends the process where gRPC gets to see it.
+        before, kept = BROKEN[how]
+        file.write_bytes(before + good[:kept])
+        for _ in range(2):
+            assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+        (line,) = [record.getMessage() for record in caplog.records if record.name == LOG]
+        assert "the TLS files cannot be used" in line
+        async with BillingClient(target, tls=tls) as late:
+            assert is_closed(await late.resolve(OPEN), "SERVER_UNREACHABLE")
+            with pytest.raises(ServerUnreachable, match="the TLS files cannot be used"):
+                await late.get(OPEN)
+            file.write_bytes(good)
+            for each in (client, late):
+                assert (await each.resolve(OPEN)).mode is BillingMode.BYOK
+    assert "BEGIN" not in caplog.text
+
+
+async def test_only_what_was_looked_at_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known(tmp_path)
+    named = '[[principal]]\nname = "cp"\nrole = "admin"\ncertificate_uri = ["spiffe://cp"]\n'
+    certificate, key = known.clients.issue(uris=("spiffe://cp",)).write(tmp_path, "client")
+    good, look = key.read_bytes(), ssl.SSLContext.load_cert_chain
+    key.write_bytes(b"")
+
+    def late(*given: Any, **named: Any) -> None:
+        if not key.stat().st_size:
+            key.write_bytes(good)
+        look(*given, **named)
+
+    # Empty when it was read, and whole when OpenSSL looked at it.
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", late)
+    tls = ClientTls(ca=known.ca, cert=certificate, key=key, server_name="billing.internal")
+    async with known.serving(named, "mtls") as target, BillingClient(target, tls=tls) as client:
+        assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+
+
+async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(24, "too many open files")
+
+    known = Known(tmp_path)
+    named = '[[principal]]\nname = "cp"\nrole = "admin"\ncertificate_uri = ["spiffe://new"]\n'
+    certificate, key = known.clients.issue(uris=("spiffe://old",)).write(tmp_path, "client")
+    tls = ClientTls(ca=known.ca, cert=certificate, key=key, server_name="billing.internal")
+    async with known.serving(named, "mtls") as target, BillingClient(target, tls=tls) as client, asyncio.timeout(10):
+        assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+        known.clients.issue(uris=("spiffe://new",)).write(tmp_path, "client")
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl.SSLContext, "load_cert_chain", fails)
+            assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+        while (await client.resolve(OPEN)).mode is not BillingMode.BYOK:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_client(tmp_path: Path) -> None:
+    known = Known(tmp_path)
+    with silent() as target:
+        client = BillingClient(target, tls=known.tls, timeout=20)
+        started = asyncio.ensure_future(client.resolve(OPEN))
+        await asyncio.sleep(0.1)
+        known.ca.write_bytes(known.servers.pem + known.clients.pem)
+        assert is_closed(await client.resolve(OPEN, timeout=0.3), "SERVER_UNREACHABLE")
+        assert not started.done()
+        async with asyncio.timeout(5):
+            await client.close()
+            assert is_closed(await started, "SERVER_UNREACHABLE")
+
+
 @pytest.mark.parametrize(
     ("target", "local"),
     [
@@ -384,11 +566,44 @@ async def test_a_proxy_of_the_environment_never_sees_plain_text(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"timeout": 0}, {"timeout": float("nan")}, {"timeout": 1e9}, {"extra_blocked_keys": ["A B"]}], ids=str
+    "wrong",
+    [
+        *({"timeout": 0}, {"timeout": float("nan")}, {"timeout": 1e9}),
+        *({"extra_blocked_keys": ["A B"]}, {"extra_blocked_keys": [None]}),
+        *({"metadata": [(key, "v")]} for key in ("X-Case", "x y", "", None, "caf\u00e9", "grpc-timeout", "x-b-bin")),
+        *({"metadata": [("x-a", value)]} for value in ("two\nlines", "caf\u00e9", b"bytes", 1)),
+        # Ours: a second one would make the server refuse both, and this one would be shown in plain text.
+        *({"metadata": [(key, "v")]} for key in ("authorization", "x-request-id")),
+    ],
+    ids=str,
 )
 def test_what_no_client_could_work_with_is_refused_at_once(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BillingClient(NOBODY, **wrong)
+
+
+@pytest.mark.parametrize("token", ["a-token", "/run/secrets/token", b"a-token"], ids=str)
+def test_a_token_itself_is_not_taken_for_its_source_and_not_repeated(token: Any) -> None:
+    with pytest.raises(TypeError, match="token") as refused:
+        BillingClient(NOBODY, token=token)
+
+    assert str(token) not in str(refused.value)
+
+
+async def test_metadata_of_the_caller_goes_with_every_call() -> None:
+    seen: list[Any] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del request
+        seen.append(dict(context.invocation_metadata()))
+        return b""
+
+    sent: list[tuple[str, str | bytes]] = [("x-tenant", "a b~"), ("x-tenant-bin", b"\x00\xff")]
+    async with serving("ResolveBillingMode", handler) as target, BillingClient(target, metadata=sent) as client:
+        await client.resolve(OPEN)
+
+    assert seen[0].items() >= dict(sent).items()
+    assert len(seen[0]["x-request-id"]) == 32
 
 
 def test_a_certificate_comes_with_its_key() -> None:
@@ -510,6 +725,112 @@ async def test_a_garbled_answer_closes(method: str, garbled: bytes) -> None:
             resolution = await DECISIONS[method](client)
         assert resolution is not None
         assert is_closed(resolution, "ANSWER_INVALID")
+
+
+async def test_administration_raises_when_the_answer_holds_a_time_that_is_none_or_another_workspace() -> None:
+    page = service_pb.ListBillingModeChangesResponse()
+    page.changes.add(workspace_id=OPEN).change_time.seconds = 1 << 60
+    async with answering("ListBillingModeChanges", page.SerializeToString()) as target, BillingClient(target) as client:
+        with pytest.raises(AnswerInvalid, match="a time that is none"):
+            await anext(client.changes())
+    page.changes[0].change_time.seconds = 1
+    async with answering("ListBillingModeChanges", page.SerializeToString()) as target, BillingClient(target) as client:
+        assert (await anext(client.changes())).workspace_id == OPEN
+        assert (await anext(client.changes(OPEN.upper()))).workspace_id == OPEN
+        with pytest.raises(AnswerInvalid, match="another workspace"):
+            await anext(client.changes(INHERITS))
+    found = service_pb.GetWorkspaceBillingModeResponse()
+    found.billing_mode.resolution.CopyFrom(resolution_to_proto(rule(OPEN, StoredOverride("byok"), None)))
+    found.billing_mode.update_time.seconds = -(1 << 60)
+    async with (
+        answering("GetWorkspaceBillingMode", found.SerializeToString()) as target,
+        BillingClient(target) as client,
+    ):
+        with pytest.raises(AnswerInvalid, match="a time that is none"):
+            await client.get(OPEN)
+
+
+async def test_an_answer_that_is_too_long_is_not_taken_for_too_many_calls() -> None:
+    long = service_pb.GetWorkspaceBillingModeResponse()
+    long.billing_mode.updated_by = "x" * (5 << 20)
+    async with (
+        answering("GetWorkspaceBillingMode", long.SerializeToString()) as target,
+        BillingClient(target) as client,
+    ):
+        with pytest.raises(ServerRefused, match="RESOURCE_EXHAUSTED"):
+            await client.get(OPEN)
+
+    async def overloaded(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort_with_status(rpc_status.to_status(error_to_status(Overloaded())))
+        return b""
+
+    async with serving("GetWorkspaceBillingMode", overloaded) as target, BillingClient(target) as client:
+        with pytest.raises(Overloaded):
+            await client.get(OPEN)
+
+
+async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:
+    asked: list[str] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del request
+        asked.append(dict(context.invocation_metadata())["x-request-id"])
+        if len(asked) < 3:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "in a moment")
+        answer = service_pb.ResolveBillingModeResponse()
+        answer.resolution.CopyFrom(resolution_to_proto(rule(OPEN, StoredOverride("byok"), None)))
+        return answer.SerializeToString()
+
+    async with serving("ResolveBillingMode", handler) as target, BillingClient(target) as client:
+        assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+
+    assert len(asked) == 3
+    assert len(set(asked)) == 1
+
+
+async def test_a_refusal_names_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[str] = []
+
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        asked.append(dict(context.invocation_metadata())["x-request-id"])
+        await context.abort(grpc.StatusCode.INTERNAL, "")
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        for _ in range(2):
+            assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+        assert client._calls._running == set()  # noqa: SLF001 - nothing else shows what piles up
+
+    lines = [record.getMessage() for record in caplog.records if record.name == LOG]
+    assert [f"(request id {each})" in line for each, line in zip(asked, lines, strict=True)] == [True, True]
+    assert len(set(asked)) == 2
+
+
+async def test_what_nobody_expected_is_logged_with_its_traceback(
+    client: BillingClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.resolve("\udcff")
+    await client.resolve("no id")
+
+    found = {record.getMessage(): record.exc_info for record in caplog.records if record.name == LOG}
+    assert [info is not None for info in found.values()] == [True, False]
+    assert "unexpected" in next(iter(found))
+
+
+async def test_what_a_server_says_stays_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort(grpc.StatusCode.INTERNAL, "one\nERROR two\x1b[2J")
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name == LOG]
+    assert "INTERNAL: one?ERROR two?[2J" in line
+    assert line.isprintable()
 
 
 async def test_pages_that_lead_in_a_circle_end() -> None:

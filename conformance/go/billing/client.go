@@ -7,6 +7,7 @@ package billing
 import (
 	"context"
 	_ "embed"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -130,6 +131,8 @@ func (c *Client) validate(ctx context.Context, request *pb.ValidateSecretWriteRe
 // PlanProvisionEnv says what to strip from a container's environment, of which it takes the names, and what to set.
 func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKeys []string) Plan {
 	const method = "PlanProvisionEnv"
+	// A name that is not even UTF-8 cannot be sent, and must not close the plan.
+	envKeys = slices.DeleteFunc(slices.Clone(envKeys), func(key string) bool { return normalise(key) == "" })
 	request := &pb.PlanProvisionEnvRequest{WorkspaceId: workspaceID, EnvKeys: envKeys}
 	answer, reason := ask(ctx, c, method, request, c.stub.PlanProvisionEnv)
 	if reason != "" {

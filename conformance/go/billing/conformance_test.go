@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -11,13 +12,16 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -269,8 +273,12 @@ func TestApply(t *testing.T) {
 	passed := 0
 	for _, v := range file.Cases {
 		if t.Run(v.Name, func(t *testing.T) {
+			before := maps.Clone(v.Env)
 			if got := Apply(v.Plan, v.Env); !reflect.DeepEqual(got, v.Expect) {
 				t.Errorf("\nexpected %v\nanswered %v", v.Expect, got)
+			}
+			if !maps.Equal(before, v.Env) {
+				t.Errorf("changed what it was given: %v", v.Env)
 			}
 		}) {
 			passed++
@@ -319,10 +327,40 @@ func TestACallWithoutADeadlineGetsOne(t *testing.T) {
 	}
 	defer listener.Close()
 	client := New(dial(t, listener.Addr().String()), Options{Timeout: 200 * time.Millisecond})
+	started := time.Now()
 	if answer := client.PlanProvisionEnv(context.Background(), "", nil); answer.Resolution.Error != ServerUnreachable {
 		t.Errorf("%+v", answer.Resolution)
 	}
+	if took := time.Since(started); took > 3*time.Second {
+		t.Errorf("it took %v", took) // the service config alone would end it after five
+	}
 	if timeout := New(dial(t, "passthrough:nobody"), Options{}).options.Timeout; timeout != 5*time.Second {
 		t.Error(timeout)
+	}
+}
+
+func TestWhatIsUnavailableIsAskedAgain(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked atomic.Int32
+	unavailable := func(any, grpc.ServerStream) error { asked.Add(1); return status.Error(codes.Unavailable, "") }
+	server := grpc.NewServer(grpc.UnknownServiceHandler(unavailable))
+	go server.Serve(listener)
+	defer server.Stop()
+	New(dial(t, listener.Addr().String()), Options{}).Resolve(t.Context(), "")
+	if asked.Load() != 3 {
+		t.Errorf("asked %d times", asked.Load())
+	}
+}
+
+func TestAVariableWhoseNameCannotBeSentDoesNotCloseThePlan(t *testing.T) {
+	const name = "plan/own-byok"
+	client := New(dial(t, server(t)), Options{})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", name)
+	plan := client.PlanProvisionEnv(ctx, "7f1fc6a0-0000-4000-8000-00000000000a", []string{"caf\xe9", "PATH"})
+	if plan.Resolution.Mode != BYOK || plan.Resolution.Error != "" {
+		t.Errorf("%+v", plan.Resolution)
 	}
 }

@@ -72,16 +72,21 @@ func Apply(plan Plan, env map[string]string) map[string]string {
 	if result == nil {
 		result = map[string]string{}
 	}
-	strip := map[string]bool{}
+	strip, names := map[string]bool{}, map[string]bool{}
 	for _, key := range plan.StripKeys {
-		strip[strings.ToUpper(trim(key))] = true
+		strip[key], names[normalise(key)] = true, true
 	}
-	maps.DeleteFunc(result, func(key, _ string) bool { return strip[strings.ToUpper(trim(key))] })
+	// What is no name is in the empty one's place, and goes only where the plan spells it so.
+	names[""] = false
+	maps.DeleteFunc(result, func(key, _ string) bool { return strip[key] || names[normalise(key)] })
 	maps.Copy(result, plan.SetEnv)
 	return result
 }
 
-const reservedPrefix = "MOLECULE_LLM_"
+const (
+	reservedPrefix = "MOLECULE_LLM_"
+	maxSecretKeys  = 256
+)
 
 var (
 	modes    = map[pb.BillingMode]string{1: PlatformManaged, 2: BYOK, 3: Disabled}
@@ -219,7 +224,7 @@ func (c *Client) readSecrets(a *pb.ValidateSecretWriteResponse, asked string, ke
 }
 
 // closedSecrets blocks what depends on the mode. An outage blocks no other secret; of an invalid answer only what it
-// plainly allows is allowed.
+// plainly allows is allowed, and of more keys than any server judges at once none.
 func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecretWriteResponse) SecretDecision {
 	allows := func(v *pb.SecretKeyVerdict) bool { return verdicts[v.GetVerdict()] == Allowed }
 	blocks := func(v *pb.SecretKeyVerdict) bool { return !allows(v) }
@@ -231,7 +236,7 @@ func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecret
 		case reserved(name):
 			verdict = BlockedReserved
 		case name == "" || c.listed[name]:
-		case a == nil, plain && a.Verdicts[i].GetSecretKey() == key && allows(a.Verdicts[i]):
+		case a == nil && len(keys) <= maxSecretKeys, plain && a.Verdicts[i].GetSecretKey() == key && allows(a.Verdicts[i]):
 			verdict = Allowed
 		}
 		d.Allowed = d.Allowed && verdict == Allowed
