@@ -15,7 +15,15 @@ from billing_grpc import service_config, tracing
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.call_errors import call_error
 from billing_grpc.dial import Dialer
-from billing_grpc.errors import AnswerInvalid, BillingError, CallError, ServerRefused, ServerUnreachable, StorageError
+from billing_grpc.errors import (
+    AnswerInvalid,
+    BillingError,
+    CallError,
+    RequestError,
+    ServerRefused,
+    ServerUnreachable,
+    StorageError,
+)
 from billing_grpc.model import ResolutionError
 
 # The application's own logging and metrics, not the service's: this module lives in other people's processes.
@@ -176,6 +184,9 @@ def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
         # For a program that tells its user why; the answer says only what may reach anybody.
         extra={"cause": error},
     )
+    if isinstance(error, RequestError) and reason == ServerRefused.reason:
+        # What the service says is meant for its callers; what gRPC says may name hosts, and stays in the log.
+        return ResolutionError(reason, f"the server refused to answer: {error.message}")
     return ResolutionError(reason, _REASONS[reason])
 
 

@@ -7,7 +7,7 @@ errors of `errors`. Every call has a deadline, and is retried as the shipped ser
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -274,7 +274,7 @@ class BillingClient:
 
     async def changes(
         self, workspace_id: WorkspaceId = _NONE_YET, *, page_size: int = 0
-    ) -> AsyncIterator[ListedChange]:
+    ) -> AsyncGenerator[ListedChange, None]:
         """The recorded changes of one workspace, or of all, newest first; asks for a page when the last one is used up.
 
         Raises:

@@ -691,6 +691,9 @@ async def test_administration_raises_when_the_caller_may_not(tmp_path: Path) -> 
     ):
         with pytest.raises(PermissionDenied):
             await reader.set(OPEN, BillingMode.BYOK)
+        error = (await reader.plan_provision_env(OPEN)).resolution.error
+        assert error is not None
+        assert "this caller's role may not call this method" in error.message, "who reads only the answer learns why"
         with pytest.raises(Unauthenticated):
             await stranger.get(OPEN)
 

@@ -156,7 +156,8 @@ type BillingModeServiceClient interface {
 	//
 	// Database down: OK. Keys that are not on the platform's list are allowed as
 	// ever, listed ones are blocked and `resolution.error` is set.
-	// On a non-OK status the caller must store none of the secrets.
+	// On a non-OK status the caller must store none of the secrets, or, knowing
+	// the platform's list by itself, those alone whose names are not on it.
 	// INVALID_ARGUMENT will not change when repeated.
 	ValidateSecretWrite(ctx context.Context, in *ValidateSecretWriteRequest, opts ...grpc.CallOption) (*ValidateSecretWriteResponse, error)
 	// What to strip from a container's environment, and what to set in it,
@@ -397,7 +398,8 @@ type BillingModeServiceServer interface {
 	//
 	// Database down: OK. Keys that are not on the platform's list are allowed as
 	// ever, listed ones are blocked and `resolution.error` is set.
-	// On a non-OK status the caller must store none of the secrets.
+	// On a non-OK status the caller must store none of the secrets, or, knowing
+	// the platform's list by itself, those alone whose names are not on it.
 	// INVALID_ARGUMENT will not change when repeated.
 	ValidateSecretWrite(context.Context, *ValidateSecretWriteRequest) (*ValidateSecretWriteResponse, error)
 	// What to strip from a container's environment, and what to set in it,

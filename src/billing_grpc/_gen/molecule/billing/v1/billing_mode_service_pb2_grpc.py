@@ -262,7 +262,8 @@ class BillingModeServiceServicer:
 
         Database down: OK. Keys that are not on the platform's list are allowed as
         ever, listed ones are blocked and `resolution.error` is set.
-        On a non-OK status the caller must store none of the secrets.
+        On a non-OK status the caller must store none of the secrets, or, knowing
+        the platform's list by itself, those alone whose names are not on it.
         INVALID_ARGUMENT will not change when repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -160,7 +160,8 @@ class BillingModeServiceStub:
 
     Database down: OK. Keys that are not on the platform's list are allowed as
     ever, listed ones are blocked and `resolution.error` is set.
-    On a non-OK status the caller must store none of the secrets.
+    On a non-OK status the caller must store none of the secrets, or, knowing
+    the platform's list by itself, those alone whose names are not on it.
     INVALID_ARGUMENT will not change when repeated.
     """
     PlanProvisionEnv: _grpc.UnaryUnaryMultiCallable[_billing_mode_service_pb2.PlanProvisionEnvRequest, _billing_mode_service_pb2.PlanProvisionEnvResponse]
@@ -329,7 +330,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
 
     Database down: OK. Keys that are not on the platform's list are allowed as
     ever, listed ones are blocked and `resolution.error` is set.
-    On a non-OK status the caller must store none of the secrets.
+    On a non-OK status the caller must store none of the secrets, or, knowing
+    the platform's list by itself, those alone whose names are not on it.
     INVALID_ARGUMENT will not change when repeated.
     """
     PlanProvisionEnv: _aio.UnaryUnaryMultiCallable[_billing_mode_service_pb2.PlanProvisionEnvRequest, _billing_mode_service_pb2.PlanProvisionEnvResponse]  # type: ignore[assignment]
@@ -525,7 +527,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Database down: OK. Keys that are not on the platform's list are allowed as
         ever, listed ones are blocked and `resolution.error` is set.
-        On a non-OK status the caller must store none of the secrets.
+        On a non-OK status the caller must store none of the secrets, or, knowing
+        the platform's list by itself, those alone whose names are not on it.
         INVALID_ARGUMENT will not change when repeated.
         """
 
