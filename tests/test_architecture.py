@@ -94,9 +94,10 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "closed": PURE | {"provision", "resolver", "secrets", "validation"},
     "answers": PURE | {"_gen", "convert", "provision", "resolver", "secrets"},
     "call_errors": {"_gen", "answers", "convert", "errors"},
-    "dial": {"__init__", "errors", "service_config", "watched_file"},
+    "bearer_token": {"errors", "watched_file"},
+    "dial": {"__init__", "bearer_token", "errors", "service_config", "watched_file"},
     "calls": PURE | {"_gen", "call_errors", "dial", "service_config", "tracing"},
-    "client": PURE | {"_gen", "answers", "calls", "closed", "convert", "dial", "secrets", "validation"},
+    "client": PURE | {"_gen", "answers", "bearer_token", "calls", "closed", "convert", "dial", "secrets", "validation"},
     "client_settings": set(),
     # Commands that ask a server know the client and nothing of the server.
     "commands": PURE | {"client", "client_settings", "dial", "provision", "secrets", "validation"},

@@ -14,9 +14,10 @@ from typing import Final, Self
 from billing_grpc import answers, closed, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.bearer_token import TokenSource
 from billing_grpc.calls import LONGEST_TIMEOUT, Calls, closing
 from billing_grpc.convert import MODE_TO_PROTO
-from billing_grpc.dial import ClientTls, Dialer, TokenSource
+from billing_grpc.dial import ClientTls, Dialer
 from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
     BillingMode,

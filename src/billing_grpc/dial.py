@@ -5,7 +5,6 @@ import logging
 import re
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,8 @@ from typing import Final
 import grpc
 
 from billing_grpc import __version__, service_config
-from billing_grpc.errors import ServerRefused, ServerUnreachable
+from billing_grpc.bearer_token import BearerToken, TokenSource
+from billing_grpc.errors import ServerUnreachable
 from billing_grpc.watched_file import WatchedFile
 
 # The application's own logging: this module lives in other people's processes.
@@ -27,7 +27,6 @@ _RETRY_SECONDS: Final = 1.0
 _OLD_CHANNEL_GRACE: Final = 30.0
 """Seconds that calls on a channel with replaced certificates still get."""
 
-_TOKEN: Final = re.compile(r"[!-~]+")
 _LOCAL: Final = re.compile(
     r"unix(-abstract)?:[^,]*|(ipv4:|ipv6:|dns:|dns:///)?(localhost|127(\.[0-9]+){3}|\[::1\]):[0-9]+"
 )
@@ -69,10 +68,6 @@ def is_local(target: str) -> bool:
     return all(_LOCAL.fullmatch(address) for address in target.split(","))
 
 
-TokenSource = Path | Callable[[], str]
-"""A file that holds a bearer token and may be replaced, or what returns the one to show now."""
-
-
 class Dialer:
     """A channel to one target, and the metadata that its calls show."""
 
@@ -83,15 +78,10 @@ class Dialer:
             ValueError: the token would go over a network that anybody can read.
             TypeError: the token's source is neither a path nor a callable; a text is not taken for either.
         """
-        if not (token is None or isinstance(token, Path) or callable(token)):
-            raise TypeError("token: give a pathlib.Path of a file that holds it, or a callable that returns it")
         if token is not None and tls is None and not is_local(target):
             raise ValueError(f"a token is shown only over TLS or to this machine, and {target} is neither: give tls")
         self.target = target
-        self._token = token
-        self._token_file = WatchedFile(token, _MAX_FILE_BYTES) if isinstance(token, Path) else None
-        self._shown = ""
-        self._unread = ""
+        self._token = None if token is None else BearerToken(token)
         self._tls = tls
         paths = () if tls is None else (tls.ca, tls.cert, tls.key)
         self._files = {path: WatchedFile(path, _MAX_FILE_BYTES) for path in paths if path is not None}
@@ -123,13 +113,7 @@ class Dialer:
         Raises:
             ServerRefused: the token cannot be had, or is none.
         """
-        if self._token is None:
-            return None
-        token: object = self._from_source() if self._token_file is None else self._from_file(self._token_file)
-        # Never repeated in a message, and never sent: gRPC would quote it when it refuses the header.
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise ServerRefused("the token is empty, no text, or holds characters that no token has")
-        return f"Bearer {token}"
+        return None if self._token is None else self._token.authorization()
 
     async def close(self) -> None:
         """Closes the channel and ends its calls; a later call finds it closed.
@@ -141,23 +125,6 @@ class Dialer:
         if channel is not None:
             await channel.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
-
-    def _from_file(self, file: WatchedFile) -> str:
-        if file.changed():
-            try:
-                self._shown, self._unread = file.read().decode("ascii", "replace").strip(), ""
-            except OSError as error:
-                self._unread = f"the token file {file.path} cannot be read: {error.strerror}"
-        # A file that is being replaced may be gone for a moment; the last token is then still the best.
-        if self._unread and not self._shown:
-            raise ServerRefused(self._unread)
-        return self._shown
-
-    def _from_source(self) -> object:
-        try:
-            return self._token()  # type: ignore[operator, misc]
-        except Exception as error:
-            raise ServerRefused("the token cannot be had: its source raised an error") from error
 
     def _renew(self) -> None:
         try:

@@ -23,7 +23,7 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.testing import running_server
-from tests.faults.victim import Victim, running_victim
+from tests.faults.victim import Victim
 from tests.writes import BY, overrides
 
 BUDGET: Final = 1.0
@@ -42,20 +42,6 @@ KEY: Final = "OPENAI_API_KEY"
 DEGRADED: Final = {"DATABASE_TIMEOUT", "DATABASE_UNREACHABLE"}
 
 Outcome = StoredOverride | StorageError
-
-
-@pytest.fixture(scope="module")
-def kept() -> Iterator[Victim]:
-    """The one server of this module, migrated."""
-    with running_victim() as running:
-        yield running
-
-
-@pytest.fixture
-def victim(kept: Victim) -> Victim:
-    """A server that runs at the start of the test."""
-    kept.start()
-    return kept
 
 
 @pytest.fixture
