@@ -366,7 +366,7 @@ async def test_a_token_file_and_a_token_source_are_asked_at_every_call(tmp_path:
         BillingClient(target, token=lambda: shown[0], tls=known.tls) as by_source,
     ):
         for token, reason in (("new", None), ("revoked", "SERVER_REFUSED"), ("new", None), ("", "SERVER_REFUSED")):
-            file.write_text(token)
+            file.write_text(f"{token}\n")
             shown[0] = token
             for client in (by_file, by_source):
                 error = (await client.resolve(OPEN)).error
@@ -516,7 +516,7 @@ async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again
 
 
 async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_client(tmp_path: Path) -> None:
-    known = Known(tmp_path)
+    known, before = Known(tmp_path), asyncio.all_tasks()
     with silent() as target:
         client = BillingClient(target, tls=known.tls, timeout=20)
         started = asyncio.ensure_future(client.resolve(OPEN))
@@ -526,6 +526,7 @@ async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_clie
         assert not started.done()
         async with asyncio.timeout(5):
             await client.close()
+            assert asyncio.all_tasks() <= {*before, started}
             assert is_closed(await started, "SERVER_UNREACHABLE")
 
 
