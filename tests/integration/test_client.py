@@ -12,9 +12,12 @@ from typing import Any, Final, cast
 
 import grpc
 import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.addresses import Security, TcpAddress
 from billing_grpc.client import BillingClient, ClientTls
@@ -769,6 +772,64 @@ async def test_an_answer_that_is_too_long_is_not_taken_for_too_many_calls() -> N
     async with serving("GetWorkspaceBillingMode", overloaded) as target, BillingClient(target) as client:
         with pytest.raises(Overloaded):
             await client.get(OPEN)
+
+
+def details(code: int, *parts: Message) -> bytes:
+    """A rich status as it stands in the trailing metadata."""
+    status = status_pb2.Status(code=code, message="no")
+    for part in parts:
+        status.details.add().Pack(part)
+    return status.SerializeToString()
+
+
+def says(reason: str, domain: str = "billing.molecule") -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=domain)
+
+
+GARBLED: Final = status_pb2.Status(code=code_pb2.NOT_FOUND)
+GARBLED.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
+NOT_OURS: Final[dict[str, tuple[grpc.StatusCode, bytes, type[BillingError]]]] = {
+    "of another domain": (
+        grpc.StatusCode.NOT_FOUND,
+        details(code_pb2.NOT_FOUND, says("WORKSPACE_NOT_FOUND", "example.org")),
+        ServerRefused,
+    ),
+    "of no domain": (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        details(code_pb2.INVALID_ARGUMENT, error_details_pb2.BadRequest()),
+        ServerRefused,
+    ),
+    "with a reason of a later version": (
+        grpc.StatusCode.NOT_FOUND,
+        details(code_pb2.NOT_FOUND, says("LATER")),
+        ServerRefused,
+    ),
+    "garbled": (grpc.StatusCode.NOT_FOUND, b"\xff\xff", ServerRefused),
+    "with a garbled part": (grpc.StatusCode.NOT_FOUND, GARBLED.SerializeToString(), ServerRefused),
+    "cancelled": (grpc.StatusCode.CANCELLED, b"", ServerUnreachable),
+    "stale, with a state that contradicts itself": (
+        grpc.StatusCode.ABORTED,
+        details(code_pb2.ABORTED, says("ETAG_STALE"), pb.WorkspaceBillingMode(etag="1")),
+        EtagStale,
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "sent", "kind"), NOT_OURS.values(), ids=NOT_OURS.keys())
+async def test_a_status_is_believed_as_far_as_the_service_itself_could_have_said_it(
+    code: grpc.StatusCode, sent: bytes, kind: type[BillingError]
+) -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort(code, "no", (("grpc-status-details-bin", sent),))
+        return b""
+
+    async with serving("GetWorkspaceBillingMode", refuse) as target, BillingClient(target) as client:
+        with pytest.raises(BillingError) as refused:
+            await client.get(OPEN)
+
+    assert type(refused.value) is kind
+    assert getattr(refused.value, "attachments", ()) == ()
 
 
 async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:
