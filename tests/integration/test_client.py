@@ -779,7 +779,8 @@ def details(code: int, *parts: Message) -> bytes:
     status = status_pb2.Status(code=code, message="no")
     for part in parts:
         status.details.add().Pack(part)
-    return status.SerializeToString()
+    sent: bytes = status.SerializeToString()
+    return sent
 
 
 def says(reason: str, domain: str = "billing.molecule") -> error_details_pb2.ErrorInfo:
