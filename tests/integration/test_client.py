@@ -286,8 +286,12 @@ async def test_each_decision_that_is_closed_counts() -> None:
     before = counted("BatchResolveBillingModes", "SERVER_UNREACHABLE")
     async with BillingClient(NOBODY) as client:
         await client.resolve_many([OPEN, INHERITS, "no id"])
-
     assert counted("BatchResolveBillingModes", "SERVER_UNREACHABLE") == before + 2
+
+    before = counted("BatchResolveBillingModes", "SERVER_REFUSED")
+    async with BillingClient(NOBODY) as client:
+        await client.resolve_many(["no id", "", "nor this"])
+    assert counted("BatchResolveBillingModes", "SERVER_REFUSED") == before + 3
 
 
 async def test_a_secret_for_the_whole_organisation_is_asked_about_as_one() -> None:
@@ -850,6 +854,33 @@ async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_co
 
     assert len(asked) == 3
     assert len(set(asked)) == 1
+
+
+async def test_a_decision_that_the_storage_refused_may_be_asked_again() -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort_with_status(rpc_status.to_status(error_to_status(STORAGE_ERRORS["SCHEMA_NOT_READY"]())))
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
+
+
+async def test_pages_are_as_long_as_was_asked_for() -> None:
+    asked: list[tuple[int, str]] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del context
+        page = service_pb.ListBillingModeChangesRequest.FromString(request)
+        asked.append((page.page_size, page.page_token))
+        return service_pb.ListBillingModeChangesResponse(
+            next_page_token="" if page.page_token else "2"
+        ).SerializeToString()
+
+    async with serving("ListBillingModeChanges", handler) as target, BillingClient(target) as client:
+        assert [each async for each in client.changes(page_size=7)] == []
+
+    assert asked == [(7, ""), (7, "2")]
 
 
 async def test_a_refusal_names_the_request(caplog: pytest.LogCaptureFixture) -> None:
