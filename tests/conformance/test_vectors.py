@@ -142,6 +142,26 @@ def test_a_case_says_what_a_runner_needs(name: str) -> None:
     assert matches(case.expect, case.expect) or "garbled" in name or "cut-short" in name
 
 
+@pytest.mark.parametrize(
+    ("expected", "actual", "same"),
+    [
+        (True, True, True),
+        (True, 1, False),
+        (None, False, False),
+        ({"a": [1]}, {"a": [1]}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ([1], [1, 2], False),
+        ([], {}, False),
+        ({"error": ["A", "B"]}, {"error": "B"}, True),
+        ({"error": ["A", "B"]}, {"error": "C"}, False),
+        ({"a": ["A", "B"]}, {"a": "B"}, False),
+    ],
+    ids=str,
+)
+def test_an_answer_matches_when_it_is_the_same_in_kind_and_value(expected: Any, actual: Any, same: bool) -> None:
+    assert matches(expected, actual) is same
+
+
 def test_every_row_of_the_rule_has_its_vector() -> None:
     asked = set()
     for case in CASES.values():

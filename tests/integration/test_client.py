@@ -12,9 +12,12 @@ from typing import Any, Final, cast
 
 import grpc
 import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.addresses import Security, TcpAddress
 from billing_grpc.client import BillingClient, ClientTls
@@ -283,8 +286,12 @@ async def test_each_decision_that_is_closed_counts() -> None:
     before = counted("BatchResolveBillingModes", "SERVER_UNREACHABLE")
     async with BillingClient(NOBODY) as client:
         await client.resolve_many([OPEN, INHERITS, "no id"])
-
     assert counted("BatchResolveBillingModes", "SERVER_UNREACHABLE") == before + 2
+
+    before = counted("BatchResolveBillingModes", "SERVER_REFUSED")
+    async with BillingClient(NOBODY) as client:
+        await client.resolve_many(["no id", "", "nor this"])
+    assert counted("BatchResolveBillingModes", "SERVER_REFUSED") == before + 3
 
 
 async def test_a_secret_for_the_whole_organisation_is_asked_about_as_one() -> None:
@@ -366,7 +373,7 @@ async def test_a_token_file_and_a_token_source_are_asked_at_every_call(tmp_path:
         BillingClient(target, token=lambda: shown[0], tls=known.tls) as by_source,
     ):
         for token, reason in (("new", None), ("revoked", "SERVER_REFUSED"), ("new", None), ("", "SERVER_REFUSED")):
-            file.write_text(token)
+            file.write_text(f"{token}\n")
             shown[0] = token
             for client in (by_file, by_source):
                 error = (await client.resolve(OPEN)).error
@@ -516,7 +523,7 @@ async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again
 
 
 async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_client(tmp_path: Path) -> None:
-    known = Known(tmp_path)
+    known, before = Known(tmp_path), asyncio.all_tasks()
     with silent() as target:
         client = BillingClient(target, tls=known.tls, timeout=20)
         started = asyncio.ensure_future(client.resolve(OPEN))
@@ -526,6 +533,7 @@ async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_clie
         assert not started.done()
         async with asyncio.timeout(5):
             await client.close()
+            assert asyncio.all_tasks() <= {*before, started}
             assert is_closed(await started, "SERVER_UNREACHABLE")
 
 
@@ -773,6 +781,65 @@ async def test_an_answer_that_is_too_long_is_not_taken_for_too_many_calls() -> N
             await client.get(OPEN)
 
 
+def details(code: int, *parts: Message) -> bytes:
+    """A rich status as it stands in the trailing metadata."""
+    status = status_pb2.Status(code=code, message="no")
+    for part in parts:
+        status.details.add().Pack(part)
+    sent: bytes = status.SerializeToString()
+    return sent
+
+
+def says(reason: str, domain: str = "billing.molecule") -> error_details_pb2.ErrorInfo:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=domain)
+
+
+GARBLED: Final = status_pb2.Status(code=code_pb2.NOT_FOUND)
+GARBLED.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
+NOT_OURS: Final[dict[str, tuple[grpc.StatusCode, bytes, type[BillingError]]]] = {
+    "of another domain": (
+        grpc.StatusCode.NOT_FOUND,
+        details(code_pb2.NOT_FOUND, says("WORKSPACE_NOT_FOUND", "example.org")),
+        ServerRefused,
+    ),
+    "of no domain": (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        details(code_pb2.INVALID_ARGUMENT, error_details_pb2.BadRequest()),
+        ServerRefused,
+    ),
+    "with a reason of a later version": (
+        grpc.StatusCode.NOT_FOUND,
+        details(code_pb2.NOT_FOUND, says("LATER")),
+        ServerRefused,
+    ),
+    "garbled": (grpc.StatusCode.NOT_FOUND, b"\xff\xff", ServerRefused),
+    "with a garbled part": (grpc.StatusCode.NOT_FOUND, GARBLED.SerializeToString(), ServerRefused),
+    "cancelled": (grpc.StatusCode.CANCELLED, b"", ServerUnreachable),
+    "stale, with a state that contradicts itself": (
+        grpc.StatusCode.ABORTED,
+        details(code_pb2.ABORTED, says("ETAG_STALE"), pb.WorkspaceBillingMode(etag="1")),
+        EtagStale,
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "sent", "kind"), NOT_OURS.values(), ids=NOT_OURS.keys())
+async def test_a_status_is_believed_as_far_as_the_service_itself_could_have_said_it(
+    code: grpc.StatusCode, sent: bytes, kind: type[BillingError]
+) -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort(code, "no", (("grpc-status-details-bin", sent),))
+        return b""
+
+    async with serving("GetWorkspaceBillingMode", refuse) as target, BillingClient(target) as client:
+        with pytest.raises(BillingError) as refused:
+            await client.get(OPEN)
+
+    assert type(refused.value) is kind
+    assert getattr(refused.value, "attachments", ()) == ()
+
+
 async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:
     asked: list[str] = []
 
@@ -790,6 +857,33 @@ async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_co
 
     assert len(asked) == 3
     assert len(set(asked)) == 1
+
+
+async def test_a_decision_that_the_storage_refused_may_be_asked_again() -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort_with_status(rpc_status.to_status(error_to_status(STORAGE_ERRORS["SCHEMA_NOT_READY"]())))
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
+
+
+async def test_pages_are_as_long_as_was_asked_for() -> None:
+    asked: list[tuple[int, str]] = []
+
+    async def handler(request: bytes, context: Any) -> bytes:
+        del context
+        page = service_pb.ListBillingModeChangesRequest.FromString(request)
+        asked.append((page.page_size, page.page_token))
+        return service_pb.ListBillingModeChangesResponse(
+            next_page_token="" if page.page_token else "2"
+        ).SerializeToString()
+
+    async with serving("ListBillingModeChanges", handler) as target, BillingClient(target) as client:
+        assert [each async for each in client.changes(page_size=7)] == []
+
+    assert asked == [(7, ""), (7, "2")]
 
 
 async def test_a_refusal_names_the_request(caplog: pytest.LogCaptureFixture) -> None:

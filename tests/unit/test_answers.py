@@ -100,6 +100,11 @@ CONTRADICTIONS: dict[str, tuple[pb.BillingModeResolution, str, dict[str, object]
     "open by the fallback": (INHERITED, WORKSPACE, {"source": pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK}),
     "open by an override of another text": (HONEST, WORKSPACE, {"workspace_override": "BYOK"}),
     "open by another org default": (INHERITED, WORKSPACE, {"org_default": pb.BILLING_MODE_DISABLED}),
+    "closed by the fallback beside an open org default": (
+        INHERITED,
+        WORKSPACE,
+        {"resolved_mode": pb.BILLING_MODE_PLATFORM_MANAGED, "source": pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK},
+    ),
     "inherited beside an override": (INHERITED, WORKSPACE, {"workspace_override": "disabled"}),
     "inherited beside a corrupt override": (INHERITED, WORKSPACE, {"workspace_override": "BYOK"}),
 }
@@ -211,6 +216,22 @@ def test_a_plan_that_contradicts_itself_is_refused(
 def test_a_key_that_only_the_caller_knows_has_to_be_stripped_too() -> None:
     with pytest.raises(AnswerInvalid):
         answers.provision_plan(_shut_plan(), [], WORKSPACE, KeyList(["NEW_VENDOR_KEY"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "verdict"),
+    [
+        ("SLACK_TOKEN", pb.SECRET_VERDICT_BLOCKED_RESERVED),
+        ("molecule_llm_x", pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED),
+    ],
+    ids=["not reserved", "reserved"],
+)
+def test_reserved_names_and_no_others_are_refused_as_reserved(key: str, verdict: Any) -> None:
+    answer = service_pb.ValidateSecretWriteResponse(resolution=convert.resolution_to_proto(SHUT))
+    answer.verdicts.add(secret_key=key, verdict=verdict)
+
+    with pytest.raises(AnswerInvalid):
+        answers.secret_write(answer, [key], WORKSPACE, KEYS)
 
 
 def test_an_invalid_answer_allows_no_key_that_it_does_not_plainly_allow() -> None:

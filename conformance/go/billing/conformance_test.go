@@ -339,6 +339,14 @@ func TestACallWithoutADeadlineGetsOne(t *testing.T) {
 	}
 }
 
+func TestOneEnvironmentLeavesNothingForTheNext(t *testing.T) {
+	client := New(dial(t, nobody(t)), Options{})
+	client.PlanProvisionEnv(t.Context(), "", []string{"openai_api_key"})
+	if plan := client.PlanProvisionEnv(t.Context(), "", nil); slices.Contains(plan.StripKeys, "openai_api_key") {
+		t.Error(plan.StripKeys)
+	}
+}
+
 func TestWhatIsUnavailableIsAskedAgain(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
