@@ -167,13 +167,18 @@ def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceB
     )
 
 
-def update(answer: service_pb.SetWorkspaceBillingModeResponse, workspace_id: str) -> BillingModeUpdate:
-    """What a write left behind and found.
+def update(
+    answer: service_pb.SetWorkspaceBillingModeResponse, workspace_id: str, wanted: str | None
+) -> BillingModeUpdate:
+    """What a write left behind and found; `wanted` is the override that it was to leave.
 
     Raises:
-        AnswerInvalid: as `workspace`.
+        AnswerInvalid: as `workspace`, or it left another override.
     """
-    return BillingModeUpdate(workspace(answer.billing_mode, workspace_id), resolution(answer.previous, workspace_id))
+    current = workspace(answer.billing_mode, workspace_id)
+    if current.resolution.workspace_override != wanted:
+        _refuse("it says that another mode was written than the request's")
+    return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
 
 
 def change(message: pb.BillingModeChange, workspace_id: str) -> ListedChange:

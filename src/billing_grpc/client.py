@@ -16,7 +16,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.bearer_token import TokenSource
 from billing_grpc.calls import LONGEST_TIMEOUT, Calls, closing
-from billing_grpc.convert import MODE_TO_PROTO
+from billing_grpc.convert import MODE_FROM_PROTO, MODE_TO_PROTO
 from billing_grpc.dial import ClientTls, Dialer
 from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
@@ -188,7 +188,7 @@ class BillingClient:
                 raise
 
         def close(error: ResolutionError) -> SecretWriteDecision:
-            return closed.secret_write(asked, sent, error, self._keys, org_wide=org_wide, doubted=doubted)
+            return closed.secret_write(asked, sent, error, self._keys, doubted=doubted)
 
         return await self._calls.total(method, ask, close)
 
@@ -306,7 +306,8 @@ class BillingClient:
         request.workspace_id, request.reason, request.etag = workspace_id, reason, etag
         request.validate_only = validate_only
         answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
-        return answers.update(answer, workspace_id)
+        wanted = MODE_FROM_PROTO[request.mode].value if request.HasField("mode") else None
+        return answers.update(answer, workspace_id, wanted)
 
 
 def _names(keys: Iterable[object]) -> list[str]:

@@ -36,7 +36,6 @@ def secret_write(
     error: ResolutionError,
     keys: KeyList,
     *,
-    org_wide: bool = False,
     doubted: Iterable[int] = (),
 ) -> SecretWriteDecision:
     """Listed and reserved keys refused, and those that are no key's name; the others allowed. Of no keys nothing is.
@@ -46,7 +45,6 @@ def secret_write(
         secret_keys: the names asked about.
         error: why there is no answer.
         keys: the vendor keys.
-        org_wide: whether the secrets are meant for the whole organisation.
         doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow, or of which too many were
             asked about at once.
     """
@@ -58,7 +56,8 @@ def secret_write(
             message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
             verdict = SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)
         else:
-            verdict = keys.judge(key, name, closed, org_wide=org_wide)
+            # Of an answer with an error the message is the same wherever the secret was to go.
+            verdict = keys.judge(key, name, closed, org_wide=False)
         if index in doubts and verdict.verdict is SecretVerdict.ALLOWED:
             message = "refused: no answer that could be understood judges it; retry, with at most 256 keys"
             verdict = replace(verdict, verdict=SecretVerdict.BLOCKED_PLATFORM_MANAGED, message=message)

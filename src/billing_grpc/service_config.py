@@ -5,12 +5,14 @@ load the same file, `service_config.json` beside the contract.
 """
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 _NAME: Final = "service_config.json"
 
 
+@cache
 def load() -> str:
     """The policy as JSON, as the channel option `grpc.service_config` takes it."""
     packaged = Path(__file__).with_name(_NAME)
@@ -31,6 +33,7 @@ def channel_options() -> list[tuple[str, str | int]]:
     return [("grpc.service_config", json.dumps(policy)), ("grpc.enable_retries", 1)]
 
 
+@cache
 def timeout(method: str) -> float:
     """The policy's timeout of a method, given by its bare name, in seconds."""
     for entry in json.loads(load())["methodConfig"]:

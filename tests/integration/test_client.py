@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Security, TcpAddress
 from billing_grpc.client import BillingClient, ClientTls
 from billing_grpc.convert import error_to_status, resolution_to_proto
@@ -928,6 +929,21 @@ async def test_what_a_server_says_stays_one_line_in_the_log(caplog: pytest.LogCa
     (line,) = [record.getMessage() for record in caplog.records if record.name == LOG]
     assert "INTERNAL: one?ERROR two?[2J" in line
     assert line.isprintable()
+
+
+async def test_a_write_that_left_another_mode_is_no_success(repository: InMemoryRepository) -> None:
+    async with running_server(repository) as target, grpc.aio.insecure_channel(target) as channel:
+        stub: Any = service_grpc.BillingModeServiceStub(channel)
+        request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=OPEN, mode=pb.BILLING_MODE_DISABLED)
+        written = await stub.SetWorkspaceBillingMode(request)
+    async with (
+        answering("SetWorkspaceBillingMode", written.SerializeToString()) as target,
+        BillingClient(target) as client,
+    ):
+        assert (await client.set(OPEN, BillingMode.DISABLED)).current.resolution.mode is BillingMode.DISABLED
+        for other in (client.set(OPEN, BillingMode.BYOK), client.inherit(OPEN)):
+            with pytest.raises(AnswerInvalid):
+                await other
 
 
 async def test_pages_that_lead_in_a_circle_end() -> None:
