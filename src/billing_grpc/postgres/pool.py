@@ -130,7 +130,7 @@ class BoundedPool:
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
         self._attempts = size + 1
-        self._working: set[asyncio.Task[Any]] = set()
+        self._working: dict[asyncio.Task[Any], _Lease] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._drained_at = -_DRAIN_EVERY
 
@@ -142,7 +142,13 @@ class BoundedPool:
             yield
         finally:
             if self._running:
-                await asyncio.wait(self._running)  # each within its budget
+                await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT)
+            # Nobody waits for an answer any more, and budgets may be long.
+            for lease in self._working.values():
+                lease.expire()
+            if self._running:
+                await asyncio.wait(self._running)
+            self._ask_anew.hurry()
             await self.breaker.stop()
             await self._pool.close(_CLOSE_TIMEOUT)
 
@@ -178,8 +184,8 @@ class BoundedPool:
         task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
         task.add_done_callback(lambda _: expiry.cancel())
         self._track(task)
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        self._working[task] = lease
+        task.add_done_callback(self._working.pop)
         try:
             result = await self._answer(task, lease, budget, repeatable=repeatable)
         except (DatabaseUnreachable, DatabaseTimeout):
