@@ -137,6 +137,15 @@ def test_a_running_call_gets_the_grace_and_no_more(serve: Serve, settings: Chang
         assert server.process.wait(ENDING) == 0
 
 
+def test_who_watches_health_does_not_hold_up_a_stop(serve: Serve, settings: Changes, watch: Watch) -> None:
+    server = serve(settings={**settings, "BILLING_GRPC_DRAIN_GRACE": LONG})
+    watchers = [watch(server, name) for name in LIVENESS]
+    until(lambda: [each.last for each in watchers] == [SERVING] * 2)
+    server.process.terminate()
+    assert server.process.wait(ENDING) == 0
+    assert [each.last for each in watchers] == [NOT_SERVING] * 2
+
+
 @pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
 def test_a_second_signal_does_not_wait_for_the_delay(serve: Serve, settings: Changes, number: signal.Signals) -> None:
     server = serve(settings={**settings, "BILLING_GRPC_DRAIN_DELAY": LONG})

@@ -356,6 +356,24 @@ async def test_a_server_that_refuses_new_connections_is_used_through_those_that_
             connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
 
 
+async def test_a_connection_that_a_probe_borrows_is_no_call_that_works(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with psycopg.connect(victim.url) as holder, psycopg.connect(victim.url, autocommit=True) as connection:
+        connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT {POOL_SIZE}".encode())
+        try:
+            holder.execute("LOCK TABLE workspaces")
+            reading, seen = asyncio.create_task(read(repository, workspace, 0.5)), set()
+            while not reading.done():
+                stats = repository.pool_stats()
+                seen.add((stats.in_use, stats.waiting))
+                await asyncio.sleep(0.01)
+            assert (1, 0) in seen
+            assert seen <= {(1, 0), (0, 1), (0, 0)}
+        finally:
+            connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
+
+
 @pytest.mark.parametrize("before", range(3, 8))
 async def test_a_write_that_failed_leaves_its_connection_fit_for_the_next_one(
     victim: Victim, workspace: str, before: int

@@ -125,7 +125,6 @@ class BoundedPool:
             open=False,
         )
         self._size = size
-        self._in_use = 0
         # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
@@ -155,11 +154,13 @@ class BoundedPool:
     @property
     def stats(self) -> PoolStats:
         """The pool now."""
+        # The probe's borrowed connection is no work.
+        in_use = sum(lease.connection is not None for lease in self._working.values())
         return PoolStats(
             size=self._size,
             idle=self._pool.get_stats().get("pool_available", 0),
-            in_use=self._in_use,
-            waiting=len(self._working) - self._in_use,
+            in_use=in_use,
+            waiting=len(self._working) - in_use,
         )
 
     async def run(self, work: Work[Result], *, budget: float, repeatable: bool, proves: bool = True) -> Result:
@@ -304,13 +305,11 @@ class BoundedPool:
     async def _once(self, deadline: float, lease: _Lease, work: Work[Result]) -> Result:
         connection = await self._connection(deadline, lease)
         lease.connection = connection
-        self._in_use += 1
         try:
             if lease.expired:
                 raise DatabaseTimeout
             return await work(connection)
         finally:
-            self._in_use -= 1
             lease.connection = None
             if lease.expired:
                 # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.
