@@ -21,6 +21,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
         self._leaving = False
+        self._over = False
 
     def set(self, name: str, *, serving: bool) -> None:
         """Makes a name known, or changes its status; nothing any more after `leave`."""
@@ -31,6 +32,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         """NOT_SERVING for every name and for good: the server is about to go."""
         self._leaving = True
         self._set(dict.fromkeys(self._serving, False))
+
+    def end(self) -> None:
+        """Ends the streams of those who watch, once they were told the last status; otherwise they hold up a stop."""
+        self._over = True
+        self._set({})
 
     def _set(self, serving: dict[str, bool]) -> None:
         self._serving.update(serving)
@@ -52,6 +58,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
             if status != told:
                 await context.write(_Response(status=status))
             told = status
+            if self._over:
+                return
             await changed.wait()
 
     def _status(self, name: str) -> int:

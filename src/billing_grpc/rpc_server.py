@@ -142,6 +142,7 @@ class RpcServer:
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
         self.leave()
+        self._health.end()
         await self._server.stop(grace)
 
     async def ended(self) -> None:

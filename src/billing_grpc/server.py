@@ -106,7 +106,7 @@ def _run_workers(
 
         async def run_all() -> None:
             environment = environment_with({"PROMETHEUS_MULTIPROC_DIR": counted})
-            orders = Orders(settings, database_url, addresses)
+            orders = Orders(settings, database_url, addresses, Path(counted))
             workers = Workers(orders, environment, buried)
             await workers.run(signals, lambda: announce(addresses))
 

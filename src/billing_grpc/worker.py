@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from shutil import rmtree
 from typing import Final
 
 from billing_grpc import logs
@@ -26,12 +27,16 @@ def main() -> None:
     orders = _orders()
     logs.configure(orders.settings.log_format, orders.settings.log_level)
     signals = StopSignals(impatient=False)
-    threading.Thread(target=_end_with_the_parent, args=(orders.settings.grace,), daemon=True).start()
+    orphaned = threading.Event()
+    threading.Thread(target=_end_with_the_parent, args=(orders.settings.grace, orphaned), daemon=True).start()
     try:
         asyncio.run(serve(orders.settings, orders.database_url, signals, _say_ready, shared=orders.addresses))
     except StartupError as error:
         sys.stderr.write(f"billing-grpc: {error}\n")
         sys.exit(_EXIT_FAILED)
+    finally:
+        if orphaned.is_set():
+            rmtree(orders.counted, ignore_errors=True)
 
 
 def _orders() -> Orders:
@@ -56,9 +61,10 @@ def _say_ready(_: object) -> None:
     sys.stdout.buffer.flush()
 
 
-def _end_with_the_parent(grace: float) -> None:
+def _end_with_the_parent(grace: float, orphaned: threading.Event) -> None:
     """The pipe ends when the parent does, however it ended: without it nobody would stop this process any more."""
     os.read(_STDIN, 1)
+    orphaned.set()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(grace + _ORPHAN_MARGIN)
     os._exit(_EXIT_FAILED)

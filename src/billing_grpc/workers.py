@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import structlog
@@ -43,11 +44,13 @@ class Orders:
         settings: as the parent read and checked them.
         database_url: the database to use.
         addresses: where to listen, with real ports that the parent holds.
+        counted: the directory where all of them count; the parent's, or of nobody when the parent was killed.
     """
 
     settings: Settings
     database_url: str
     addresses: tuple[TcpAddress, ...]
+    counted: Path
 
     def packed(self) -> bytes:
         """As they stand on a worker's standard input."""

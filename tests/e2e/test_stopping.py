@@ -34,6 +34,9 @@ from tests.e2e.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVI
 from tests.e2e.test_embedded_start import BYOK, INHERITS, processes, set_mode
 
 LONG: Final = "60"
+ENDING: Final = 10.0
+"""Seconds after its grace in which a process has ended; what storage may use in these tests is longer."""
+
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 
 # A stop of the database that takes its time, as one with much to write.
@@ -130,7 +133,17 @@ def test_a_running_call_gets_the_grace_and_no_more(serve: Serve, settings: Chang
         with pytest.raises(grpc.RpcError) as cut:
             answer.result(timeout=PATIENCE)
         assert cut.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    assert server.process.wait(PATIENCE) == 0
+        # Nor does the process wait for what the database still does, when nobody waits for its answer.
+        assert server.process.wait(ENDING) == 0
+
+
+def test_who_watches_health_does_not_hold_up_a_stop(serve: Serve, settings: Changes, watch: Watch) -> None:
+    server = serve(settings={**settings, "BILLING_GRPC_DRAIN_GRACE": LONG})
+    watchers = [watch(server, name) for name in LIVENESS]
+    until(lambda: [each.last for each in watchers] == [SERVING] * 2)
+    server.process.terminate()
+    assert server.process.wait(ENDING) == 0
+    assert [each.last for each in watchers] == [NOT_SERVING] * 2
 
 
 @pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)

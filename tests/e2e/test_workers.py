@@ -234,11 +234,12 @@ def test_a_worker_that_cannot_start_ends_all_with_its_exit_code(settings: Change
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(serve: Serve, settings: Changes, directory: Path) -> None:
-    server = serve(settings={**settings, "TMPDIR": directory})  # who is killed tidies nothing up
+    server = serve(settings={**settings, "TMPDIR": directory})
     pair, port = workers(server), server.port
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     _, alive = psutil.wait_procs(pair, timeout=PATIENCE)
     assert alive == []
+    assert list(directory.iterdir()) == []
     assert refused(port)
     again = serve(settings={**settings, "BILLING_GRPC_LISTEN": f"127.0.0.1:{port}"})
     assert decision(again.resolve()) == ("byok", "org_default")

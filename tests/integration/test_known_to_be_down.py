@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import os
+import resource
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import psutil
@@ -18,7 +20,8 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
-from billing_grpc.postgres.connection import Connection
+from billing_grpc.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
+from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
 from tests.faults.victim import Victim
 from tests.writes import BY
 
@@ -181,6 +184,84 @@ async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
             gc.enable()
 
 
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 64, hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for each in taken:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_connection_that_hangs_is_cut_off_also_where_no_descriptor_is_left(victim: Victim) -> None:
+    connection = await Connection.attempt(PATIENCE, victim.service_url, autocommit=True)
+    waiting = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
+    await asyncio.sleep(0.1)
+    with no_descriptor_left():
+        connection.sever()
+    with pytest.raises(psycopg.OperationalError):
+        await asyncio.wait_for(waiting, PATIENCE)
+    await connection.close()
+
+
+async def test_a_hung_database_does_not_answer_in_time_however_it_is_asked(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with victim.hung():
+        await known_to_be_down(repository, workspace)
+        answers, started = set(), time.monotonic()
+        while time.monotonic() < started + CONNECT_TIMEOUT + 2:  # probes of both patiences end
+            answers.add(await read(repository, workspace))
+            await asyncio.sleep(0.01)
+    assert answers == {DatabaseTimeout}
+
+
+async def test_a_host_that_no_name_service_can_be_asked_for_is_a_database_that_is_down(workspace: str) -> None:
+    async with PostgresRepository.opened(f"postgresql://nobody@{'a' * 70}/none", longest_budget=BUDGET) as repository:
+        await known_to_be_down(repository, workspace)
+        assert await read(repository, workspace) is DatabaseUnreachable
+
+
+async def test_a_probe_that_fails_in_an_unforeseen_way_does_not_end_the_probing() -> None:
+    ends: list[Exception | None] = [ValueError("first"), ValueError("ridden out"), None]
+
+    async def probe() -> None:
+        await asyncio.sleep(RIDE_OUT)
+        if (end := ends.pop(0)) is not None:
+            raise end
+
+    told: Changes = []
+    breaker = Breaker(probe)
+    breaker.add_listener(lambda error: told.append(None if error is None else type(error)))
+    breaker.suspect()
+    await until(lambda: len(told) == 2)
+    assert told == [DatabaseUnreachable, None]
+    await breaker.stop()
+
+
+async def test_many_suspicions_that_turn_out_to_be_wrong_make_few_probes() -> None:
+    asked = 0
+
+    async def probe() -> None:
+        nonlocal asked
+        asked += 1
+
+    breaker = Breaker(probe)
+    started = time.monotonic()
+    while (took := time.monotonic() - started) < 5 * PROBE_EVERY:
+        breaker.suspect()
+        await asyncio.sleep(0.001)
+    assert 2 <= asked <= took / PROBE_EVERY + 1
+    await breaker.stop()
+
+
 # What must not make the database known to be down
 
 
@@ -253,6 +334,24 @@ async def test_a_server_that_refuses_new_connections_is_used_through_those_that_
                 await asyncio.sleep(0.01)
             assert await read(repository, workspace) == BYOK
             assert changes == []
+        finally:
+            connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
+
+
+async def test_a_connection_that_a_probe_borrows_is_no_call_that_works(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with psycopg.connect(victim.url) as holder, psycopg.connect(victim.url, autocommit=True) as connection:
+        connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT {POOL_SIZE}".encode())
+        try:
+            holder.execute("LOCK TABLE workspaces")
+            reading, seen = asyncio.create_task(read(repository, workspace, 0.5)), set()
+            while not reading.done():
+                stats = repository.pool_stats()
+                seen.add((stats.in_use, stats.waiting))
+                await asyncio.sleep(0.01)
+            assert (1, 0) in seen
+            assert seen <= {(1, 0), (0, 1), (0, 0)}
         finally:
             connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from billing_grpc.errors import StorageError
+from billing_grpc.errors import DatabaseUnreachable, StorageError
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -18,7 +18,7 @@ Listener = Callable[[StorageError | None], None]
 Probe = Callable[[], Coroutine[Any, Any, StorageError | None]]
 
 PROBE_EVERY: Final = 0.2
-"""Seconds between the beginnings of two probes, when the first has failed by then."""
+"""Seconds between the beginnings of two probes, however many calls suspect something."""
 
 RIDE_OUT: Final = 0.5
 """Seconds for which a server may refuse before it counts as down: as it does while it restarts, or replaces its sessions
@@ -47,6 +47,7 @@ class Breaker:
         self.error: StorageError | None = None
         self._probe = probe
         self._proved_at = 0.0
+        self._probed_at = -PROBE_EVERY
         self._listeners: list[Listener] = []
         self._probing: asyncio.Task[None] | None = None
         self._running: dict[asyncio.Task[StorageError | None], float] = {}
@@ -96,7 +97,8 @@ class Breaker:
         self._ride_out_until = loop.time() + RIDE_OUT
         try:
             while True:
-                began = loop.time()
+                await asyncio.sleep(self._probed_at + PROBE_EVERY - loop.time())
+                began = self._probed_at = loop.time()
                 if len(self._running) < _AT_ONCE:
                     self._running[loop.create_task(self._probe())] = began
                 # Never cancelled: each ends in time by itself, and a query that is cancelled asks the server.
@@ -104,13 +106,15 @@ class Breaker:
                 for probe in done:
                     if self._answered(probe, self._running.pop(probe)):
                         return
-                if done:
-                    await asyncio.sleep(began + PROBE_EVERY - loop.time())
         finally:
             self._probing = None
 
     def _answered(self, probe: "asyncio.Task[StorageError | None]", began: float) -> bool:
-        error = probe.result()
+        # One that ended in a way nobody foresaw must not end the probing: what is known to be down would stay so for ever.
+        unforeseen = probe.exception()
+        if unforeseen is not None:
+            log.error("asking whether the database answers failed unexpectedly", exc_info=unforeseen)
+        error = probe.result() if unforeseen is None else DatabaseUnreachable()
         if error is not None and self.error is None and self._proved_at >= began:
             return True  # calls got their answers meanwhile
         if error is not None and self.error is None and asyncio.get_running_loop().time() < self._ride_out_until:

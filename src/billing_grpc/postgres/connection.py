@@ -1,7 +1,6 @@
 """The connection that the pool hands out, and how to end one that hangs."""
 
 import asyncio
-import os
 import socket
 import traceback
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 CONNECT_TIMEOUT: Final = 2
 """Seconds; libpq's floor."""
+
+CONNECT_ERRORS: Final = (psycopg.Error, OSError, UnicodeError)
+"""What a connect fails with; the last where a host's name cannot be put into the form that name services take."""
 
 # Not in the startup packet, where pgbouncer refuses such things. Rows that a policy hides would look like workspaces that do
 # not exist, and inherit: an error instead closes. A write reads after it has got its lock, which only "read committed" does.
@@ -87,7 +89,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             except TimeoutError:
                 # Soon, because what a network has lost stays lost; and with more time, because the server may be slow.
                 patience *= 2
-            except (psycopg.Error, OSError):
+            except CONNECT_ERRORS:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         raise psycopg.OperationalError("the pool closes")
@@ -106,6 +108,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             TimeoutError: not connected within `patience`.
             psycopg.Error: the server refused.
             OSError: there is no descriptor left for the socket.
+            UnicodeError: the address is one that no name service can be asked for.
         """
         try:
             async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
@@ -114,7 +117,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         except TimeoutError as error:
             _let_go(error.__cause__)
             raise
-        except (psycopg.Error, OSError) as error:
+        except CONNECT_ERRORS as error:
             cls._remember(str(error).strip())
             _let_go(error)
             raise
@@ -153,13 +156,15 @@ class Connection(psycopg.AsyncConnection[Any]):
     def sever(self) -> None:
         """Shuts the socket down, so that whoever waits for the server stops waiting at once.
 
-        Not a cancellation: that asks the server, which may be the one that hangs. Runs on the event loop's thread only,
-        and on a duplicate, because the descriptor itself is libpq's to close.
+        Not a cancellation: that asks the server, which may be the one that hangs. Runs on the event loop's thread only.
+        Needs no descriptor of its own: there may be none left.
         """
         if self.closed:
             return
-        with socket.socket(fileno=os.dup(self.pgconn.socket)) as duplicate:
-            try:
-                duplicate.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                return  # the peer was faster
+        borrowed = socket.socket(fileno=self.pgconn.socket)
+        try:
+            borrowed.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the peer was faster
+        finally:
+            borrowed.detach()  # the descriptor is libpq's to close

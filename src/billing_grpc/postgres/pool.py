@@ -125,12 +125,11 @@ class BoundedPool:
             open=False,
         )
         self._size = size
-        self._in_use = 0
         # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
         self._attempts = size + 1
-        self._working: set[asyncio.Task[Any]] = set()
+        self._working: dict[asyncio.Task[Any], _Lease] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._drained_at = -_DRAIN_EVERY
 
@@ -142,18 +141,26 @@ class BoundedPool:
             yield
         finally:
             if self._running:
-                await asyncio.wait(self._running)  # each within its budget
+                await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT)
+            # Nobody waits for an answer any more, and budgets may be long.
+            for lease in self._working.values():
+                lease.expire()
+            if self._running:
+                await asyncio.wait(self._running)
+            self._ask_anew.hurry()
             await self.breaker.stop()
             await self._pool.close(_CLOSE_TIMEOUT)
 
     @property
     def stats(self) -> PoolStats:
         """The pool now."""
+        # The probe's borrowed connection is no work.
+        in_use = sum(lease.connection is not None for lease in self._working.values())
         return PoolStats(
             size=self._size,
             idle=self._pool.get_stats().get("pool_available", 0),
-            in_use=self._in_use,
-            waiting=len(self._working) - self._in_use,
+            in_use=in_use,
+            waiting=len(self._working) - in_use,
         )
 
     async def run(self, work: Work[Result], *, budget: float, repeatable: bool, proves: bool = True) -> Result:
@@ -178,8 +185,8 @@ class BoundedPool:
         task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
         task.add_done_callback(lambda _: expiry.cancel())
         self._track(task)
-        self._working.add(task)
-        task.add_done_callback(self._working.discard)
+        self._working[task] = lease
+        task.add_done_callback(self._working.pop)
         try:
             result = await self._answer(task, lease, budget, repeatable=repeatable)
         except (DatabaseUnreachable, DatabaseTimeout):
@@ -298,13 +305,11 @@ class BoundedPool:
     async def _once(self, deadline: float, lease: _Lease, work: Work[Result]) -> Result:
         connection = await self._connection(deadline, lease)
         lease.connection = connection
-        self._in_use += 1
         try:
             if lease.expired:
                 raise DatabaseTimeout
             return await work(connection)
         finally:
-            self._in_use -= 1
             lease.connection = None
             if lease.expired:
                 # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.

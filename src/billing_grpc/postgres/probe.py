@@ -7,7 +7,7 @@ from typing import Any, Final
 import psycopg
 
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
-from billing_grpc.postgres.connection import Connection
+from billing_grpc.postgres.connection import CONNECT_ERRORS, Connection
 from billing_grpc.postgres.translation import connect_error_kind, error_kind
 
 _SHORTEST: Final = 0.5
@@ -39,6 +39,7 @@ class DatabaseProbe:
         self._read = read
         self._within = max(longest_budget, _SHORTEST)
         self._in_haste = False
+        self._reading: set[Connection] = set()
 
     async def __call__(self) -> StorageError | None:
         """Why the database cannot be asked; None when it answered, be it with an error about the schema or a right."""
@@ -51,17 +52,23 @@ class DatabaseProbe:
         finally:
             self._in_haste = False
 
+    def hurry(self) -> None:
+        """Ends the reading that goes on, because nobody needs its answer any more."""
+        for connection in self._reading:
+            connection.sever()
+
     async def _ask(self, patience: float | None) -> StorageError | None:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         try:
             connection = await self._connection_class.attempt(patience, **self._connect)
-        except TimeoutError:
+        except (TimeoutError, psycopg.errors.ConnectionTimeout):
             return DatabaseTimeout()
-        except (psycopg.Error, OSError) as error:
+        except CONNECT_ERRORS as error:
             return connect_error_kind(str(error))()
         deadline = (loop.time() if patience is None else asked) + self._within
         timer = loop.call_at(deadline, connection.sever)
+        self._reading.add(connection)
         try:
             await self._read(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer or none
@@ -69,5 +76,6 @@ class DatabaseProbe:
             return kind() if kind in {DatabaseTimeout, DatabaseUnreachable} else None
         finally:
             timer.cancel()
+            self._reading.discard(connection)
             await connection.close()
         return None
