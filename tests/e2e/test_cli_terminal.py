@@ -112,3 +112,7 @@ def test_what_is_stored_cannot_take_over_a_terminal(serve: Serve, database_url: 
         for text in (seen.text, piped.stdout):
             assert all(c.isprintable() or c in "\n\t" for c in text), arguments
     assert ESCAPED in at_terminal("--address", server.address, "changes", columns=300).text
+    for command in ("resolve", "get"):
+        assert (
+            f'\nIt is stored as "{ESCAPED}".\n' in billing_grpc("--address", server.address, command, workspace).stdout
+        )
