@@ -329,6 +329,14 @@ def test_administration_of_a_server_that_is_down_has_no_answer(nobody: str, comm
     assert ("the outcome is unknown: repeat the command" in ended.stderr) is (command[0] in {"set", "inherit"})
 
 
+@pytest.mark.parametrize("command", [ADMINISTRATION["set"], ADMINISTRATION["inherit"]], ids=lambda each: each[0])
+def test_what_writes_nothing_leaves_no_outcome_unknown(nobody: str, command: list[str]) -> None:
+    ended = billing_grpc("--address", nobody, *command, "--validate-only")
+
+    assert ended.returncode == UNAVAILABLE
+    assert "outcome" not in ended.stderr
+
+
 def test_an_outage_does_not_block_unrelated_secrets_nor_excuse_reserved_ones(nobody: str) -> None:
     for keys, code in ((["MY_KEY"], OK), (["MY_KEY", "HF_TOKEN"], UNAVAILABLE), (["MOLECULE_LLM_X"], REFUSED)):
         ended = billing_grpc("--address", nobody, "validate-secret", *keys)
