@@ -31,6 +31,7 @@ def test_a_mode_is_coloured_at_a_terminal_and_nowhere_else(server: Server, modul
     assert seen.screen.startswith("\x1b[32mbyok\x1b[0m  (workspace_override)")
     assert seen.text == plain.stdout
     assert COLOUR not in plain.stdout
+    assert billing_grpc(*arguments, settings={"FORCE_COLOR": "1"}).stdout == plain.stdout
     assert COLOUR not in without_colour.screen
     assert COLOUR not in at_terminal("--address", server.address, "changes", settings={"NO_COLOR": "1"}).screen
     assert without_colour.screen == plain.stdout
