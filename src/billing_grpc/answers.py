@@ -146,6 +146,8 @@ def provision_plan(
         _refuse("it strips the platform's own variables")
     if closes and any(keys.needs_mode(named[key] or "") for key in answer.set_env):
         _refuse("it sets a vendor key under platform_managed")
+    if any(not name or "=" in name or "\0" in name + value for name, value in answer.set_env.items()):
+        _refuse("it sets what can be no variable")
     if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
         _refuse("it does not set the mode that it resolved")
     if answer.route_via_platform_proxy != closes:

@@ -77,6 +77,7 @@ class _Lazy(click.Group):
         if place is None:
             return super().get_command(ctx, cmd_name)
         if place.module.startswith(_CALLS):
+            outcome.open_missing_streams()
             quieten_grpc()
         found: click.Command = getattr(import_module(place.module), place.attribute)
         return found
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         outcome.complain(error.message)
         code = error.code
     except click.ClickException as error:
-        error.show()
+        outcome.complain_of_usage(error)
         code = error.exit_code
     except click.Abort:
         code = outcome.INTERRUPTED

@@ -4,6 +4,7 @@ Apart from `config`, because that loads the driver and TLS of a server, which wo
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -35,21 +36,35 @@ def load_client_settings() -> dict[str, str | list[str]]:
 
 
 def process_environment() -> dict[str, str]:
-    """The environment that this process was given, to hand to a child: bytes that are no text survive as surrogate escapes.
+    """The environment that this process was given: UTF-8 in every locale, with surrogate escapes for bytes that are none.
 
+    In the locale's own encoding a space that is no ASCII could hide a vendor key from whoever trims names.
     Python itself sets LC_CTYPE where the locale is C; on Linux, what was there before is told by the kernel.
     """
     # A variable without a name can be inherited and not be handed on.
-    environment = {name: value for name, value in os.environ.items() if name}
+    environment = {_text(name): _text(value) for name, value in os.environb.items() if name}
     try:
         given = Path("/proc/self/environ").read_bytes().split(b"\0")
     except OSError:
         return environment
-    locale = [os.fsdecode(each.removeprefix(_LOCALE)) for each in given if each.startswith(_LOCALE)]
+    locale = [_text(each.removeprefix(_LOCALE)) for each in given if each.startswith(_LOCALE)]
     environment.pop("LC_CTYPE", None)
     if locale:
         environment["LC_CTYPE"] = locale[0]
     return environment
+
+
+def as_given(environment: Mapping[str, str]) -> dict[bytes, bytes]:
+    """The bytes of an environment of `process_environment`."""
+    return {_bytes(name): _bytes(value) for name, value in environment.items()}
+
+
+def _text(given: bytes) -> str:
+    return given.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def quieten_grpc() -> None:

@@ -79,6 +79,18 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
     "names twice": (["plan", "A", "--env-from-current"], USAGE, "not both"),
     "no command to run": (["run", "--workspace", UNKNOWN], USAGE, "Missing argument"),
     "a timeout of nothing": (["--timeout", "0", "resolve", UNKNOWN], USAGE, "'--timeout'"),
+    "a timeout that is no number": (["--timeout", "nan", "watch-health", "--once"], USAGE, "'--timeout': nan is not"),
+    "a budget that is no number": (
+        ["run", "--workspace", "", "--retry-for", "nan", "--", "true"],
+        USAGE,
+        "'--retry-for': nan is not",
+    ),
+    "a name that is too long for a file": (["get", UNKNOWN, "--ca", "a" * 300], USAGE, "cannot be read as a file"),
+    "health with a file that is not there": (
+        ["watch-health", "--token-file", "/nonexistent/token"],
+        USAGE,
+        "'--token-file': /nonexistent/token cannot be read",
+    ),
     "a token over a network": (
         ["resolve", UNKNOWN, "--address", "billing.example:1", "--token-file", "/dev/null"],
         USAGE,
@@ -317,6 +329,14 @@ def test_administration_of_a_server_that_is_down_has_no_answer(nobody: str, comm
     assert ("the outcome is unknown: repeat the command" in ended.stderr) is (command[0] in {"set", "inherit"})
 
 
+@pytest.mark.parametrize("command", [ADMINISTRATION["set"], ADMINISTRATION["inherit"]], ids=lambda each: each[0])
+def test_what_writes_nothing_leaves_no_outcome_unknown(nobody: str, command: list[str]) -> None:
+    ended = billing_grpc("--address", nobody, *command, "--validate-only")
+
+    assert ended.returncode == UNAVAILABLE
+    assert "outcome" not in ended.stderr
+
+
 def test_an_outage_does_not_block_unrelated_secrets_nor_excuse_reserved_ones(nobody: str) -> None:
     for keys, code in ((["MY_KEY"], OK), (["MY_KEY", "HF_TOKEN"], UNAVAILABLE), (["MOLECULE_LLM_X"], REFUSED)):
         ended = billing_grpc("--address", nobody, "validate-secret", *keys)
@@ -350,3 +370,10 @@ def test_an_argument_that_is_no_text_is_wrong_usage(command: list[str]) -> None:
     ended = subprocess.run([sys.executable, "-m", "billing_grpc", *command, b"\xff"], capture_output=True, check=False)
     assert ended.returncode == 2
     assert b"Traceback" not in ended.stderr
+
+
+def test_a_word_that_would_take_over_a_terminal_is_named_as_an_escape() -> None:
+    ended = billing_grpc("resolve", UNKNOWN, "a\x07\x9b2J")
+
+    assert ended.returncode == USAGE
+    assert ended.stderr.endswith("Error: Got unexpected extra argument (a\\x07\\x9b2J)\n")

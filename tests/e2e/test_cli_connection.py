@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from billing_grpc.client_settings import VARIABLES
 from tests.certificates import Authority
 from tests.e2e.conftest import Changes, Serve, Server, add_workspace, as_service, billing_grpc
 
@@ -141,11 +142,20 @@ def test_all_of_it_may_come_from_the_environment(site: Site) -> None:
 def test_keys_that_the_server_adds_can_be_named_in_its_own_setting() -> None:
     ended = billing_grpc(
         *("--address", "127.0.0.1:1", "validate-secret", "NEW_VENDOR_KEY"),
-        settings={"BILLING_GRPC_EXTRA_BLOCKED_KEYS": "OTHER_KEY, new_vendor_key,"},
+        settings={"BILLING_GRPC_EXTRA_BLOCKED_KEYS": "OTHER_KEY, , new_vendor_key,"},
     )
 
     assert ended.returncode == UNAVAILABLE
     assert ended.stdout.startswith("NEW_VENDOR_KEY\tblocked_platform_managed\t")
+
+
+def test_an_empty_variable_is_as_good_as_none(site: Site) -> None:
+    plain = site.server.addresses[0]
+    ended = billing_grpc(
+        *("--address", plain, "watch-health", "--once"), settings=dict.fromkeys(VARIABLES.values(), "")
+    )
+
+    assert (ended.returncode, ended.stderr) == (OK, "")
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -183,3 +183,42 @@ def test_without_a_server_every_line_is_closed_and_the_reason_said_once(serve: S
     assert ended.stderr.startswith("billing-grpc: ")
     assert "without an answer, taken as platform_managed for safety: SERVER_UNREACHABLE: " in ended.stderr
     assert len(ended.stderr.splitlines()) <= 2
+
+
+# id: what the shell closes or spoils, arguments, exit code, standard error
+STREAMS: Final = {
+    "no output": (">&-", ["resolve", ""], 1, "billing-grpc: standard output cannot be written: Bad file descriptor\n"),
+    "no output, help": (">&-", ["--help"], 0, ""),
+    "no input": (
+        "<&-",
+        ["resolve", "--file", "-"],
+        USAGE,
+        "billing-grpc: the ids cannot be read: Bad file descriptor\n",
+    ),
+    "an input that fails": (
+        "",
+        ["resolve", "--file", "/proc/self/mem"],
+        USAGE,
+        "billing-grpc: the ids cannot be read: Input/output error\n",
+    ),
+    "no place for errors": ("2>&-", ["resolve", "team-a"], USAGE, ""),
+    "no place for errors, nothing loaded": ("2>&-", ["nonesuch"], USAGE, ""),
+    "errors go nowhere": ("2>/dev/full", ["--address", "127.0.0.1:1", "resolve", ""], UNAVAILABLE, ""),
+    "nothing at all": ("<&- >&- 2>&-", ["--address", "127.0.0.1:1", "get", str(uuid.UUID(int=1))], UNAVAILABLE, ""),
+}
+
+
+@pytest.mark.parametrize(("streams", "arguments", "code", "said"), STREAMS.values(), ids=STREAMS)
+def test_a_stream_that_is_closed_or_fails_changes_no_exit_code_but_its_own(
+    server: Server, streams: str, arguments: list[str], code: int, said: str
+) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", *COMMAND, *arguments],
+        env=environment({"BILLING_GRPC_ADDRESS": server.address}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stderr) == (code, said)

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from tests.e2e.conftest import COMMAND, PATIENCE, Serve, billing_grpc, environment, until
+from tests.e2e.odd_server import answering
 
 REFUSED, UNAVAILABLE, INTERRUPTED = 1, 3, 130
 SERVICE: Final = "molecule.billing.v1.BillingModeService"
@@ -80,3 +81,15 @@ def test_a_service_that_is_not_there_is_watched_until_it_is(serve: Serve, databa
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         assert statuses(out) == ["SERVICE_UNKNOWN"]
+
+
+@pytest.mark.parametrize("answer", [b"\xff\xff", b"\x08\x63"], ids=["no message", "a status of another version"])
+def test_a_status_that_cannot_be_understood_is_not_serving(answer: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with answering(lambda _: answer) as address:
+        once = billing_grpc("--address", address, "watch-health", "--once")
+        with watching(out, "--json", "--address", address):
+            until(lambda: out.read_bytes().endswith(b"\n"))
+
+    assert (once.returncode, once.stdout.split("\t")[1], once.stderr) == (UNAVAILABLE, "UNKNOWN\n", "")
+    assert statuses(out)[0] == "UNKNOWN"

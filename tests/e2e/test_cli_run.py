@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import COMMAND, PATIENCE, Serve, Server, add_workspace, as_service, until
+from tests.e2e.odd_server import answering
 
 USAGE, UNAVAILABLE, NOT_EXECUTABLE, NOT_FOUND = 2, 3, 126, 127
 SHOW: Final = ("cat", "/proc/self/environ")
@@ -138,6 +140,7 @@ def test_a_command_is_looked_for_in_the_path_of_its_environment(server: Server, 
     program.chmod(0o644)
     for command, code, words in (
         ("ours", NOT_EXECUTABLE, b"billing-grpc: ours: cannot be run: Permission denied\n"),
+        ("", NOT_FOUND, b"billing-grpc: an empty name is no command\n"),
         ("nonesuch", NOT_FOUND, b"billing-grpc: nonesuch: not found in the PATH of its environment\n"),
         (str(tmp_path), NOT_EXECUTABLE, f"billing-grpc: {tmp_path}: cannot be run: Permission denied\n".encode()),
     ):
@@ -168,7 +171,8 @@ def test_where_spend_matters_nothing_starts_without_an_answer(gone: str) -> None
     ended = run(gone, "", "--retry-for", "0", "--require-answer", "--", *SHOW)
 
     assert (ended.returncode, ended.stdout) == (UNAVAILABLE, b"")
-    assert b"SERVER_UNREACHABLE" in ended.stderr
+    assert ended.stderr.startswith(b"billing-grpc: no answer, so cat was not started: SERVER_UNREACHABLE: ")
+    assert ended.stderr.count(b"\n") == 1
 
 
 def test_credentials_that_cannot_be_read_are_no_answer(server: Server) -> None:
@@ -246,3 +250,50 @@ def test_an_interrupt_while_asking_starts_nothing(serve: Serve, database_url: st
         server.process.send_signal(signal.SIGCONT)
 
     assert (process.returncode, out, err.strip()) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_warning_that_cannot_be_written_does_not_keep_the_command_from_starting(gone: str, stderr: str) -> None:
+    command = [*COMMAND, "--address", gone, "run", "--workspace", "", "--retry-for", "0", "--", *SHOW]
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {stderr}', "sh", *command],
+        env={**OTHERS, **KEYS},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert ended.returncode == 0
+    assert inherited(ended)[MODE] == b"platform_managed"
+    assert not KEYS.keys() & inherited(ended).keys()
+
+
+def test_a_space_that_is_no_ascii_hides_no_key_in_any_locale(server: Server) -> None:
+    ascii_only = {b"LC_ALL": b"C", b"PYTHONUTF8": b"0", b"PYTHONCOERCECLOCALE": b"0"}
+    hidden = {"\u00a0HF_TOKEN".encode(): b"1", "XAI_API_KEY\u2003".encode(): b"2"}
+    ended = run(server.address, "", *SHOW, variables={**OTHERS, **ascii_only, **hidden})
+
+    assert inherited(ended) == {
+        **OTHERS,
+        **ascii_only,
+        MODE: b"platform_managed",
+        MODE + b"_RESOLVED": b"platform_managed",
+    }
+
+
+def test_an_asking_takes_no_longer_than_its_timeout_and_is_repeated_within_the_budget() -> None:
+    askings: list[bytes] = []
+    over = threading.Event()
+
+    def hang(request: bytes) -> bytes:
+        askings.append(request)
+        over.wait(PATIENCE)
+        return b""
+
+    with answering(hang) as address:
+        ended = run(address, "", "--timeout", "0.5", "--retry-for", "10", "--", *SHOW)
+        over.set()
+
+    assert ended.returncode == 0
+    assert b"DEADLINE_EXCEEDED" in ended.stderr
+    assert len(askings) > 1

@@ -31,6 +31,7 @@ def test_a_mode_is_coloured_at_a_terminal_and_nowhere_else(server: Server, modul
     assert seen.screen.startswith("\x1b[32mbyok\x1b[0m  (workspace_override)")
     assert seen.text == plain.stdout
     assert COLOUR not in plain.stdout
+    assert billing_grpc(*arguments, settings={"FORCE_COLOR": "1"}).stdout == plain.stdout
     assert COLOUR not in without_colour.screen
     assert COLOUR not in at_terminal("--address", server.address, "changes", settings={"NO_COLOR": "1"}).screen
     assert without_colour.screen == plain.stdout
@@ -112,3 +113,7 @@ def test_what_is_stored_cannot_take_over_a_terminal(serve: Serve, database_url: 
         for text in (seen.text, piped.stdout):
             assert all(c.isprintable() or c in "\n\t" for c in text), arguments
     assert ESCAPED in at_terminal("--address", server.address, "changes", columns=300).text
+    for command in ("resolve", "get"):
+        assert (
+            f'\nIt is stored as "{ESCAPED}".\n' in billing_grpc("--address", server.address, command, workspace).stdout
+        )

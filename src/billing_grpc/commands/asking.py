@@ -93,9 +93,7 @@ def asking(connection: Connection, *, files: bool = True, writes: bool = False) 
         UsageError: the connection's options contradict each other.
     """
     if files:
-        for option, path in connection.files.items():
-            if not path.is_file() or not os.access(path, os.R_OK):
-                raise click.BadParameter(f"{path} cannot be read as a file", param_hint=f"'{option}'")
+        check_files(connection)
     client, causes = client_of(connection), _listen()
     with asyncio.Runner() as runner:
         try:
@@ -107,6 +105,22 @@ def asking(connection: Connection, *, files: bool = True, writes: bool = False) 
             raise outcome.Failed(told, exit_code(error)) from error
         finally:
             runner.run(client.close())
+
+
+def check_files(connection: Connection) -> None:
+    """Looks whether its files can be read.
+
+    Raises:
+        BadParameter: one cannot.
+    """
+    for option, path in connection.files.items():
+        try:
+            readable = path.is_file() and os.access(path, os.R_OK)
+        except OSError:
+            # A folder that may not be entered, or a name that is too long.
+            readable = False
+        if not readable:
+            raise click.BadParameter(f"{path} cannot be read as a file", param_hint=f"'{option}'")
 
 
 def client_of(connection: Connection) -> BillingClient:

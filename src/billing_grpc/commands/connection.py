@@ -1,5 +1,6 @@
 """Which server a command asks and how: the options of all commands, before or after the command's name."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -74,6 +75,20 @@ class Text(click.ParamType[str]):
         return value
 
 
+class Seconds(click.FloatRange):
+    """Seconds, at most an hour."""
+
+    def __init__(self, *, zero: bool = False) -> None:
+        super().__init__(0, _LONGEST_TIMEOUT, min_open=not zero)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a usage error when it is out of range, or none, which is in every range."""
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return seconds
+
+
 class WorkspaceId(Text):
     """A workspace's id; empty before the workspace exists, where that is allowed."""
 
@@ -101,7 +116,7 @@ _HELP: Final[dict[str, tuple[Any, str]]] = {
     "key": (_FILE, "The key of --cert, PEM."),
     "server_name": (Text(), "The name in the server's certificate, where it is not the host of --address."),
     "timeout": (
-        click.FloatRange(0, _LONGEST_TIMEOUT, min_open=True),
+        Seconds(),
         "Seconds that a call may take, its repetitions included; by default 5.",
     ),
     "extra_blocked_key": (Text(), "A name that the server adds to the vendor keys; may be repeated."),

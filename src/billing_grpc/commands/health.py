@@ -10,13 +10,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing_grpc.commands import as_json as answers
 from billing_grpc.commands import outcome, screen
-from billing_grpc.commands.asking import tls_of
+from billing_grpc.commands.asking import check_files, tls_of
 from billing_grpc.commands.connection import Call, Connection, Text
 from billing_grpc.dial import Dialer
 from billing_grpc.errors import BillingError
 
 _SERVING: Final = "SERVING"
 _UNREACHABLE: Final = "UNREACHABLE"
+_UNKNOWN: Final = "UNKNOWN"
+"""Of an answer that says nothing, or what this version does not know."""
+
 _TIMEOUT: Final = 5.0
 _PAUSE: Final = 1.0
 """Seconds after which a server that cannot be reached is tried again."""
@@ -42,6 +45,7 @@ def watch_health(connection: Connection, *, service: str, once: bool, as_json: b
     SERVICE is a full name; without it, the server as a whole. Each line: when, and SERVING, NOT_SERVING, SERVICE_UNKNOWN or
     UNREACHABLE. Watches until Ctrl-C, also while the server is away.
     """
+    check_files(connection)
     try:
         dialer = Dialer(connection.target, token=connection.token_file, tls=tls_of(connection))
     except ValueError as error:
@@ -74,7 +78,7 @@ class _Watch:
             self._say(_UNREACHABLE)
             outcome.flush()
             raise outcome.Failed(_why(error), outcome.UNAVAILABLE) from error
-        status = _name(answer.status)
+        status = _status(answer)
         self._say(status)
         return outcome.OK if status == _SERVING else outcome.UNAVAILABLE
 
@@ -85,7 +89,7 @@ class _Watch:
             try:
                 async for answer in self._stub().Watch(self._request, metadata=self._metadata()):
                     failures = 0
-                    self._say(_name(answer.status))
+                    self._say(_status(answer))
             except (grpc.aio.AioRpcError, BillingError) as error:
                 self._refused(error)
             # A server also ends a connection for its age; only one that does not come back at once is away.
@@ -122,5 +126,11 @@ def _why(error: grpc.aio.AioRpcError | BillingError) -> str:
     return f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
 
-def _name(status: int) -> str:
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+def _status(answer: object) -> str:
+    # A message that does not parse comes as None, whatever the types say.
+    if not isinstance(answer, health_pb2.HealthCheckResponse):
+        return _UNKNOWN
+    try:
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+    except ValueError:
+        return _UNKNOWN

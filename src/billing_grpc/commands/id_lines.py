@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self
 import click
 
 from billing_grpc import validation
+from billing_grpc.commands import outcome
 from billing_grpc.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -29,13 +30,17 @@ class IdLines:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """Reads the whole file when it is one; a pipe is read as it comes."""
+        """Reads the whole file when it is one; a pipe is read as it comes.
+
+        Raises:
+            outcome.Failed: it cannot be read; also while it is read as it comes.
+        """
         self.problems: list[str] = []
         self._bad = 0
-        self._lines: Iterator[bytes] = iter(file)
+        self._lines = _read(file)
         self.total: int | None = None
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            lines = file.readlines()
+            lines = list(self._lines)
             self._lines, self.total = iter(lines), sum(_text(each) != "" for each in lines)
 
     def batches(self, size: int) -> Iterator[list[str]]:
@@ -83,6 +88,13 @@ class Progress:
         """So many more are done."""
         if self._shown is not None:
             self._shown.update(done)
+
+
+def _read(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from file
+    except OSError as error:
+        raise outcome.Failed(f"the ids cannot be read: {error.strerror}", outcome.USAGE) from error
 
 
 def _text(line: bytes) -> str:

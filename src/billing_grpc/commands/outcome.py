@@ -1,9 +1,12 @@
 """How a command ends, and what it may write: exit codes, complaints, and text that cannot take over a terminal."""
 
 import errno
+import io
 import os
 import sys
 from typing import Final, NoReturn
+
+import click
 
 OK: Final = 0
 REFUSED: Final = 1
@@ -35,6 +38,13 @@ def accept_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def open_missing_streams() -> None:
+    """Puts in the place of a standard stream that was closed one that fails as it does; nothing we open takes its number."""
+    for name, flags, mode in (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_RDONLY, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, errors="backslashreplace"))
+
+
 def printable(text: str) -> str:
     """The text on one line, with an escape for every control, direction mark, line break and other invisible character.
 
@@ -44,9 +54,15 @@ def printable(text: str) -> str:
 
 
 def complain(*lines: str) -> None:
-    """Says on standard error what is wrong; further lines indented."""
-    sys.stderr.write("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
-    sys.stderr.flush()
+    """Says on standard error what is wrong, if that can be written; further lines indented."""
+    _say("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
+
+
+def complain_of_usage(error: click.ClickException) -> None:
+    """Says what click has to say of an error, which may repeat what was given, whatever that holds."""
+    said = io.StringIO()
+    error.show(said)
+    _say("".join(f"{printable(line)}\n" for line in said.getvalue().expandtabs().splitlines()))
 
 
 def write(text: str) -> None:
@@ -60,9 +76,20 @@ def write(text: str) -> None:
 def flush() -> None:
     """What was written leaves; as `write`."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         _end(error)
+
+
+def _say(text: str) -> None:
+    try:
+        if sys.stderr is not None:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+    except OSError:
+        # The exit code says it too. What Python still holds would fail again, and be the exit code, when the process ends.
+        sys.stderr = io.StringIO()
 
 
 def _end(error: OSError) -> NoReturn:

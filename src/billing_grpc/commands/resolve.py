@@ -21,7 +21,9 @@ Examples:
 @click.command("resolve", cls=Call, epilog=_EPILOG)
 @click.argument("workspace_id", required=False, type=WorkspaceId(may_be_empty=True))
 @click.option(
-    "--file", type=click.File("rb"), help="A file of ids, one a line; - is standard input. # begins a comment."
+    "--file",
+    type=click.File("rb"),
+    help="A file of ids, one a line; - is standard input. lines that begin with # are passed over.",
 )
 @click.option("--org-default", type=Text(), metavar="MODE", help="What if this were the organisation's default.")
 @screen.json_option

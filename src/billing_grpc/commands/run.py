@@ -9,10 +9,10 @@ from typing import Final, NoReturn
 import click
 
 from billing_grpc import provision
-from billing_grpc.client_settings import process_environment
+from billing_grpc.client_settings import as_given, process_environment
 from billing_grpc.commands import outcome
 from billing_grpc.commands.asking import Server, asking
-from billing_grpc.commands.connection import Call, Connection, WorkspaceId
+from billing_grpc.commands.connection import Call, Connection, Seconds, WorkspaceId
 from billing_grpc.commands.plan import askable
 from billing_grpc.model import ProvisionPlan
 
@@ -44,7 +44,7 @@ Afterwards they are COMMAND's: it takes this process's place."""
 )
 @click.option(
     "--retry-for",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(zero=True),
     default=5,
     show_default=True,
     metavar="SECONDS",
@@ -64,31 +64,53 @@ def run(
     """
     environment = process_environment()
     with asking(connection, files=False) as server:
-        plan = server.wait(_plan(server, workspace_id, askable(environment), retry_for))
+        budget = _Budget(retry_for, connection.timeout)
+        plan = server.wait(_plan(server, workspace_id, askable(environment), budget))
+        if plan.resolution.error is not None and require_answer:
+            why = server.why_closed(plan.resolution.error)
+            raise outcome.Failed(f"no answer, so {command[0]} was not started: {why}", outcome.UNAVAILABLE)
         server.warn(plan.resolution)
-    if plan.resolution.error is not None and require_answer:
-        raise SystemExit(outcome.UNAVAILABLE)
     _become(command, provision.apply(plan, environment))
 
 
-async def _plan(server: Server, workspace_id: str, names: list[str], retry_for: float) -> ProvisionPlan:
+class _Budget:
+    """The seconds there are for all askings, and how many of them one may take; None for as many as there are."""
+
+    def __init__(self, altogether: float, each: float | None) -> None:
+        self._end = time.monotonic() + altogether
+        self._each = each
+        self._once = not altogether
+
+    def limit(self) -> float | None:
+        """What the next asking may take; None for what the client says."""
+        if self._once:
+            return None
+        left = max(self._end - time.monotonic(), _LEAST)
+        return left if self._each is None else min(left, self._each)
+
+    def over(self) -> bool:
+        """Whether there is no time to ask again."""
+        return self._end - time.monotonic() <= _PAUSE
+
+
+async def _plan(server: Server, workspace_id: str, names: list[str], budget: _Budget) -> ProvisionPlan:
     """The first plan with an answer, or the last one without when the time is up."""
-    end = time.monotonic() + retry_for
-    limit = retry_for or None
     while True:
-        plan = await server.client.plan_provision_env(workspace_id, names, timeout=limit)
-        if plan.resolution.error is None or end - time.monotonic() <= _PAUSE:
+        plan = await server.client.plan_provision_env(workspace_id, names, timeout=budget.limit())
+        if plan.resolution.error is None or budget.over():
             return plan
         await asyncio.sleep(_PAUSE)
-        limit = max(end - time.monotonic(), _LEAST)
 
 
 def _become(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     # Python ignores these two, and what is ignored stays so in the program that takes its place.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    if not command[0]:
+        outcome.complain("an empty name is no command")
+        raise SystemExit(_NOT_FOUND)
     try:
-        os.execvpe(command[0], command, environment)  # noqa: S606 - running what the user names is the purpose
+        os.execvpe(command[0], command, as_given(environment))  # noqa: S606 - running what the user names is the purpose
     except (FileNotFoundError, NotADirectoryError):
         outcome.complain(f"{command[0]}: not found in the PATH of its environment")
         raise SystemExit(_NOT_FOUND) from None

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from billing_grpc.commands import outcome
-from billing_grpc.model import BillingMode, Resolution
+from billing_grpc.model import BillingMode, BillingModeSource, Resolution
 
 STYLES: Final = {
     BillingMode.PLATFORM_MANAGED.value: "yellow",
@@ -69,6 +69,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, prose: froze
 
 
 def resolution(answer: Resolution) -> None:
-    """A mode, its source, and the sentence that says why."""
+    """A mode, its source, the sentence that says why, and the stored text where it is no mode, to find the row by."""
     line((answer.mode.value, STYLES[answer.mode.value]), f"  ({answer.source})")
     line(answer.reason)
+    if answer.workspace_override is not None and answer.source is not BillingModeSource.WORKSPACE_OVERRIDE:
+        line(f'It is stored as "{answer.workspace_override}".')
