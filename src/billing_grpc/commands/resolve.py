@@ -23,7 +23,7 @@ Examples:
 @click.option(
     "--file",
     type=click.File("rb"),
-    help="A file of ids, one a line; - is standard input. lines that begin with # are passed over.",
+    help="A file of ids, one a line; - is standard input. Lines that begin with # are passed over.",
 )
 @click.option("--org-default", type=Text(), metavar="MODE", help="What if this were the organisation's default.")
 @screen.json_option
