@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SchemaNotReady, StorageError
 from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
@@ -372,6 +372,53 @@ async def test_a_connection_that_a_probe_borrows_is_no_call_that_works(
             assert seen <= {(1, 0), (0, 1), (0, 0)}
         finally:
             connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
+
+
+async def suspected(repository: PostgresRepository, workspace: str) -> None:
+    """Lasts as long as a server that only refuses is waited for, and a probe, with suspicions all the while."""
+    started = time.monotonic()
+    while time.monotonic() < started + RIDE_OUT + 1:
+        await read(repository, workspace, 0.00001)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_database_without_the_schema_is_not_one_that_is_down(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with psycopg.connect(victim.url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE workspaces RENAME TO elsewhere")
+        try:
+            await suspected(repository, workspace)
+            assert await read(repository, workspace) is SchemaNotReady
+        finally:
+            connection.execute("ALTER TABLE elsewhere RENAME TO workspaces")
+    assert changes == []
+
+
+async def test_a_budget_that_is_shorter_than_connecting_takes_does_not_make_a_database_one_that_is_down(
+    victim: Victim, workspace: str
+) -> None:
+    (path,) = Path(os.fspath(victim.sockets)).glob(".s.PGSQL.*[0-9]")
+
+    async def copied(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while piece := await source.read(65536):
+            target.write(piece)
+        target.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        upstream, downstream = await asyncio.open_unix_connection(path)
+        with suppress(OSError):
+            await asyncio.gather(copied(reader, downstream), copied(upstream, writer))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as relay:
+        url = make_conninfo(victim.service_url, host="127.0.0.1", port=relay.sockets[0].getsockname()[1])
+        async with PostgresRepository.opened(url, longest_budget=0.1) as repository:
+            await until(lambda: repository.pool_stats().idle == POOL_SIZE)
+            changes: list[StorageError | None] = []
+            repository.add_listener(changes.append)
+            await suspected(repository, workspace)
+            assert changes == []
 
 
 @pytest.mark.parametrize("before", range(3, 8))
