@@ -398,18 +398,25 @@ async def test_a_database_without_the_schema_is_not_one_that_is_down(
 async def test_a_budget_that_is_shorter_than_connecting_takes_does_not_make_a_database_one_that_is_down(
     victim: Victim, workspace: str
 ) -> None:
+    relayed: list[asyncio.StreamWriter] = []
     (path,) = Path(os.fspath(victim.sockets)).glob(".s.PGSQL.*[0-9]")
 
     async def copied(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while piece := await source.read(65536):
             target.write(piece)
-        target.close()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.2)
         upstream, downstream = await asyncio.open_unix_connection(path)
-        with suppress(OSError):
-            await asyncio.gather(copied(reader, downstream), copied(upstream, writer))
+        both = {asyncio.create_task(copied(reader, downstream)), asyncio.create_task(copied(upstream, writer))}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in both:
+                each.cancel()
+            downstream.close()
+            writer.close()
+            relayed.append(downstream)
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as relay:
         url = make_conninfo(victim.service_url, host="127.0.0.1", port=relay.sockets[0].getsockname()[1])
@@ -419,6 +426,9 @@ async def test_a_budget_that_is_shorter_than_connecting_takes_does_not_make_a_da
             repository.add_listener(changes.append)
             await suspected(repository, workspace)
             assert changes == []
+        await until(lambda: repository.pool_stats().idle == 0)
+        for each in relayed:
+            await each.wait_closed()
 
 
 @pytest.mark.parametrize("before", range(3, 8))
