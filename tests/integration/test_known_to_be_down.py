@@ -14,7 +14,7 @@ from typing import Final
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SchemaNotReady, StorageError
 from billing_grpc.migrations import SERVICE_ROLE
@@ -121,6 +121,30 @@ async def test_while_a_hung_database_is_known_to_be_down_every_call_is_told_so_a
     assert changes == [DatabaseTimeout, None]
 
 
+async def test_calls_with_little_time_find_out_too(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    victim.kill()
+    async with asyncio.timeout(PATIENCE):
+        while repository.available:
+            await read(repository, workspace, 0.05)
+
+
+async def test_an_answer_about_the_log_says_nothing_about_the_workspaces(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with psycopg.connect(victim.url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        reading = asyncio.create_task(read(repository, workspace))
+        async with asyncio.timeout(PATIENCE):
+            while repository.available:
+                with suppress(StorageError):
+                    await repository.list_changes(None, before=None, limit=1, budget=BUDGET)
+                if reading.done():
+                    reading = asyncio.create_task(read(repository, workspace))
+        assert await reading is DatabaseTimeout
+
+
 async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_longer(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
@@ -181,6 +205,28 @@ async def test_many_callers_make_one_probe_at_a_time_and_not_many(workspace: str
             assert connected - before <= most
         for writer in kept_open:
             writer.close()
+
+
+async def test_a_pool_makes_two_connections_at_a_time() -> None:
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0) as silent:
+        url = f"host=127.0.0.1 port={silent.sockets[0].getsockname()[1]} user=nobody dbname=none"
+        async with PostgresRepository.opened(url, longest_budget=BUDGET):
+            await until(lambda: len(writers) == 2)
+            await asyncio.sleep(0.25)  # half of what each is given
+            assert len(writers) == 2
+        for each in writers:
+            each.close()
+
+
+async def test_a_database_behind_an_address_that_hangs_is_found(victim: Victim, workspace: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1,{victim.sockets}"
+        ports = f"{silent.getsockname()[1]},{conninfo_to_dict(victim.url)['port']}"
+        url = make_conninfo(victim.service_url, host=hosts, port=ports)
+        async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
+            await known_to_be_down(repository, workspace)
+            await until(lambda: repository.available)
 
 
 def open_files() -> int:
