@@ -14,9 +14,9 @@ from typing import Final
 import psutil
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SchemaNotReady, StorageError
 from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
@@ -107,6 +107,30 @@ async def test_while_a_hung_database_is_known_to_be_down_every_call_is_told_so_a
     assert changes == [DatabaseTimeout, None]
 
 
+async def test_calls_with_little_time_find_out_too(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    victim.kill()
+    async with asyncio.timeout(PATIENCE):
+        while repository.available:
+            await read(repository, workspace, 0.05)
+
+
+async def test_an_answer_about_the_log_says_nothing_about_the_workspaces(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with psycopg.connect(victim.url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        reading = asyncio.create_task(read(repository, workspace))
+        async with asyncio.timeout(PATIENCE):
+            while repository.available:
+                with suppress(StorageError):
+                    await repository.list_changes(None, before=None, limit=1, budget=BUDGET)
+                if reading.done():
+                    reading = asyncio.create_task(read(repository, workspace))
+        assert await reading is DatabaseTimeout
+
+
 async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_longer(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
@@ -167,6 +191,28 @@ async def test_many_callers_make_one_probe_at_a_time_and_not_many(workspace: str
             assert connected - before <= most
         for writer in kept_open:
             writer.close()
+
+
+async def test_a_pool_makes_two_connections_at_a_time() -> None:
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0) as silent:
+        url = f"host=127.0.0.1 port={silent.sockets[0].getsockname()[1]} user=nobody dbname=none"
+        async with PostgresRepository.opened(url, longest_budget=BUDGET):
+            await until(lambda: len(writers) == 2)
+            await asyncio.sleep(0.25)  # half of what each is given
+            assert len(writers) == 2
+        for each in writers:
+            each.close()
+
+
+async def test_a_database_behind_an_address_that_hangs_is_found(victim: Victim, workspace: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1,{victim.sockets}"
+        ports = f"{silent.getsockname()[1]},{conninfo_to_dict(victim.url)['port']}"
+        url = make_conninfo(victim.service_url, host=hosts, port=ports)
+        async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
+            await known_to_be_down(repository, workspace)
+            await until(lambda: repository.available)
 
 
 async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
@@ -354,6 +400,63 @@ async def test_a_connection_that_a_probe_borrows_is_no_call_that_works(
             assert seen <= {(1, 0), (0, 1), (0, 0)}
         finally:
             connection.execute(f"ALTER ROLE {SERVICE_ROLE} CONNECTION LIMIT -1".encode())
+
+
+async def suspected(repository: PostgresRepository, workspace: str) -> None:
+    """Lasts as long as a server that only refuses is waited for, and a probe, with suspicions all the while."""
+    started = time.monotonic()
+    while time.monotonic() < started + RIDE_OUT + 1:
+        await read(repository, workspace, 0.00001)
+        await asyncio.sleep(0.01)
+
+
+async def test_a_database_without_the_schema_is_not_one_that_is_down(
+    victim: Victim, repository: PostgresRepository, workspace: str, changes: Changes
+) -> None:
+    with psycopg.connect(victim.url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE workspaces RENAME TO elsewhere")
+        try:
+            await suspected(repository, workspace)
+            assert await read(repository, workspace) is SchemaNotReady
+        finally:
+            connection.execute("ALTER TABLE elsewhere RENAME TO workspaces")
+    assert changes == []
+
+
+async def test_a_budget_that_is_shorter_than_connecting_takes_does_not_make_a_database_one_that_is_down(
+    victim: Victim, workspace: str
+) -> None:
+    relayed: list[asyncio.StreamWriter] = []
+    (path,) = Path(os.fspath(victim.sockets)).glob(".s.PGSQL.*[0-9]")
+
+    async def copied(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while piece := await source.read(65536):
+            target.write(piece)
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+        upstream, downstream = await asyncio.open_unix_connection(path)
+        both = {asyncio.create_task(copied(reader, downstream)), asyncio.create_task(copied(upstream, writer))}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in both:
+                each.cancel()
+            downstream.close()
+            writer.close()
+            relayed.append(downstream)
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as relay:
+        url = make_conninfo(victim.service_url, host="127.0.0.1", port=relay.sockets[0].getsockname()[1])
+        async with PostgresRepository.opened(url, longest_budget=0.1) as repository:
+            await until(lambda: repository.pool_stats().idle == POOL_SIZE)
+            changes: list[StorageError | None] = []
+            repository.add_listener(changes.append)
+            await suspected(repository, workspace)
+            assert changes == []
+        await until(lambda: repository.pool_stats().idle == 0)
+        for each in relayed:
+            await each.wait_closed()
 
 
 @pytest.mark.parametrize("before", range(3, 8))

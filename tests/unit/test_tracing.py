@@ -30,6 +30,11 @@ METADATA: Final[dict[str, tuple[Any, bool, str]]] = {
     "garbage": ((("traceparent", "x"),), False, ""),
     "a state that is none": ((("traceparent", PARENT), ("tracestate", "a=1,=,,")), True, ""),
     "a long state": ((("traceparent", PARENT), ("tracestate", "a=" + "x" * 511)), True, ""),
+    "a state of many": (
+        (("traceparent", PARENT), ("tracestate", ",".join(f"k{number}=" + "x" * 100 for number in range(5)))),
+        True,
+        "",
+    ),
     "two states": ((("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=1")), True, ""),
     "another name": ((("x-traceparent", PARENT),), False, ""),
 }

@@ -1,0 +1,81 @@
+"""When the database becomes known to be down, and when not: the breaker over probes that a test ends."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from billing_grpc.errors import DatabaseTimeout, StorageError
+from billing_grpc.postgres.breaker import OVERLAP_AFTER, PROBE_EVERY, RIDE_OUT, Breaker
+
+PATIENCE = 10.0
+Probes = list["asyncio.Future[StorageError | None]"]
+
+
+@pytest.fixture
+def probes() -> Probes:
+    """Every probe that has begun; a test says how each ends."""
+    return []
+
+
+@pytest.fixture
+async def breaker(probes: Probes) -> AsyncIterator[Breaker]:
+    """A breaker that nobody has told anything."""
+
+    async def probe() -> StorageError | None:
+        probes.append(asyncio.get_running_loop().create_future())
+        return await probes[-1]
+
+    made = Breaker(probe)
+    yield made
+    for each in probes:
+        if not each.done():
+            each.set_result(None)
+    await made.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.005)
+
+
+async def test_a_probe_that_failed_while_calls_were_answered_changes_nothing(breaker: Breaker, probes: Probes) -> None:
+    breaker.suspect()
+    await asyncio.sleep(RIDE_OUT + 0.05)
+    breaker.prove()
+    probes[0].set_result(DatabaseTimeout())
+    await asyncio.sleep(0.05)
+    assert breaker.error is None
+
+
+async def test_a_probe_that_failed_after_calls_were_answered_counts(breaker: Breaker, probes: Probes) -> None:
+    breaker.prove()
+    await asyncio.sleep(0.05)
+    breaker.suspect()
+    await asyncio.sleep(RIDE_OUT + 0.05)
+    probes[0].set_result(DatabaseTimeout())
+    await until(lambda: isinstance(breaker.error, DatabaseTimeout))
+
+
+async def test_a_probe_that_hangs_is_overtaken_by_one_more_and_not_by_many(breaker: Breaker, probes: Probes) -> None:
+    breaker.suspect()
+    await until(lambda: len(probes) == 2)
+    await asyncio.sleep(2 * OVERLAP_AFTER + PROBE_EVERY)
+    assert len(probes) == 2
+    probes[1].set_result(DatabaseTimeout())
+    await until(lambda: len(probes) == 3)
+    assert breaker.error is not None
+    probes[2].set_result(None)
+    await until(lambda: breaker.error is None)
+    assert not probes[0].done()
+
+
+async def test_nothing_is_asked_after_the_end(breaker: Breaker, probes: Probes) -> None:
+    await breaker.stop()
+    breaker.suspect()
+    await asyncio.sleep(0.05)
+    assert probes == []
+    assert await breaker.let_in() is False
