@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, PATIENCE, Serve, Server, add_workspace, as_service, until
+from tests.e2e.conftest import COMMAND, PATIENCE, Serve, Server, add_workspace, as_service, billing_grpc, until
 from tests.e2e.odd_server import answering
 
 USAGE, UNAVAILABLE, NOT_EXECUTABLE, NOT_FOUND = 2, 3, 126, 127
@@ -309,3 +309,19 @@ def test_a_single_asking_has_the_time_that_a_call_has() -> None:
         ended = run(address, "", "--retry-for", "0", "--", *SHOW)
 
     assert b"ANSWER_INVALID" in ended.stderr
+
+
+@pytest.mark.parametrize("command", [["resolve", ""], ["plan"], ["watch-health", "--once"]], ids=lambda each: each[0])
+def test_a_call_takes_no_longer_than_its_timeout(command: list[str]) -> None:
+    over = threading.Event()
+
+    def hang(_: bytes) -> bytes:
+        over.wait(2)
+        return b""
+
+    with answering(hang) as address:
+        ended = billing_grpc("--address", address, "--timeout", "0.5", *command)
+        over.set()
+
+    assert ended.returncode == UNAVAILABLE
+    assert "DEADLINE_EXCEEDED" in ended.stderr
