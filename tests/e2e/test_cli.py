@@ -13,6 +13,21 @@ from typing import Any, Final
 import psycopg
 import pytest
 
+from billing_grpc.commands.asking import exit_code
+from billing_grpc.errors import (
+    AnswerInvalid,
+    BillingError,
+    DatabaseTimeout,
+    EtagStale,
+    FieldViolation,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    ServerRefused,
+    ServerUnreachable,
+    Unauthenticated,
+    WorkspaceNotFound,
+)
 from billing_grpc.provision import MODE_VARIABLES
 from billing_grpc.secrets import BLOCKED_KEYS
 from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
@@ -77,6 +92,7 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
     "a value in place of a key": (["validate-secret", "A=secret"], USAGE, "secret_keys[0]: must be a name"),
     "two scopes": (["validate-secret", "A", "--org-wide", "--workspace", UNKNOWN], USAGE, "not both"),
     "names twice": (["plan", "A", "--env-from-current"], USAGE, "not both"),
+    "more names than one may ask about": (["plan", *["A"] * 4097], USAGE, "give at most 4096 KEYs"),
     "no command to run": (["run", "--workspace", UNKNOWN], USAGE, "Missing argument"),
     "a timeout of nothing": (["--timeout", "0", "resolve", UNKNOWN], USAGE, "'--timeout'"),
     "a timeout that is no number": (["--timeout", "nan", "watch-health", "--once"], USAGE, "'--timeout': nan is not"),
@@ -280,6 +296,25 @@ def test_what_if_asks_for_another_default(server: Server, module_database_url: s
 
 def test_an_empty_id_asks_for_a_workspace_that_does_not_exist_yet(server: Server) -> None:
     assert asked(server, "resolve", "").startswith("disabled  (org_default)\nThe workspace does not exist yet")
+
+
+EXIT_CODES: Final[dict[BillingError, int]] = {
+    InvalidArgument("TEXT_INVALID", FieldViolation("reason", "too long")): USAGE,
+    Overloaded(): UNAVAILABLE,
+    ServerUnreachable("nobody"): UNAVAILABLE,
+    AnswerInvalid("garbled"): UNAVAILABLE,
+    DatabaseTimeout(): UNAVAILABLE,
+    ServerRefused("no"): REFUSED,
+    Unauthenticated(): REFUSED,
+    PermissionDenied(): REFUSED,
+    WorkspaceNotFound("none"): REFUSED,
+    EtagStale("stale"): REFUSED,
+}
+
+
+@pytest.mark.parametrize(("error", "code"), EXIT_CODES.items(), ids=lambda each: type(each).__name__)
+def test_what_a_server_says_ends_as_the_page_says(error: BillingError, code: int) -> None:
+    assert exit_code(error) == code
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), FAILURES.values(), ids=FAILURES.keys())
