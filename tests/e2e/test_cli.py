@@ -96,6 +96,7 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
     "no command to run": (["run", "--workspace", UNKNOWN], USAGE, "Missing argument"),
     "a timeout of nothing": (["--timeout", "0", "resolve", UNKNOWN], USAGE, "'--timeout'"),
     "a timeout that is no number": (["--timeout", "nan", "watch-health", "--once"], USAGE, "'--timeout': nan is not"),
+    "a timeout of more than an hour": (["--timeout", "3601", "get", UNKNOWN], USAGE, "0<x<=3600"),
     "a budget that is no number": (
         ["run", "--workspace", "", "--retry-for", "nan", "--", "true"],
         USAGE,
@@ -197,6 +198,16 @@ def test_answers_as_json_have_the_contracts_names_and_texts(server: Server, modu
     assert (oldest["workspace_id"], oldest["principal"]) == (workspace, "local")
     assert oldest["change_time"] == written["billing_mode"]["update_time"]
     assert datetime.fromisoformat(oldest["change_time"]).utcoffset() == timedelta(0)
+
+
+def test_text_that_the_locale_lacks_is_written_as_an_escape(server: Server, module_database_url: str) -> None:
+    workspace = add_workspace(module_database_url)
+    asked(server, "set", workspace, "byok", "--reason", "\u043a\u043b\u044e\u0447")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = billing_grpc("--address", server.address, "changes", workspace, settings=ascii_only)
+
+    assert (ended.returncode, ended.stderr) == (OK, "")
+    assert ended.stdout.endswith("\t\\u043a\\u043b\\u044e\\u0447\n")
 
 
 def test_the_change_log_goes_back_as_far_as_it_is_told(server: Server, module_database_url: str) -> None:

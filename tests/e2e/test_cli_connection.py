@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 
 from billing_grpc.client_settings import VARIABLES
+from billing_grpc.commands.connection import Connection
 from tests.certificates import Authority
 from tests.e2e.conftest import Changes, Serve, Server, add_workspace, as_service, billing_grpc
 
@@ -147,6 +148,21 @@ def test_keys_that_the_server_adds_can_be_named_in_its_own_setting() -> None:
 
     assert ended.returncode == UNAVAILABLE
     assert ended.stdout.startswith("NEW_VENDOR_KEY\tblocked_platform_managed\t")
+
+
+def test_the_scheme_alone_means_tls() -> None:
+    assert [Connection(address=f"{scheme}db.internal:1").secure for scheme in ("tls://", "mtls://", "")] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_grpc_says_more_when_it_is_told_to(site: Site) -> None:
+    foreign = ("--address", site.tls, "get", UNKNOWN)
+
+    assert billing_grpc(*foreign, settings={"GRPC_VERBOSITY": "INFO"}).stderr.count("\n") > 1
+    assert billing_grpc(*foreign).stderr.count("\n") == 1
 
 
 def test_an_empty_variable_is_as_good_as_none(site: Site) -> None:

@@ -164,10 +164,11 @@ def test_without_a_server_every_line_is_closed_and_the_reason_said_once(serve: S
     gone = serve(settings={"DATABASE_URL": database_url})
     gone.stop()
     ids = [str(uuid.uuid4()) for _ in range(1200)]
+    # What has no answer comes before what is wrong: it may be another the next time.
     ended = subprocess.run(
         resolving(gone, "-", "--json"),
         env=environment(),
-        input="\n".join(ids),
+        input="\n".join([*ids, "team-a"]),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -182,7 +183,8 @@ def test_without_a_server_every_line_is_closed_and_the_reason_said_once(serve: S
     }
     assert ended.stderr.startswith("billing-grpc: ")
     assert "without an answer, taken as platform_managed for safety: SERVER_UNREACHABLE: " in ended.stderr
-    assert len(ended.stderr.splitlines()) <= 2
+    assert "line 1201: must be a UUID" in ended.stderr
+    assert len(ended.stderr.splitlines()) <= 3
 
 
 # id: what the shell closes or spoils, arguments, exit code, standard error
