@@ -279,9 +279,13 @@ func (c *Client) readPlan(a *pb.PlanProvisionEnvResponse, asked string, envKeys 
 			return plan, errors.New("it leaves vendor keys")
 		}
 	}
-	for key := range plan.SetEnv {
+	for key, value := range plan.SetEnv {
 		if closed && c.listed[normalise(key)] {
 			return plan, errors.New("it sets a vendor key")
+		}
+		// Joined to KEY=VALUE, such a name would set another variable.
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.Contains(value, "\x00") {
+			return plan, errors.New("it sets what can be no variable")
 		}
 	}
 	return plan, nil
