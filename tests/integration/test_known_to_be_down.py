@@ -132,6 +132,18 @@ async def test_an_answer_about_the_log_says_nothing_about_the_workspaces(
         assert await reading is DatabaseTimeout
 
 
+async def test_a_write_that_was_sent_is_waited_for(
+    victim: Victim, repository: PostgresRepository, workspace: str
+) -> None:
+    with psycopg.connect(victim.url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        writing = asyncio.create_task(write(repository, workspace, 5 * BUDGET))
+        await until(lambda: not repository.available)
+    assert await writing is None
+    await until(lambda: repository.available)
+    assert await read(repository, workspace) == StoredOverride("disabled")
+
+
 async def test_those_who_wait_when_a_database_becomes_known_to_be_down_wait_no_longer(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
