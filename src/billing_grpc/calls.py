@@ -157,9 +157,7 @@ class Calls:
         """
         try:
             return await ask()
-        except BillingError as error:
-            return close(closing(name, error, decisions))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to open; it is logged with its traceback
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must close too; `closing` logs it with its traceback
             return close(closing(name, error, decisions))
 
 

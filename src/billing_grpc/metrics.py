@@ -17,7 +17,7 @@ from prometheus_client import (
     ProcessCollector,
     values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from billing_grpc import access
 from billing_grpc.errors import STORAGE_ERRORS
@@ -230,7 +230,7 @@ class Metrics:
 def multiprocess_registry(directory: Path) -> CollectorRegistry:
     """What several processes that share a directory expose as one.
 
-    Whoever watches the processes calls `prometheus_client.multiprocess.mark_process_dead` for one that has ended, so that
+    Whoever watches the processes calls `forget_process` for one that has ended, so that
     its gauges end too; its counters stay.
 
     Raises:
@@ -240,3 +240,9 @@ def multiprocess_registry(directory: Path) -> CollectorRegistry:
     collector: Any = MultiProcessCollector
     collector(registry, str(directory))  # registers itself
     return registry
+
+
+def forget_process(pid: int, directory: Path) -> None:
+    """Ends the gauges of a process that wrote into this directory; what it counted stays."""
+    forget: Any = mark_process_dead
+    forget(pid, str(directory))

@@ -131,7 +131,7 @@ class RpcServer:
         await self._server.start()
         return bound
 
-    def report_administration(self, works: bool) -> None:  # noqa: FBT001 - the one thing it is told
+    def report_administration(self, *, works: bool) -> None:
         """Makes health tell whether administration works; its name is unknown until this was called once."""
         self._health.set(ADMINISTRATION, serving=works)
 

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import mark_process_dead
 
 from billing_grpc import __version__, demo, logs, migrations
 from billing_grpc.addresses import Address, TcpAddress
@@ -24,7 +23,7 @@ from billing_grpc.config import Settings, environment_with
 from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.errors import ListenError, StorageError
-from billing_grpc.metrics import Metrics, multiprocess_registry
+from billing_grpc.metrics import Metrics, forget_process, multiprocess_registry
 from billing_grpc.observed_repository import ObservedRepository
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.postgres import PostgresRepository
@@ -102,7 +101,7 @@ def _run_workers(
             stack.enter_context(_metrics_port(settings.metrics_listen, multiprocess_registry(Path(counted))))
 
         def buried(pid: int) -> None:
-            mark_process_dead(pid, path=counted)  # type: ignore[no-untyped-call]  # ships half of its types
+            forget_process(pid, Path(counted))
 
         async def run_all() -> None:
             environment = environment_with({"PROMETHEUS_MULTIPROC_DIR": counted})
@@ -173,7 +172,11 @@ async def serve(
         log.info("serving", version=__version__, addresses=[str(address) for address in bound])
         for look in (
             _say_whether_ready(repository, settings.storage_timeout),
-            watch_administration(repository, server.report_administration, budget=settings.storage_timeout),
+            watch_administration(
+                repository,
+                lambda works: server.report_administration(works=works),
+                budget=settings.storage_timeout,
+            ),
         ):
             await stack.enter_async_context(_in_the_background(look))
         await _until_told(server, told)

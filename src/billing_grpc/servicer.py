@@ -65,7 +65,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         self._storage_timeout = storage_timeout
         self._log = DecisionLog(metrics)
 
-    async def ResolveBillingMode(  # noqa: N802 - the contract's name
+    async def ResolveBillingMode(
         self, request: service_pb.ResolveBillingModeRequest, context: CallContext
     ) -> service_pb.ResolveBillingModeResponse:
         """Who pays for this workspace, and why. Total (contract, sections 2 and 3)."""
@@ -76,7 +76,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         resolution = await self._decide(workspace_id, org_default, context, what_if=what_if)
         return service_pb.ResolveBillingModeResponse(resolution=convert.resolution_to_proto(resolution))
 
-    async def BatchResolveBillingModes(  # noqa: N802 - the contract's name
+    async def BatchResolveBillingModes(
         self, request: service_pb.BatchResolveBillingModesRequest, context: CallContext
     ) -> service_pb.BatchResolveBillingModesResponse:
         """Who pays for these workspaces, in one read. Total (contract, section 3)."""
@@ -91,7 +91,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             resolutions=[convert.resolution_to_proto(each) for each in resolutions]
         )
 
-    async def GetWorkspaceBillingMode(  # noqa: N802 - the contract's name
+    async def GetWorkspaceBillingMode(
         self, request: service_pb.GetWorkspaceBillingModeRequest, context: CallContext
     ) -> service_pb.GetWorkspaceBillingModeResponse:
         """The billing mode of an existing workspace. Truthful (contract, section 3)."""
@@ -102,7 +102,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             billing_mode=convert.billing_mode_to_proto(self._view(workspace_id, record))
         )
 
-    async def SetWorkspaceBillingMode(  # noqa: N802 - the contract's name
+    async def SetWorkspaceBillingMode(
         self, request: service_pb.SetWorkspaceBillingModeRequest, context: CallContext
     ) -> service_pb.SetWorkspaceBillingModeResponse:
         """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
@@ -138,7 +138,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         wanted = StoredOverride(None if mode is None else mode.value)
         return OverrideChange(previous, replace(previous, override=wanted))
 
-    async def ValidateSecretWrite(  # noqa: N802 - the contract's name
+    async def ValidateSecretWrite(
         self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
     ) -> service_pb.ValidateSecretWriteResponse:
         """May secrets be stored under these names. Total (contract, section 4)."""
@@ -170,7 +170,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             resolution=None if resolution is None else convert.resolution_to_proto(resolution),
         )
 
-    async def PlanProvisionEnv(  # noqa: N802 - the contract's name
+    async def PlanProvisionEnv(
         self, request: service_pb.PlanProvisionEnvRequest, context: CallContext
     ) -> service_pb.PlanProvisionEnvResponse:
         """What to strip from a container's environment and what to set. Total (contract, section 5)."""
@@ -181,7 +181,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         self._log.planned(resolution)
         return convert.plan_to_proto(provision.plan(resolution, self._keys, env_keys))
 
-    async def ListBillingModeChanges(  # noqa: N802 - the contract's name
+    async def ListBillingModeChanges(
         self, request: service_pb.ListBillingModeChangesRequest, context: CallContext
     ) -> service_pb.ListBillingModeChangesResponse:
         """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""

@@ -37,7 +37,7 @@ def line(*parts: tuple[str, str] | str) -> None:
     if not is_terminal():
         outcome.write("".join(outcome.printable(text) for text, _ in pairs) + "\n")
         return
-    from billing_grpc.commands import terminal  # noqa: PLC0415 - only where a person looks: rich takes its time
+    from billing_grpc.commands import terminal  # noqa: PLC0415 - a script need not wait until rich is loaded
 
     outcome.write(terminal.line((outcome.printable(text), style) for text, style in pairs))
 
@@ -63,7 +63,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, prose: froze
     if not is_terminal():
         outcome.write("".join("\t".join(cells) + "\n" for cells in shown))
         return
-    from billing_grpc.commands import terminal  # noqa: PLC0415 - as in `line`
+    from billing_grpc.commands import terminal  # noqa: PLC0415 - a script need not wait until rich is loaded
 
     outcome.write(terminal.table(columns, shown, prose, STYLES))
 

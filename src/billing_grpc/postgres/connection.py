@@ -113,7 +113,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         try:
             async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
                 connection = await super().connect(*args, **kwargs)
-            await connection._prepare(CONNECT_TIMEOUT if patience is None else patience)  # noqa: SLF001 - of the class itself
+            await cls._prepare(connection, CONNECT_TIMEOUT if patience is None else patience)
         except TimeoutError as error:
             _let_go(error.__cause__)
             raise
