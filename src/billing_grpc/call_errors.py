@@ -13,6 +13,7 @@ from billing_grpc.errors import (
     STORAGE_ERRORS,
     AnswerInvalid,
     BillingError,
+    ChangeNotRecorded,
     EtagStale,
     FieldViolation,
     InvalidArgument,
@@ -22,6 +23,7 @@ from billing_grpc.errors import (
     ServerUnreachable,
     Unauthenticated,
     WorkspaceNotFound,
+    WriteNotApplied,
 )
 
 Detail = TypeVar("Detail", bound=Message)
@@ -34,6 +36,7 @@ _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
+_WITHOUT_DETAILS: Final = {each.reason: each for each in (Overloaded, WriteNotApplied, ChangeNotRecorded)}
 
 
 def call_error(error: grpc.aio.AioRpcError) -> BillingError:
@@ -60,10 +63,10 @@ def _ours(details: status_pb2.Status, said: str) -> BillingError | None:
     reason = str(info.reason) if info.domain == ERROR_DOMAIN else ""
     if reason in STORAGE_ERRORS:
         return STORAGE_ERRORS[reason](attachments=_attached(details))
+    if reason in _WITHOUT_DETAILS:
+        return _WITHOUT_DETAILS[reason]()
     if reason == WorkspaceNotFound.reason:
         return WorkspaceNotFound(said)
-    if reason == Overloaded.reason:
-        return Overloaded()
     if reason == EtagStale.reason:
         return EtagStale(said, attachments=_attached(details))
     if reason and details.code == code_pb2.INVALID_ARGUMENT:

@@ -21,6 +21,7 @@ from billing_grpc.errors import (
     StorageError,
     Unauthenticated,
     WorkspaceNotFound,
+    WriteUndone,
 )
 from billing_grpc.model import (
     BillingMode,
@@ -66,6 +67,7 @@ STATUS_CODES: Final[dict[type[RequestError], int]] = {
     PermissionDenied: code_pb2.PERMISSION_DENIED,
     Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     StorageError: code_pb2.UNAVAILABLE,
+    WriteUndone: code_pb2.FAILED_PRECONDITION,
 }
 """The status of every error that can reach a client, by its class or the nearest base of it."""
 

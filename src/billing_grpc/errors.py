@@ -8,9 +8,13 @@
     │   ├── Unauthenticated           nobody this server knows is calling
     │   ├── PermissionDenied          the caller is known and may not
     │   ├── Overloaded                too many calls at once
+    │   ├── WriteUndone               the database changed or dropped the write, which was rolled back
+    │   │   ├── WriteNotApplied       a rule or a trigger left another state than the one asked for
+    │   │   └── ChangeNotRecorded     the change log holds no entry of the change
     │   └── StorageError              the database could not be asked
     │       ├── DatabaseUnreachable   refused, reset, shut down, failing over
     │       ├── DatabaseTimeout       no answer, or no free connection, within the call's budget
+    │       ├── DatabaseStale         a standby, a replica or a read-only server: its values may be old
     │       ├── SchemaNotReady        the migrations were not run
     │       ├── DatabaseDenied        the role may not, or the credentials are wrong
     │       └── ValueUnreadable       an answer came and could not be understood
@@ -125,6 +129,38 @@ class Overloaded(RequestError):
         super().__init__("too many calls at once; retry after a pause")
 
 
+class WriteUndone(RequestError):
+    """The database accepted the write and did something else; the transaction was rolled back, so nothing changed.
+
+    Repeating the call does not help until an operator has changed the database; the message is constant.
+    """
+
+    public_message: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        super().__init__(self.public_message)
+
+
+class WriteNotApplied(WriteUndone):
+    """After the write, the row did not hold what was asked for."""
+
+    reason = "WRITE_NOT_APPLIED"
+    public_message = (
+        "the database did not keep the mode that was set, so the change was rolled back;"
+        " an operator has to look for a rule or a trigger on the workspaces table"
+    )
+
+
+class ChangeNotRecorded(WriteUndone):
+    """The change left no entry in the change log."""
+
+    reason = "CHANGE_NOT_RECORDED"
+    public_message = (
+        "the change log did not record the change, so it was rolled back;"
+        " an operator has to enable the triggers on the workspaces table"
+    )
+
+
 class StorageError(RequestError):
     """The database could not be asked, or its answer not understood; the message is constant.
 
@@ -138,7 +174,7 @@ class StorageError(RequestError):
 
 
 class DatabaseUnreachable(StorageError):
-    """Refused, reset, shut down, starting up, or not accepting writes."""
+    """Refused, reset, shut down or starting up."""
 
     reason = "DATABASE_UNREACHABLE"
     public_message = "the database cannot be reached; retry"
@@ -149,6 +185,13 @@ class DatabaseTimeout(StorageError):
 
     reason = "DATABASE_TIMEOUT"
     public_message = "the database did not answer in time; retry"
+
+
+class DatabaseStale(StorageError):
+    """The server that answered is a standby, a replica or read-only, so what it holds may be out of date."""
+
+    reason = "DATABASE_STALE"
+    public_message = "the database is a standby, a replica or read-only, so its values may be out of date; retry"
 
 
 class SchemaNotReady(StorageError):
@@ -174,7 +217,14 @@ class ValueUnreadable(StorageError):
 
 STORAGE_ERRORS: Final[dict[str, type[StorageError]]] = {
     error.reason: error
-    for error in (DatabaseUnreachable, DatabaseTimeout, SchemaNotReady, DatabaseDenied, ValueUnreadable)
+    for error in (
+        DatabaseUnreachable,
+        DatabaseTimeout,
+        DatabaseStale,
+        SchemaNotReady,
+        DatabaseDenied,
+        ValueUnreadable,
+    )
 }
 """The storage errors by reason."""
 

@@ -50,7 +50,7 @@ class ResolutionError:
     """Why an override could not be read.
 
     Attributes:
-        reason: one of the five UPPER_SNAKE storage reasons of the contract.
+        reason: one of the six UPPER_SNAKE storage reasons of the contract.
         message: a sentence for people, free of driver text, SQL and hosts.
     """
 

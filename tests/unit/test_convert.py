@@ -19,7 +19,10 @@ def leaves(root: type[errors.RequestError]) -> list[type[errors.RequestError]]:
 def example(kind: type[errors.RequestError]) -> Any:
     if issubclass(kind, errors.InvalidArgument):
         return kind("MODE_INVALID", errors.FieldViolation("mode", "must be one of the three"))
-    with_own_text = (errors.StorageError, errors.Unauthenticated, errors.PermissionDenied, errors.Overloaded)
+    with_own_text = (
+        *(errors.StorageError, errors.WriteUndone),
+        *(errors.Unauthenticated, errors.PermissionDenied, errors.Overloaded),
+    )
     make: Any = kind
     return make() if issubclass(kind, with_own_text) else make("a message")
 
@@ -44,9 +47,12 @@ EXPECTED_CODES = {
     errors.Overloaded: code_pb2.RESOURCE_EXHAUSTED,
     errors.DatabaseUnreachable: code_pb2.UNAVAILABLE,
     errors.DatabaseTimeout: code_pb2.UNAVAILABLE,
+    errors.DatabaseStale: code_pb2.UNAVAILABLE,
     errors.SchemaNotReady: code_pb2.UNAVAILABLE,
     errors.DatabaseDenied: code_pb2.UNAVAILABLE,
     errors.ValueUnreadable: code_pb2.UNAVAILABLE,
+    errors.WriteNotApplied: code_pb2.FAILED_PRECONDITION,
+    errors.ChangeNotRecorded: code_pb2.FAILED_PRECONDITION,
 }
 
 

@@ -324,8 +324,8 @@ func (x *BillingModeResolution) GetError() *ResolutionError {
 // Why an override could not be read.
 type ResolutionError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One of DATABASE_UNREACHABLE, DATABASE_TIMEOUT, SCHEMA_NOT_READY,
-	// DATABASE_DENIED, VALUE_UNREADABLE.
+	// One of DATABASE_UNREACHABLE, DATABASE_TIMEOUT, DATABASE_STALE,
+	// SCHEMA_NOT_READY, DATABASE_DENIED, VALUE_UNREADABLE.
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// A sentence for people: no driver text, no SQL, no host.
 	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`

@@ -73,9 +73,13 @@ const (
 //	UNAVAILABLE, and in `ResolutionError.reason` of decisions
 //	  DATABASE_UNREACHABLE   refused, reset, restarting
 //	  DATABASE_TIMEOUT       hung, locked, or no free connection in time
+//	  DATABASE_STALE         a standby, a replica or a read-only server
 //	  SCHEMA_NOT_READY       the migrations were not run
 //	  DATABASE_DENIED        the service's role lacks a right
-//	  VALUE_UNREADABLE       a stored text that is not UTF-8
+//	  VALUE_UNREADABLE       a stored text that is not UTF-8, two rows for one id
+//	FAILED_PRECONDITION      nothing was changed, and repeating does not help
+//	  WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
+//	  CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 //
 // SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
 // client makes them up for itself when it has to close without an answer.
@@ -141,7 +145,9 @@ type BillingModeServiceClient interface {
 	// On a non-OK status the caller must not assume that the change was made. On
 	// UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
 	// repeated with an etag, a change that was made comes back as ABORTED, with
-	// that very change as the current state.
+	// that very change as the current state. FAILED_PRECONDITION
+	// (WRITE_NOT_APPLIED, CHANGE_NOT_RECORDED) means that nothing was changed and
+	// that an operator has to look at the database.
 	// ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
 	// decide again, and send its etag.
 	SetWorkspaceBillingMode(ctx context.Context, in *SetWorkspaceBillingModeRequest, opts ...grpc.CallOption) (*SetWorkspaceBillingModeResponse, error)
@@ -315,9 +321,13 @@ func (c *billingModeServiceClient) ListBillingModeChanges(ctx context.Context, i
 //	UNAVAILABLE, and in `ResolutionError.reason` of decisions
 //	  DATABASE_UNREACHABLE   refused, reset, restarting
 //	  DATABASE_TIMEOUT       hung, locked, or no free connection in time
+//	  DATABASE_STALE         a standby, a replica or a read-only server
 //	  SCHEMA_NOT_READY       the migrations were not run
 //	  DATABASE_DENIED        the service's role lacks a right
-//	  VALUE_UNREADABLE       a stored text that is not UTF-8
+//	  VALUE_UNREADABLE       a stored text that is not UTF-8, two rows for one id
+//	FAILED_PRECONDITION      nothing was changed, and repeating does not help
+//	  WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
+//	  CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 //
 // SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
 // client makes them up for itself when it has to close without an answer.
@@ -383,7 +393,9 @@ type BillingModeServiceServer interface {
 	// On a non-OK status the caller must not assume that the change was made. On
 	// UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
 	// repeated with an etag, a change that was made comes back as ABORTED, with
-	// that very change as the current state.
+	// that very change as the current state. FAILED_PRECONDITION
+	// (WRITE_NOT_APPLIED, CHANGE_NOT_RECORDED) means that nothing was changed and
+	// that an operator has to look at the database.
 	// ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
 	// decide again, and send its etag.
 	SetWorkspaceBillingMode(context.Context, *SetWorkspaceBillingModeRequest) (*SetWorkspaceBillingModeResponse, error)

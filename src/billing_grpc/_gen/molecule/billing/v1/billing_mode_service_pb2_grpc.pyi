@@ -67,9 +67,13 @@ class BillingModeServiceStub:
       UNAVAILABLE, and in `ResolutionError.reason` of decisions
         DATABASE_UNREACHABLE   refused, reset, restarting
         DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        DATABASE_STALE         a standby, a replica or a read-only server
         SCHEMA_NOT_READY       the migrations were not run
         DATABASE_DENIED        the service's role lacks a right
-        VALUE_UNREADABLE       a stored text that is not UTF-8
+        VALUE_UNREADABLE       a stored text that is not UTF-8, two rows for one id
+      FAILED_PRECONDITION      nothing was changed, and repeating does not help
+        WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
+        CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
     SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
     client makes them up for itself when it has to close without an answer.
@@ -144,7 +148,9 @@ class BillingModeServiceStub:
     On a non-OK status the caller must not assume that the change was made. On
     UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
     repeated with an etag, a change that was made comes back as ABORTED, with
-    that very change as the current state.
+    that very change as the current state. FAILED_PRECONDITION
+    (WRITE_NOT_APPLIED, CHANGE_NOT_RECORDED) means that nothing was changed and
+    that an operator has to look at the database.
     ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
     decide again, and send its etag.
     """
@@ -240,9 +246,13 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
       UNAVAILABLE, and in `ResolutionError.reason` of decisions
         DATABASE_UNREACHABLE   refused, reset, restarting
         DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        DATABASE_STALE         a standby, a replica or a read-only server
         SCHEMA_NOT_READY       the migrations were not run
         DATABASE_DENIED        the service's role lacks a right
-        VALUE_UNREADABLE       a stored text that is not UTF-8
+        VALUE_UNREADABLE       a stored text that is not UTF-8, two rows for one id
+      FAILED_PRECONDITION      nothing was changed, and repeating does not help
+        WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
+        CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
     SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
     client makes them up for itself when it has to close without an answer.
@@ -314,7 +324,9 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     On a non-OK status the caller must not assume that the change was made. On
     UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
     repeated with an etag, a change that was made comes back as ABORTED, with
-    that very change as the current state.
+    that very change as the current state. FAILED_PRECONDITION
+    (WRITE_NOT_APPLIED, CHANGE_NOT_RECORDED) means that nothing was changed and
+    that an operator has to look at the database.
     ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
     decide again, and send its etag.
     """
@@ -409,9 +421,13 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
       UNAVAILABLE, and in `ResolutionError.reason` of decisions
         DATABASE_UNREACHABLE   refused, reset, restarting
         DATABASE_TIMEOUT       hung, locked, or no free connection in time
+        DATABASE_STALE         a standby, a replica or a read-only server
         SCHEMA_NOT_READY       the migrations were not run
         DATABASE_DENIED        the service's role lacks a right
-        VALUE_UNREADABLE       a stored text that is not UTF-8
+        VALUE_UNREADABLE       a stored text that is not UTF-8, two rows for one id
+      FAILED_PRECONDITION      nothing was changed, and repeating does not help
+        WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
+        CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
     SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
     client makes them up for itself when it has to close without an answer.
@@ -505,7 +521,9 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         On a non-OK status the caller must not assume that the change was made. On
         UNAVAILABLE, and on DEADLINE_EXCEEDED, the call may be repeated as it is;
         repeated with an etag, a change that was made comes back as ABORTED, with
-        that very change as the current state.
+        that very change as the current state. FAILED_PRECONDITION
+        (WRITE_NOT_APPLIED, CHANGE_NOT_RECORDED) means that nothing was changed and
+        that an operator has to look at the database.
         ABORTED (ETAG_STALE) carries the current WorkspaceBillingMode: read it,
         decide again, and send its etag.
         """
