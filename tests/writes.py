@@ -1,10 +1,20 @@
 """What tests of writes share."""
 
-from typing import Final
+import uuid
+from typing import Any, Final
+
+import psycopg
 
 from billing_grpc.model import Announcement, OverrideChange, StoredOverride
 
 BY: Final = Announcement("tester", "a test", "request-1")
+
+
+def add(connection: psycopg.Connection[Any], mode: str | None = None) -> str:
+    """The id of a new workspace, with this text as its own mode."""
+    workspace = str(uuid.uuid4())
+    connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, %s)", [workspace, mode])
+    return workspace
 
 
 def overrides(change: OverrideChange) -> tuple[StoredOverride, StoredOverride]:

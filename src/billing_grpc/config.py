@@ -130,7 +130,7 @@ class Settings(_FromEnvironment, LimitSettings):
     database_connections: int = Field(
         POOL_SIZE,
         alias="BILLING_GRPC_DATABASE_CONNECTIONS",
-        ge=1,
+        ge=2,  # half of them are for reads alone
         le=1000,
         description="connections to the database that each worker holds",
     )

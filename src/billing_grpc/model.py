@@ -1,8 +1,9 @@
 """The values the service thinks in: frozen, without behaviour that could fail, and without any library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
 
 
 class BillingMode(StrEnum):
@@ -148,6 +149,24 @@ class OverrideChange:
     previous: WorkspaceRecord
     current: WorkspaceRecord
     stale: bool = False
+
+    @classmethod
+    def planned(cls, previous: WorkspaceRecord, mode: BillingMode | None, etag: str) -> Self:
+        """Return what a write of `mode` (None to inherit) leaves of `previous`, apart from the log entry it will add.
+
+        Writes nothing to a workspace that does not exist, for a stale etag, or where the workspace already says so; looked
+        at in this order. Every repository and `validate_only` decide here.
+        """
+        if not previous.override.exists:
+            return cls(previous, previous)
+        if previous.makes_stale(etag):
+            return cls(previous, previous, stale=True)
+        return cls(previous, replace(previous, override=StoredOverride(None if mode is None else mode.value)))
+
+    @property
+    def writes(self) -> bool:
+        """Whether the stored text changes."""
+        return self.current.override != self.previous.override
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

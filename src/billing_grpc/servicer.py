@@ -1,7 +1,6 @@
 """The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final, Protocol
 
 from billing_grpc import convert, page_token, provision, validation
@@ -120,7 +119,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         if change.stale:
             message = "the workspace changed since this etag was read; read it again, decide again, send its etag"
             raise EtagStale(message, attachments=(previous,))
-        if change.current.override != change.previous.override and not request.validate_only:
+        if change.writes and not request.validate_only:
             self._log.changed(workspace_id, change, by)
         return service_pb.SetWorkspaceBillingModeResponse(
             billing_mode=convert.billing_mode_to_proto(current),
@@ -132,11 +131,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> OverrideChange:
         """What `save_override` would answer, with nothing written and so the etag as it is."""
         previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
-        stale = previous.makes_stale(etag)
-        if stale or previous.override == NO_WORKSPACE:
-            return OverrideChange(previous, previous, stale)
-        wanted = StoredOverride(None if mode is None else mode.value)
-        return OverrideChange(previous, replace(previous, override=wanted))
+        return OverrideChange.planned(previous, mode, etag)
 
     async def ValidateSecretWrite(
         self, request: service_pb.ValidateSecretWriteRequest, context: CallContext

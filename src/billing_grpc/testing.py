@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from billing_grpc.addresses import Address, TcpAddress
@@ -68,24 +69,23 @@ class InMemoryRepository:
     ) -> OverrideChange:
         """As `Repository` says."""
         await self._answer(budget)
-        previous, text = self._record(workspace_id), None if mode is None else mode.value
-        stale = previous.makes_stale(etag)
-        if not stale and previous.override.exists and self.overrides[workspace_id] != text:
-            self.overrides[workspace_id] = text
+        change = OverrideChange.planned(self._record(workspace_id), mode, etag)
+        if change.writes:
+            self.overrides[workspace_id] = change.current.override.text
             self.changes.append(
                 RecordedChange(
                     change_id=len(self.changes) + 1,
                     workspace_id=workspace_id,
                     change_time=datetime.now(UTC),
-                    previous_override=previous.override.text,
-                    new_override=text,
+                    previous_override=change.previous.override.text,
+                    new_override=change.current.override.text,
                     principal=by.principal,
                     database_user="in_memory",
                     reason=by.reason,
                     request_id=by.request_id,
                 )
             )
-        return OverrideChange(previous, self._record(workspace_id), stale)
+        return replace(change, current=self._record(workspace_id))
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float

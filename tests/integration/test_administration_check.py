@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc import migrations
-from billing_grpc.errors import DatabaseDenied, DatabaseUnreachable, SchemaNotReady, StorageError
+from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.readiness import EVERY, watch_administration
 from billing_grpc.testing import InMemoryRepository
@@ -31,7 +31,7 @@ LACKS: Final[dict[str, tuple[str, type[StorageError]]]] = {
     "sight of every row": ("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY", DatabaseDenied),
     "writing at all": (
         "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$",
-        DatabaseUnreachable,
+        DatabaseStale,
     ),
 }
 

@@ -8,14 +8,16 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from billing_grpc.errors import SettingsError
 from billing_grpc.postgres.connection import CONNECT_TIMEOUT
 
-# What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
 _DEFAULTS: Final[dict[str, str | int]] = {
+    # What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
     "connect_timeout": CONNECT_TIMEOUT,
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 2,
     "tcp_user_timeout": 900,
+    # Of several hosts, the one that accepts writes: every other may hold old values.
+    "target_session_attrs": "read-write",
 }
 
 
@@ -33,7 +35,7 @@ def parse_address(database_url: str) -> dict[str, Any]:
 
 
 def complete_address(database_url: str, application_name: str) -> str:
-    """The same address with our bounds and this name, where it does not bring its own.
+    """The same address with our defaults and this name, where it does not bring its own.
 
     Raises:
         SettingsError: libpq does not understand it.

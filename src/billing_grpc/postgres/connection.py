@@ -3,9 +3,9 @@
 import asyncio
 import socket
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, LiteralString, Self
 
 import psycopg
 import structlog
@@ -22,12 +22,19 @@ CONNECT_TIMEOUT: Final = 2
 CONNECT_ERRORS: Final = (psycopg.Error, OSError, UnicodeError)
 """What a connect fails with; the last where a host's name cannot be put into the form that name services take."""
 
-# Not in the startup packet, where pgbouncer refuses such things. Rows that a policy hides would look like workspaces that do
-# not exist, and inherit: an error instead closes. A write reads after it has got its lock, which only "read committed" does.
-_SESSION: Final = """
-SET statement_timeout = '{statement_timeout}';
-SET row_security = off;
-SET default_transaction_isolation = 'read committed'
+# A transaction pooler gives each transaction whichever session of the server is free, with whatever others have set in it.
+# The server's process tells: a pooler invents the process id that it announces to its clients.
+_LOOK: Final = """
+SELECT pg_backend_pid(),
+       (SELECT reset_val FROM pg_settings WHERE name = 'search_path'),
+       (SELECT reset_val FROM pg_settings WHERE name = 'role')
+"""
+# Only where the session is ours alone. What an answer relies on never stands here: each read proves its own.
+_SESSION: Final = "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'"
+# Elsewhere each transaction begins with this: `workspaces` is the table that a new session would find, and a statement that
+# its caller has given up ends.
+_OWN_TRANSACTION: Final = """
+SELECT set_config('statement_timeout', $1, true), set_config('search_path', $2, true), set_config('role', $3, true)
 """
 _ANY_TEXT: Final = {"utf-8", "ascii"}
 """Python's names of the encodings in which every text can be sent; the second is that of a database that takes any bytes."""
@@ -47,6 +54,11 @@ def _let_go(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
 
 
+def as_text(value: bytes | str, errors: str = "strict") -> str:
+    """Return a text that `_TextAsBytes` may have left undecoded; `errors` as `bytes.decode` takes it."""
+    return value.decode(errors=errors) if isinstance(value, bytes) else value
+
+
 class _TextAsBytes(Loader):
     """Leaves text undecoded, so that one row that is not UTF-8 does not take the others down with it."""
 
@@ -62,6 +74,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     Subclassed once for each pool: what the class remembers, it remembers for that pool.
 
     Attributes:
+        direct: whether the session is ours alone; a pooler may put each transaction into another one.
         last_failure: the text of the last failed connect; None since the last successful one.
         may_connect: returns when a connection is worth an attempt; False when none is needed any more.
         statement_timeout: after how long the server itself ends a statement, so that none outlives the longest call.
@@ -72,6 +85,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     statement_timeout: ClassVar[str] = "0"
 
     cur: AsyncRawCursor[Any]
+    direct: bool
+    _own_transaction: tuple[str, str, str]
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
@@ -131,11 +146,16 @@ class Connection(psycopg.AsyncConnection[Any]):
         # A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
         try:
-            await self.cur.execute(_SESSION.format(statement_timeout=self.statement_timeout))
-            # Not on every platform. Where it is, a session whose caller has cut the connection ends soon: it neither holds
-            # one of the server's few places nor writes what nobody waits for any more.
-            with suppress(psycopg.errors.InvalidParameterValue):
-                await self.cur.execute("SET client_connection_check_interval = 100")
+            await self.cur.execute(_LOOK)
+            pid, search_path, role = await self.cur.fetchone() or (None, "", "")
+            self.direct = pid == self.pgconn.backend_pid
+            self._own_transaction = (self.statement_timeout, as_text(search_path), as_text(role))
+            if self.direct:
+                await self.cur.execute(_SESSION.format(statement_timeout=self.statement_timeout))
+                # Not on every platform. Where it is, a session whose caller has cut the connection ends soon and holds
+                # none of the server's few places.
+                with suppress(psycopg.errors.InvalidParameterValue):
+                    await self.cur.execute("SET client_connection_check_interval = 100")
         except psycopg.Error:
             await self.close()
             raise
@@ -147,6 +167,25 @@ class Connection(psycopg.AsyncConnection[Any]):
         if failure != cls.last_failure:
             log.warning("cannot connect to the database", text=failure)
         cls.last_failure = failure
+
+    async def read(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """The rows that one statement answers, which sees the schema as a new session would.
+
+        Raises:
+            psycopg.Error: the statement failed.
+        """
+        if self.direct:
+            await self.cur.execute(query, parameters, binary=True)
+            return await self.cur.fetchall()
+        async with self.pipeline():  # up to its end one transaction, in one round trip
+            await self.begin_own()
+            cursor = await self.execute(query, parameters, binary=True)
+        return await cursor.fetchall()
+
+    async def begin_own(self) -> None:
+        """Makes the transaction that has just begun see the schema as a new session would, wherever it runs."""
+        if not self.direct:
+            await self.execute(_OWN_TRANSACTION, self._own_transaction)
 
     def storable(self, text: str) -> str:
         """The text as a database of another encoding than UTF-8 can store it, with a question mark for what it cannot."""

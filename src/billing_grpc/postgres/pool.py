@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -10,11 +10,12 @@ import psycopg
 from psycopg import AsyncRawCursor
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, RequestError, StorageError
 from billing_grpc.postgres.address import complete_address
 from billing_grpc.postgres.breaker import Breaker
 from billing_grpc.postgres.connection import Connection
 from billing_grpc.postgres.probe import DatabaseProbe
+from billing_grpc.postgres.standing import StaleSession
 from billing_grpc.postgres.translation import connect_error_kind, storage_error
 
 Result = TypeVar("Result")
@@ -101,7 +102,8 @@ class BoundedPool:
         Raises:
             SettingsError: the address is not one that libpq understands.
         """
-        connect = {"autocommit": True, "cursor_factory": AsyncRawCursor}
+        # A pooler may run a statement that was prepared under a name in a session where the name means another statement.
+        connect = {"autocommit": True, "cursor_factory": AsyncRawCursor, "prepare_threshold": None}
 
         class PooledConnection(Connection):
             """Remembers failures for this pool alone."""
@@ -128,7 +130,7 @@ class BoundedPool:
         # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
         # never behind others, in a queue of the pool's that the dead do not leave.
         self._slots = asyncio.Semaphore(size)
-        self._attempts = size + 1
+        self._write_slots = asyncio.Semaphore(max(1, size // 2))
         self._working: dict[asyncio.Task[Any], _Lease] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._drained_at = -_DRAIN_EVERY
@@ -163,13 +165,17 @@ class BoundedPool:
             waiting=len(self._working) - in_use,
         )
 
-    async def run(self, work: Work[Result], *, budget: float, repeatable: bool, proves: bool = True) -> Result:
+    def deadline(self, budget: float) -> float:
+        """When work that begins now must end, in the clock of the event loop; its connection is severed then."""
+        return asyncio.get_running_loop().time() + budget * _SEVER_AT
+
+    async def run(self, work: Work[Result], *, budget: float, writes: bool = False, proves: bool = True) -> Result:
         """What `work` answers.
 
         Args:
-            work: what to do with a connection; reads or writes in one statement.
+            work: what to do with a connection.
             budget: seconds until this method has returned or raised.
-            repeatable: whether the work may be done again when its connection turns out to be dead.
+            writes: whether the work writes; it is then not done again when its connection turns out to be dead.
             proves: whether it reads what the probe reads, so that its success says that the database can be asked.
 
         Raises:
@@ -180,28 +186,28 @@ class BoundedPool:
             raise type(error)
         loop = asyncio.get_running_loop()
         lease = _Lease()
-        deadline = loop.time() + budget * _SEVER_AT
+        deadline = self.deadline(budget)
         expiry = loop.call_at(deadline, lease.expire)
-        task = loop.create_task(self._within(deadline, lease, work, repeatable=repeatable))
+        task = loop.create_task(self._within(deadline, lease, work, writes=writes))
         task.add_done_callback(lambda _: expiry.cancel())
         self._track(task)
         self._working[task] = lease
         task.add_done_callback(self._working.pop)
         try:
-            result = await self._answer(task, lease, budget, repeatable=repeatable)
-        except (DatabaseUnreachable, DatabaseTimeout):
+            result = await self._answer(task, lease, budget, writes=writes)
+        except (DatabaseUnreachable, DatabaseTimeout, DatabaseStale):
             self.breaker.suspect()
             raise
         if proves:
             self.breaker.prove()
         return result
 
-    async def _answer(self, task: asyncio.Task[Result], lease: _Lease, budget: float, *, repeatable: bool) -> Result:
+    async def _answer(self, task: asyncio.Task[Result], lease: _Lease, budget: float, *, writes: bool) -> Result:
         done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
         if not done and budget > _SUSPICIOUS_AFTER:
             self.breaker.suspect()
             left = budget - _SUSPICIOUS_AFTER
-            if not repeatable:
+            if writes:
                 # Whether a write happened is worth more to its caller than the time.
                 await asyncio.wait((task,), timeout=left)
             elif self.breaker.error is None:
@@ -266,30 +272,36 @@ class BoundedPool:
         self._running.add(task)
         task.add_done_callback(ended)
 
-    async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, repeatable: bool) -> Result:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise DatabaseTimeout from None
-        try:
-            attempts = self._attempts if repeatable else 1
-            while True:
-                attempts -= 1
-                try:
-                    return await self._once(deadline, lease, work)
-                except psycopg.OperationalError as error:
-                    if lease.expired:
-                        raise DatabaseTimeout from error
-                    if attempts and _connection_lost(error):
-                        continue
-                    raise storage_error(error) from error
-        except StorageError:
-            raise
-        except Exception as error:
-            raise storage_error(error) from error
-        finally:
-            self._slots.release()
+    async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, writes: bool) -> Result:
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    # Some connections are for reads alone: writes may all wait for one row's lock.
+                    for slots in (self._write_slots, self._slots) if writes else (self._slots,):
+                        await held.enter_async_context(slots)
+            except TimeoutError:
+                raise DatabaseTimeout from None
+            try:
+                return await self._repeatedly(deadline, lease, work, writes=writes)
+            except RequestError:
+                raise
+            except StaleSession as error:
+                raise DatabaseStale from error
+            except Exception as error:
+                raise storage_error(error) from error
+
+    async def _repeatedly(self, deadline: float, lease: _Lease, work: Work[Result], *, writes: bool) -> Result:
+        for _ in range(self._size):
+            try:
+                return await self._once(deadline, lease, work)
+            except StaleSession:
+                continue  # before anything was written; this connection is gone, and a new one may lead elsewhere
+            except psycopg.OperationalError as error:
+                if lease.expired:
+                    raise DatabaseTimeout from error
+                if writes or not _connection_lost(error):
+                    raise
+        return await self._once(deadline, lease, work)
 
     async def _connection(self, deadline: float, lease: _Lease) -> Connection:
         loop = asyncio.get_running_loop()
@@ -309,6 +321,9 @@ class BoundedPool:
             if lease.expired:
                 raise DatabaseTimeout
             return await work(connection)
+        except (StaleSession, psycopg.errors.ReadOnlySqlTransaction) as error:
+            await connection.close()
+            raise StaleSession from error
         finally:
             lease.connection = None
             if lease.expired:

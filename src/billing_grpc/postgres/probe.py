@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import psycopg
 
-from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, StorageError
 from billing_grpc.postgres.connection import CONNECT_ERRORS, Connection
 from billing_grpc.postgres.translation import connect_error_kind, error_kind
 
@@ -73,7 +73,7 @@ class DatabaseProbe:
             await self._read(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer or none
             kind = DatabaseTimeout if loop.time() >= deadline else error_kind(error)
-            return kind() if kind in {DatabaseTimeout, DatabaseUnreachable} else None
+            return kind() if kind in {DatabaseTimeout, DatabaseUnreachable, DatabaseStale} else None
         finally:
             timer.cancel()
             self._reading.discard(connection)

@@ -7,12 +7,14 @@ import structlog
 
 from billing_grpc.errors import (
     DatabaseDenied,
+    DatabaseStale,
     DatabaseTimeout,
     DatabaseUnreachable,
     SchemaNotReady,
     StorageError,
     ValueUnreadable,
 )
+from billing_grpc.postgres.standing import StaleSession
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -21,6 +23,10 @@ _BY_SQLSTATE: Final[dict[str, type[StorageError]]] = {
     "55P03": DatabaseTimeout,  # lock not available
     "40P01": DatabaseTimeout,  # deadlock
     "40001": DatabaseTimeout,  # serialization failure
+    "25006": DatabaseStale,  # read-only transaction
+    "25P03": DatabaseTimeout,  # idle in a transaction for longer than its write may take
+    "26000": DatabaseUnreachable,  # no such prepared statement
+    "42P05": DatabaseUnreachable,  # such a prepared statement exists already
     "42501": DatabaseDenied,  # insufficient privilege
     "XX001": ValueUnreadable,  # data corrupted
     "XX002": ValueUnreadable,  # index corrupted
@@ -45,7 +51,11 @@ _DENIED_HINTS: Final = (
 
 
 def error_kind(error: Exception) -> type[StorageError]:
-    """What one of the driver's errors means."""
+    """Return what an error of the driver, or of reading what it answered, means."""
+    if isinstance(error, StorageError):
+        return type(error)
+    if isinstance(error, StaleSession):
+        return DatabaseStale
     if not isinstance(error, psycopg.Error):
         # The driver answered and what came could not be understood: closed, never an unexpected error.
         return DatabaseUnreachable if isinstance(error, OSError) else ValueUnreadable
@@ -62,13 +72,23 @@ def storage_error(error: Exception) -> StorageError:
         "storage failed",
         reason=kind.reason,
         error=type(error).__name__,
-        text=str(error).strip(),
+        text=_CAUSES.get(getattr(error, "sqlstate", None) or "", str(error).strip()),
         exc_info=not isinstance(error, psycopg.Error),
     )
     return kind()
 
 
+# Said by libpq itself, of a server that `target_session_attrs` does not accept.
+_STALE_HINTS: Final = ("session is read-only", "server is in hot standby mode")
+_FOREIGN_STATEMENTS: Final = (
+    "a pooler shares sessions between clients, and another client of it prepares statements under names"
+)
+_CAUSES: Final = {"26000": _FOREIGN_STATEMENTS, "42P05": _FOREIGN_STATEMENTS}
+
+
 def connect_error_kind(text: str) -> type[StorageError]:
-    """What a failed connect means, by its text."""
+    """Return what a failed connect means, by its text."""
+    if any(hint in text for hint in _STALE_HINTS):
+        return DatabaseStale
     denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
     return DatabaseDenied if denied else DatabaseUnreachable

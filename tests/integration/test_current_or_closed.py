@@ -1,0 +1,241 @@
+"""Only a current value opens: what a read says of its session and of its table, and what the answer is then."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, LiteralString
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from structlog.testing import capture_logs
+
+from billing_grpc import migrations
+from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError, ValueUnreadable
+from billing_grpc.model import NO_WORKSPACE, BillingMode, ResolutionError, StoredOverride
+from billing_grpc.postgres import PostgresRepository
+from billing_grpc.postgres.reading import UnexpectedAnswer, overrides_in, record_in
+from tests.writes import BY
+
+BUDGET: Final = 5.0
+ONE, OTHER = uuid.uuid4(), uuid.uuid4()
+DOUBLED: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
+
+
+@pytest.fixture
+def owner(empty_database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The tables' owner, in autocommit mode; there are no tables yet."""
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def repository_of(owner: psycopg.Connection[Any], **parameters: str) -> AsyncIterator[PostgresRepository]:
+    url = make_conninfo(owner.info.dsn, host=owner.info.host, **parameters)
+    async with PostgresRepository.opened(url, size=2) as repository:
+        yield repository
+
+
+async def assert_closed(repository: PostgresRepository, kind: type[StorageError]) -> None:
+    for read in (
+        repository.load_override(str(ONE), budget=BUDGET),
+        repository.load_overrides([str(ONE), str(OTHER)], budget=BUDGET),
+    ):
+        with pytest.raises(kind):
+            await read
+
+
+PLAIN: Final = "CREATE TABLE stored (id uuid PRIMARY KEY, llm_billing_mode text)"
+PARTITIONED: Final = "CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text) PARTITION BY HASH (id)"
+PARTITION: Final = " FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+TABLES_THAT_CLOSE: Final[dict[str, tuple[LiteralString, ...]]] = {
+    "a view": (PLAIN, "CREATE VIEW workspaces AS SELECT * FROM stored"),
+    "a materialized view": (PLAIN, "CREATE MATERIALIZED VIEW workspaces AS SELECT * FROM stored"),
+    "an unlogged table": ("CREATE UNLOGGED TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text)",),
+    "an unlogged partition": (
+        PARTITIONED,
+        "CREATE UNLOGGED TABLE part PARTITION OF workspaces" + PARTITION,
+    ),
+    "an unlogged child": (
+        "CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text)",
+        "CREATE TABLE child () INHERITS (workspaces)",
+        "CREATE UNLOGGED TABLE grandchild () INHERITS (child)",
+    ),
+}
+
+
+@pytest.mark.parametrize("statements", TABLES_THAT_CLOSE.values(), ids=TABLES_THAT_CLOSE)
+async def test_a_table_that_may_hold_old_values_closes(
+    owner: psycopg.Connection[Any], statements: tuple[LiteralString, ...]
+) -> None:
+    for statement in statements:
+        owner.execute(statement)
+    async with repository_of(owner) as repository:
+        with capture_logs() as logged:
+            await assert_closed(repository, DatabaseStale)
+        assert any("workspaces, or a partition of it, is" in line.get("text", "") for line in logged)
+
+
+async def test_a_table_that_a_subscription_fills_closes(owner: psycopg.Connection[Any], database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as publisher:
+        publisher.execute("CREATE PUBLICATION everything FOR TABLE workspaces")
+    owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY, name text, llm_billing_mode text)")
+    owner.execute("ALTER TABLE workspaces ADD created_at timestamptz, ADD updated_at timestamptz")
+    owner.execute("INSERT INTO workspaces VALUES (%s, '', 'byok')", [ONE])
+    async with repository_of(owner) as repository:
+        assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("byok")
+        owner.execute(
+            "CREATE SUBSCRIPTION everything CONNECTION {} PUBLICATION everything"
+            " WITH (create_slot = false, slot_name = NONE, enabled = false)".replace("{}", f"'{database_url}'")
+        )
+        try:
+            await assert_closed(repository, DatabaseStale)
+        finally:
+            owner.execute("DROP SUBSCRIPTION everything")
+
+
+async def test_a_partitioned_table_answers_and_an_id_in_two_partitions_closes(
+    owner: psycopg.Connection[Any],
+) -> None:
+    owner.execute("CREATE TABLE workspaces (id uuid, region text, llm_billing_mode text) PARTITION BY LIST (region)")
+    for region in ("eu", "us"):
+        owner.execute(f"CREATE TABLE in_{region} PARTITION OF workspaces FOR VALUES IN ('{region}')")
+    owner.execute("INSERT INTO workspaces VALUES (%s, 'eu', 'byok'), (%s, 'eu', 'byok')", [ONE, OTHER])
+    async with repository_of(owner) as repository:
+        assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("byok")
+        owner.execute("INSERT INTO workspaces VALUES (%s, 'us', 'platform_managed')", [ONE])
+        with pytest.raises(ValueUnreadable):
+            await repository.load_override(str(ONE), budget=BUDGET)
+        assert await repository.load_overrides([str(ONE), str(OTHER)], budget=BUDGET) == {
+            str(ONE): DOUBLED,
+            str(OTHER): StoredOverride("byok"),
+        }
+
+
+async def test_an_id_with_several_rows_is_closed_in_every_read_and_never_written(
+    owner: psycopg.Connection[Any], empty_database_url: str
+) -> None:
+    owner.execute("CREATE TABLE workspaces (id uuid, region text, llm_billing_mode text)")
+    await asyncio.to_thread(migrations.up, empty_database_url)
+    for region, mode in (("eu", "byok"), ("us", "platform_managed"), ("ap", "byok")):
+        owner.execute("INSERT INTO workspaces VALUES (%s, %s, %s)", [ONE, region, mode])
+    owner.execute("INSERT INTO workspaces VALUES (%s, 'eu', 'byok')", [OTHER])
+    async with repository_of(owner) as repository:
+        for read in (
+            repository.load_override(str(ONE), budget=BUDGET),
+            repository.load_record(str(ONE), budget=BUDGET),
+            repository.save_override(str(ONE), BillingMode.BYOK, by=BY, budget=BUDGET),
+            # Three rows of one id fill an answer that has room for two of each.
+            repository.load_overrides([str(ONE), str(OTHER)], budget=BUDGET),
+        ):
+            with pytest.raises(ValueUnreadable):
+                await read
+    stored = owner.execute("SELECT llm_billing_mode FROM workspaces WHERE id = %s ORDER BY region", [ONE])
+    assert stored.fetchall() == [("byok",), ("byok",), ("platform_managed",)]
+
+
+async def test_hidden_rows_close_whatever_the_session_says(
+    owner: psycopg.Connection[Any], empty_database_url: str
+) -> None:
+    await asyncio.to_thread(migrations.up, empty_database_url)
+    await asyncio.to_thread(migrations.run_script, empty_database_url, migrations.grants())
+    owner.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'platform_managed')", [ONE])
+    owner.execute("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY")
+    async with repository_of(owner, user=migrations.SERVICE_ROLE, options="-c row_security=on") as repository:
+        await assert_closed(repository, DatabaseDenied)
+        for call in (
+            repository.load_record(str(ONE), budget=BUDGET),
+            repository.save_override(str(ONE), BillingMode.BYOK, by=BY, budget=BUDGET),
+        ):
+            with pytest.raises(DatabaseDenied):
+                await call
+        owner.execute("ALTER TABLE workspaces DISABLE ROW LEVEL SECURITY")
+        owner.execute("ALTER TABLE workspace_billing_mode_changes ENABLE ROW LEVEL SECURITY")
+        with pytest.raises(DatabaseDenied):
+            await repository.list_changes(None, before=None, limit=10, budget=BUDGET)
+
+
+async def test_sessions_that_became_read_only_are_replaced_at_once(
+    owner: psycopg.Connection[Any], empty_database_url: str
+) -> None:
+    await asyncio.to_thread(migrations.up, empty_database_url)
+    owner.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [ONE])
+    database = conninfo_to_dict(empty_database_url)["dbname"]
+    async with repository_of(owner) as repository:
+        for _ in range(4):
+            await repository.load_override(str(ONE), budget=BUDGET)
+        # The living sessions take it up with the next statement; new ones begin with what their role says.
+        owner.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        owner.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
+        try:
+            owner.execute("SELECT pg_reload_conf()")
+            await asyncio.sleep(0.3)
+            assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("byok")
+            change = await repository.save_override(str(ONE), BillingMode.DISABLED, by=BY, budget=BUDGET)
+            assert change.current.override == StoredOverride("disabled")
+        finally:
+            owner.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            owner.execute("SELECT pg_reload_conf()")
+
+
+async def test_a_read_only_database_closes_until_it_accepts_writes(
+    owner: psycopg.Connection[Any], empty_database_url: str
+) -> None:
+    await asyncio.to_thread(migrations.up, empty_database_url)
+    owner.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [ONE])
+    database = conninfo_to_dict(empty_database_url)["dbname"]
+    owner.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    # An address that takes any server, as an operator may have written it.
+    async with repository_of(owner, target_session_attrs="any") as repository:
+        await assert_closed(repository, DatabaseStale)
+        for administration in (
+            repository.load_record(str(ONE), budget=BUDGET),
+            repository.save_override(str(ONE), BillingMode.DISABLED, by=BY, budget=BUDGET),
+            repository.list_changes(None, before=None, limit=10, budget=BUDGET),
+            repository.check_administration(budget=BUDGET),
+        ):
+            with pytest.raises(DatabaseStale):
+                await administration
+        owner.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = off")
+        async with asyncio.timeout(BUDGET):
+            while not repository.available:
+                await asyncio.sleep(0.05)
+        assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("byok")
+
+
+RECORD: Final = ("current", None, ONE, "byok", 7, None, "somebody", "role")
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    {
+        "nothing": ([], ValueError),
+        "another statement's row": ([("byok", None, None, None, None, "x", "y", "z")], ValueError),
+        "two rows": ([("current", [ONE], ["byok"]), ("current", [ONE], ["byok"])], ValueError),
+        "an id that was not asked for": ([("current", [uuid.uuid4()], ["byok"])], UnexpectedAnswer),
+        "an id as text": ([("current", [str(ONE)], ["byok"])], UnexpectedAnswer),
+        "an id without a text": ([("current", [ONE, OTHER], ["byok"])], UnexpectedAnswer),
+        "one id too often": ([("current", [ONE] * 3 + [OTHER], ["byok"] * 4)], ValueUnreadable),
+    }.values(),
+)
+def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[Any, ...]], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        overrides_in(rows, [ONE, OTHER])
+
+
+def test_a_record_of_another_workspace_is_no_answer() -> None:
+    assert record_in([RECORD], ONE)[0].override == StoredOverride("byok")
+    for rows, error in (
+        ([RECORD, RECORD], ValueUnreadable),
+        ([(*RECORD[:2], OTHER, *RECORD[3:])], UnexpectedAnswer),
+        ([RECORD[:4]], ValueError),
+    ):
+        with pytest.raises(error):
+            record_in(rows, ONE)
+
+
+def test_an_id_that_is_not_in_the_answer_does_not_exist() -> None:
+    assert overrides_in([("current", None, None)], [ONE]) == {}
+    assert overrides_in([("current", [ONE], [None])], [ONE, OTHER]) == {ONE: StoredOverride(None)}
+    assert record_in([("current", None, *[None] * 6)], ONE)[0].override == NO_WORKSPACE

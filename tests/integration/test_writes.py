@@ -1,0 +1,177 @@
+"""An acknowledged write is what the database holds, survives a crash, and never comes after its caller has given up."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final, LiteralString
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import AsyncRawCursor
+
+from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
+from billing_grpc.model import BillingMode, StoredOverride
+from billing_grpc.postgres import PostgresRepository
+from billing_grpc.postgres.connection import Connection
+from billing_grpc.postgres.writing import OverrideWrite, save_override
+from tests.writes import BY, add
+
+BUDGET: Final = 5.0
+
+
+@pytest.fixture
+def owner(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The tables' owner, in autocommit mode."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def repository(database_url: str) -> AsyncIterator[PostgresRepository]:
+    async with PostgresRepository.opened(database_url, size=4) as opened:
+        yield opened
+
+
+def function(body: LiteralString) -> LiteralString:
+    return "CREATE FUNCTION undo() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN " + body + " END $$"
+
+
+SET_BACK: Final = "UPDATE workspaces SET llm_billing_mode = 'disabled' WHERE id = NEW.id; RETURN NULL;"
+UPDATED: Final = "workspace_billing_mode_updated"
+
+# id: what the owner did, and what a write is told
+UNDONE: Final[dict[str, tuple[tuple[LiteralString, ...], type[WriteUndone]]]] = {
+    "a rule drops it": (
+        ("CREATE RULE nothing AS ON UPDATE TO workspaces DO INSTEAD NOTHING",),
+        WriteNotApplied,
+    ),
+    "a trigger drops it": (
+        (
+            function("RETURN NULL;"),
+            "CREATE TRIGGER undo BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION undo()",
+        ),
+        WriteNotApplied,
+    ),
+    "a trigger rewrites it": (
+        (
+            function("NEW.llm_billing_mode = 'disabled'; RETURN NEW;"),
+            "CREATE TRIGGER undo BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION undo()",
+        ),
+        WriteNotApplied,
+    ),
+    "a trigger sets it back": (
+        (
+            function(SET_BACK),
+            (
+                "CREATE TRIGGER undo AFTER UPDATE ON workspaces FOR EACH ROW WHEN (NEW.llm_billing_mode = 'byok')"
+                " EXECUTE FUNCTION undo()"
+            ),
+        ),
+        WriteNotApplied,
+    ),
+    "a trigger sets it back before the commit": (
+        (
+            function(SET_BACK),
+            (
+                "CREATE CONSTRAINT TRIGGER undo AFTER UPDATE ON workspaces DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+                " WHEN (NEW.llm_billing_mode = 'byok') EXECUTE FUNCTION undo()"
+            ),
+        ),
+        WriteNotApplied,
+    ),
+    "a trigger refuses it": (
+        (
+            function("RAISE 'no';"),
+            "CREATE TRIGGER undo BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION undo()",
+        ),
+        WriteNotApplied,
+    ),
+    "a constraint refuses it": (
+        ("ALTER TABLE workspaces ADD CHECK (llm_billing_mode <> 'byok')",),
+        WriteNotApplied,
+    ),
+    "the log's trigger is disabled": (
+        ("ALTER TABLE workspaces DISABLE TRIGGER " + UPDATED,),
+        ChangeNotRecorded,
+    ),
+    "every trigger is disabled": (("ALTER TABLE workspaces DISABLE TRIGGER ALL",), ChangeNotRecorded),
+    "the log drops it": (
+        ("CREATE RULE nothing AS ON INSERT TO workspace_billing_mode_changes DO INSTEAD NOTHING",),
+        ChangeNotRecorded,
+    ),
+}
+
+
+@pytest.mark.parametrize(("statements", "error"), UNDONE.values(), ids=UNDONE)
+async def test_a_write_that_the_database_undoes_is_rolled_back_and_said(
+    repository: PostgresRepository,
+    owner: psycopg.Connection[Any],
+    statements: tuple[LiteralString, ...],
+    error: type[WriteUndone],
+) -> None:
+    workspace = add(owner, "disabled")
+    before = await repository.load_record(workspace, budget=BUDGET)
+    for statement in statements:
+        owner.execute(statement)
+
+    with pytest.raises(error):
+        await repository.save_override(workspace, BillingMode.BYOK, by=BY, etag=before.etag, budget=BUDGET)
+
+    assert await repository.load_record(workspace, budget=BUDGET) == before
+    unchanged = await repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET)
+    assert unchanged.current == before
+
+
+@pytest.mark.parametrize(
+    ("preferred", "expected"),
+    [("off", "on"), ("local", "on"), ("remote_write", "on"), ("remote_apply", "remote_apply")],
+)
+async def test_a_commit_is_durable_whatever_the_role_prefers(
+    database_url: str, owner: psycopg.Connection[Any], preferred: str, expected: str
+) -> None:
+    owner.execute("CREATE TABLE seen (synchronous_commit text)")
+    owner.execute(
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$"
+    )
+    owner.execute("CREATE TRIGGER see AFTER UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION see()")
+    workspace = add(owner)
+    url = psycopg.conninfo.make_conninfo(database_url, options=f"-c synchronous_commit={preferred}")
+    async with PostgresRepository.opened(url) as repository:
+        await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
+    assert owner.execute("SELECT synchronous_commit FROM seen").fetchall() == [(expected,)]
+
+
+async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, owner: psycopg.Connection[Any]) -> None:
+    workspace = add(owner, "platform_managed")
+    connection = await Connection.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
+    async with connection:
+        for seconds, error in ((-0.001, DatabaseTimeout), (BUDGET, None)):
+            deadline = asyncio.get_running_loop().time() + seconds
+            write = OverrideWrite(UUID(workspace), BillingMode.BYOK, BY, "", "5s", deadline)
+            if error is None:
+                await save_override(connection, write)
+            else:
+                with pytest.raises(error):
+                    await save_override(connection, write)
+            stored = owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone()
+            assert stored == ("platform_managed" if error else "byok",)
+
+
+async def test_reads_go_on_while_as_many_writes_as_there_are_connections_wait_for_a_row(
+    repository: PostgresRepository, database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    locked, other = add(owner), add(owner, "byok")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [locked])
+        writes = [
+            asyncio.create_task(repository.save_override(locked, BillingMode.BYOK, by=BY, budget=BUDGET))
+            for _ in range(8)
+        ]
+        async with asyncio.timeout(BUDGET):
+            while repository.pool_stats().in_use < 2:
+                await asyncio.sleep(0.01)
+        reads = await asyncio.gather(*(repository.load_override(other, budget=BUDGET) for _ in range(50)))
+        assert reads == [StoredOverride("byok")] * 50
+        assert not any(write.done() for write in writes)
+    await asyncio.gather(*writes)
