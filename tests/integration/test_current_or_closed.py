@@ -179,16 +179,21 @@ async def test_sessions_that_became_read_only_are_replaced_at_once(
             owner.execute("SELECT pg_reload_conf()")
 
 
+@pytest.mark.parametrize("attributes", ["any", "read-write"])
 async def test_a_read_only_database_closes_until_it_accepts_writes(
-    owner: psycopg.Connection[Any], empty_database_url: str
+    owner: psycopg.Connection[Any], empty_database_url: str, attributes: str
 ) -> None:
     await asyncio.to_thread(migrations.up, empty_database_url)
     owner.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [ONE])
     database = conninfo_to_dict(empty_database_url)["dbname"]
     owner.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
-    # An address that takes any server, as an operator may have written it.
-    async with repository_of(owner, target_session_attrs="any") as repository:
+    # "any" takes every server, as an operator may have written it.
+    async with repository_of(owner, target_session_attrs=attributes) as repository:
         await assert_closed(repository, DatabaseStale)
+        async with asyncio.timeout(BUDGET):
+            while repository.available:  # known to be so, and answered at once
+                await asyncio.sleep(0.05)
+        assert isinstance(repository.last_error, DatabaseStale)
         for administration in (
             repository.load_record(str(ONE), budget=BUDGET),
             repository.save_override(str(ONE), BillingMode.DISABLED, by=BY, budget=BUDGET),

@@ -10,7 +10,7 @@ import pytest
 from psycopg import AsyncRawCursor
 
 from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
-from billing_grpc.model import BillingMode, StoredOverride
+from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.postgres import PostgresRepository
 from billing_grpc.postgres.connection import Connection
 from billing_grpc.postgres.writing import OverrideWrite, save_override
@@ -140,6 +140,36 @@ async def test_a_commit_is_durable_whatever_the_role_prefers(
     async with PostgresRepository.opened(url) as repository:
         await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
     assert owner.execute("SELECT synchronous_commit FROM seen").fetchall() == [(expected,)]
+
+
+async def test_a_transaction_that_its_service_has_left_ends_by_itself(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    owner.execute("CREATE TABLE seen (statement interval, idle interval)")
+    owner.execute(
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO seen VALUES (current_setting('statement_timeout')::interval,"
+        " current_setting('idle_in_transaction_session_timeout')::interval); RETURN NULL; END $$"
+    )
+    owner.execute("CREATE TRIGGER see AFTER UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION see()")
+    await repository.save_override(add(owner), BillingMode.BYOK, by=BY, budget=BUDGET)
+    (seen,) = owner.execute("SELECT extract(epoch FROM statement), extract(epoch FROM idle) FROM seen").fetchall()
+    assert all(0 < seconds < BUDGET for seconds in seen)
+
+
+async def test_a_workspace_that_appears_after_the_lock_found_none_is_not_written(
+    repository: PostgresRepository, database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE workspace_billing_mode_changes IN ACCESS EXCLUSIVE MODE")
+        workspace = add(other)
+        write = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET))
+        async with asyncio.timeout(BUDGET):
+            while not owner.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
+                await asyncio.sleep(0.01)
+    change = await write
+    assert change.previous.override == change.current.override == NO_WORKSPACE
+    assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride(None)
 
 
 async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, owner: psycopg.Connection[Any]) -> None:

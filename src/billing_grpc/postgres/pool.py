@@ -239,7 +239,7 @@ class BoundedPool:
                 except psycopg.OperationalError as error:
                     if lease.expired or not _connection_lost(error):
                         return False
-                except (psycopg.Error, StorageError):
+                except (psycopg.Error, StorageError, StaleSession):
                     return False
                 else:
                     return True
