@@ -22,16 +22,25 @@ class Authority:
     certificate: x509.Certificate
 
     @classmethod
-    def new(cls, name: str) -> Self:
+    def new(
+        cls,
+        name: str,
+        *,
+        by: Self | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+        ends: dt.datetime | None = None,
+        may_sign: bool = True,
+    ) -> Self:
+        """An authority signed by itself or by another; its certificate began two days ago and ends in two unless told."""
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         certificate = (
-            x509.CertificateBuilder(subject, subject, key.public_key(), next(SERIALS))
+            x509.CertificateBuilder(by.name if by else subject, subject, key.public_key(), next(SERIALS))
             .not_valid_before(now - dt.timedelta(days=2))
-            .not_valid_after(now + dt.timedelta(days=2))
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .sign(key, hashes.SHA256())
+            .not_valid_after(ends or now + dt.timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
+            .sign(by.key if by else key, hashes.SHA256())
         )
         return cls(subject, key, certificate)
 
@@ -39,11 +48,18 @@ class Authority:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *, dns: tuple[str, ...] = (), uris: tuple[str, ...] = (), expired: bool = False) -> "Issued":
-        """A certificate with these names; an expired one ended yesterday."""
+    def issue(
+        self,
+        *,
+        dns: tuple[str, ...] = (),
+        uris: tuple[str, ...] = (),
+        expired: bool = False,
+        ends: dt.datetime | None = None,
+    ) -> "Issued":
+        """A certificate with these names; it ends in an hour unless told otherwise, an expired one ended yesterday."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        end = now - dt.timedelta(days=1) if expired else now + dt.timedelta(hours=1)
+        end = now - dt.timedelta(days=1) if expired else ends or now + dt.timedelta(hours=1)
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a common name is no identity")])
         names = [*map(x509.DNSName, dns), *map(x509.UniformResourceIdentifier, uris)]
         certificate = (

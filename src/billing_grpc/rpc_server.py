@@ -109,6 +109,7 @@ class RpcServer:
                 limits=limits,
                 metrics=metrics or Metrics(),
                 tracing=tracing,
+                client_authorities=bytes if entrance.tls is None else entrance.tls.client_authorities,
             ),
             options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import grpc
 import structlog
+from cryptography import x509
 
 from billing_grpc.certificate import USABLE_KEYS, Certificate
 from billing_grpc.errors import SettingsError
@@ -73,6 +74,10 @@ class TlsFiles:
             elif self._problems:
                 self._complain()
             return self._current
+
+    def client_authorities(self) -> bytes:
+        """Return the authorities that sign clients' certificates now, in PEM; empty if there are none."""
+        return self.current()[2] or b""
 
     def reload(self) -> None:
         """Reads the files again, and says so if they are broken, even if that was said a moment ago."""
@@ -152,6 +157,8 @@ def _require_authorities(client_ca: bytes, path: Path) -> None:
     text = client_ca.decode("ascii", "replace").replace("\ufffd", "?")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=text)
+        # Clients' certificates are compared with them at every call (`client_certificate`), by another library.
+        x509.load_pem_x509_certificates(client_ca)
     except (ssl.SSLError, ValueError) as error:
         raise SettingsError([f"{path}: not certificates in PEM ({_said(error)})"]) from error
 

@@ -1,5 +1,7 @@
 """What happens around every call. The order, outermost first, is stated here and nowhere else."""
 
+from collections.abc import Callable
+
 import grpc
 
 from billing_grpc.interceptors.access_log import AccessLog
@@ -24,6 +26,7 @@ def in_order(
     limits: Limits,
     metrics: Metrics,
     tracing: Tracing | None = None,
+    client_authorities: Callable[[], bytes] = bytes,
 ) -> list[grpc.aio.ServerInterceptor]:
     """The interceptors of a server.
 
@@ -40,7 +43,7 @@ def in_order(
         ErrorTranslation(),
         AccessLog(),
         UnknownMethod(),
-        Authentication(principals, local_admin=local_admin),
+        Authentication(principals, local_admin=local_admin, client_authorities=client_authorities),
         ConcurrencyLimit(limits.max_concurrent_calls, limits.max_watchers),
         LateReading(limits.request_timeout, limits.open_request_timeout),
     ]
