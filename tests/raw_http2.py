@@ -10,6 +10,8 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0x0, 0x1, 0x3
 END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
 EMPTY: Final = b"\0\0\0\0\0"
 """An empty gRPC message."""
+CANCEL: Final = struct.pack(">I", 8)
+"""The error of a call that was taken back."""
 NO_WINDOW: Final = struct.pack(">HI", 4, 0)
 """The settings of a client that takes no body on any stream."""
 
@@ -52,6 +54,18 @@ class Connection:
     def send(self, stream: int, payload: bytes) -> None:
         """Sends the body of a call, and its end."""
         self._writer.write(_frame(DATA, END_STREAM, stream, payload))
+
+    def reset(self, stream: int) -> None:
+        """Takes a call back."""
+        self._writer.write(_frame(RST_STREAM, 0, stream, CANCEL))
+
+    async def drain(self) -> None:
+        """Waits until the server has taken most of what was sent.
+
+        Raises:
+            ConnectionError: the server hung up.
+        """
+        await self._writer.drain()
 
     async def frame(self) -> tuple[int, int, bytes]:
         """The next frame: its kind, its stream and what it holds.

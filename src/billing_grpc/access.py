@@ -17,11 +17,14 @@ MAY_CALL: Final[dict[str, frozenset[Role]]] = {
 }
 """The roles that may call a method. A method that is not here may be called by nobody, admin included."""
 
+WATCH: Final = "/grpc.health.v1.Health/Watch"
+"""The stream that tells a client's channel whether it may call."""
+
 OPEN: Final = frozenset(
     {
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/List",
-        "/grpc.health.v1.Health/Watch",
+        WATCH,
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }

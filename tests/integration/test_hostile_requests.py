@@ -1,9 +1,13 @@
 """Requests that no library would send: each ends in its own refusal, and the server goes on."""
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -14,12 +18,15 @@ from structlog.testing import capture_logs
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.credentials import Principals, token_digest
+from billing_grpc.interceptors.concurrency_limit import WATCHERS_OF_A_CONNECTION
 from billing_grpc.limits import Limits
+from billing_grpc.metrics import Metrics
 from billing_grpc.principals_file import FixedPrincipals
 from billing_grpc.rpc_server import Entrance
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.raw_http2 import EMPTY, GOAWAY, HEADERS, RST_STREAM, Connection, connected, message
 
+RESETS: Final = Path(__file__).parents[1] / "rapid_reset.py"
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 SET: Final = "/molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"
 CHECK: Final = "/grpc.health.v1.Health/Check"
@@ -36,9 +43,13 @@ NOT_A_MESSAGE: Final = b"request: is not a message of this method"
 REFUSED_STREAM: Final = b"\0\0\0\x07"
 
 
-def serving(limits: Limits | None = None, repository: InMemoryRepository | None = None) -> Any:
+def serving(
+    limits: Limits | None = None, repository: InMemoryRepository | None = None, metrics: Metrics | None = None
+) -> Any:
     entrance = Entrance(FixedPrincipals(KNOWN))
-    return running_server(repository or InMemoryRepository(), entrance=entrance, limits=limits, storage_timeout=5.0)
+    return running_server(
+        repository or InMemoryRepository(), entrance=entrance, limits=limits, storage_timeout=5.0, metrics=metrics
+    )
 
 
 @asynccontextmanager
@@ -169,6 +180,42 @@ async def test_a_client_that_keeps_to_the_streams_of_a_connection_loses_no_call(
         await asyncio.gather(*calls)
 
 
+async def test_calls_that_are_reset_at_once_count_until_they_are_tidied_up() -> None:
+    async with serving(Limits(max_streams=10)) as target, connected(target) as connection:
+        await connection.listen(0.5)
+        for _ in range(1000):
+            connection.reset(connection.open(RESOLVE, RIGHT))
+        await connection.listen(1.0)
+        refused = [payload for kind, _, payload in connection.frames if (kind, payload) == (RST_STREAM, REFUSED_STREAM)]
+        assert len(refused) > 500
+        await assert_well(target)
+
+
+async def test_two_connections_that_reset_calls_as_fast_as_they_can_stop_nobody() -> None:
+    async with serving() as target, AsyncExitStack() as stack:
+        for _ in range(2):
+            command = (sys.executable, str(RESETS), target, RESOLVE)
+            attack = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            stack.push_async_callback(attack.wait)
+            stack.callback(attack.kill)
+            assert attack.stdout is not None
+            await attack.stdout.readline()  # it has begun
+        billing, _ = await stack.enter_async_context(stubs(target))
+        for _ in range(10):
+            await billing.ResolveBillingMode(service_pb.ResolveBillingModeRequest(), timeout=5, metadata=RIGHT)
+            await asyncio.sleep(0.05)
+
+
+async def test_checks_without_a_request_take_no_place_from_callers_and_from_other_checks() -> None:
+    limits = Limits(max_concurrent_calls=1, max_watchers=1, max_streams=5000, open_request_timeout=30)
+    async with serving(limits) as target, connected(target) as connection:
+        for _ in range(3):
+            for _ in range(1000):
+                connection.open(CHECK)
+            await connection.listen(0.5)
+            await assert_well(target)
+
+
 async def watched(health: Any) -> bool:
     """Whether there was a place to watch from."""
     try:
@@ -176,6 +223,76 @@ async def watched(health: Any) -> bool:
     except grpc.aio.AioRpcError:
         return False
     return True
+
+
+async def test_one_connection_has_no_more_watches_open_than_it_may() -> None:
+    async with serving() as target, stubs(target) as (_, health), stubs(target) as (_, other):
+        request = health_pb2.HealthCheckRequest()
+        watching = [health.Watch(request) for _ in range(WATCHERS_OF_A_CONNECTION)]
+        for watch in watching:
+            await watch.read()
+        assert not await watched(health)
+        assert await watched(other)
+        watching[0].cancel()
+        async with asyncio.timeout(5):
+            while not await watched(health):
+                await asyncio.sleep(0.05)
+
+
+async def test_a_client_that_checks_health_goes_on_calling_when_no_place_to_watch_is_left() -> None:
+    policy = {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
+    async with serving(Limits(max_watchers=1)) as target, stubs(target) as (_, health):
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        options = [("grpc.service_config", json.dumps(policy)), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            billing: Any = service_grpc.BillingModeServiceStub(channel)
+            await billing.ResolveBillingMode(service_pb.ResolveBillingModeRequest(), timeout=5, metadata=RIGHT)
+
+
+async def until_gone(connection: Connection, path: str, headers: Any, payload: bytes | None) -> None:
+    """Opens calls and takes them back about when their refusal is due."""
+    for wave in range(20):
+        streams = [connection.open(path, headers) for _ in range(20)]
+        if payload is not None:
+            for stream in streams:
+                connection.send(stream, payload)
+        await asyncio.sleep(0.003 * (wave % 10))
+        for stream in streams:
+            connection.reset(stream)
+    await connection.listen(0.3)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "payload"),
+    [
+        ("/no.such.Service/Method", (), None),
+        (RESOLVE, (), None),
+        (RESOLVE, RIGHT, message(b"\xff")),
+        (CHECK, (), message(b"\x0a\x01x")),
+        (CHECK, (), None),
+    ],
+    ids=["an unknown method", "no credentials", "not a message", "an unknown name", "no request"],
+)
+async def test_a_refusal_of_a_caller_who_is_gone_is_no_error_of_ours(
+    path: str, headers: Any, payload: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = Limits(max_streams=1000, open_request_timeout=0.02)
+    metrics = Metrics()
+    with capture_logs() as records:
+        async with serving(limits, metrics=metrics) as target, connected(target) as connection:
+            await connection.listen(0.1)
+            await until_gone(connection, path, headers, payload)
+            await assert_well(target)
+    assert {each["log_level"] for each in records} <= {"debug", "info"}
+    assert "INTERNAL" not in {each["code"] for each in records if each["event"] == "call"}
+    counted = [each for metric in metrics.registry.collect() for each in metric.samples]
+    calls = {
+        each.labels["code"]: each.value for each in counted if each.name == "billing_grpc_calls_total" and each.value
+    }
+    assert "CANCELLED" in calls
+    assert "INTERNAL" not in calls
+    assert "raised by servicer" not in caplog.text
 
 
 async def test_watchers_beyond_the_limit_are_refused_and_callers_are_not() -> None:
@@ -187,8 +304,9 @@ async def test_watchers_beyond_the_limit_are_refused_and_callers_are_not() -> No
             await watch.read()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await health.Watch(request, timeout=5).read()
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "too many calls at once" in (refused.value.details() or "")
+        # The one end of a watch that clients which check health take for healthy.
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert "x-request-id" in dict(refused.value.trailing_metadata() or ())
         async with connected(target) as connection:  # reflection shares their places
             connection.open(REFLECT)
             assert status(grpc.StatusCode.RESOURCE_EXHAUSTED) in await answer(connection)

@@ -26,7 +26,7 @@ _PAUSE: Final = 1.0
 
 _REFUSALS: Final = {
     grpc.StatusCode.NOT_FOUND: "the server has no service of this name",
-    grpc.StatusCode.UNIMPLEMENTED: "the server offers no health checks",
+    grpc.StatusCode.UNIMPLEMENTED: "the server offers no health checks, or has no place left for one more watch; try --once",
 }
 _EPILOG: Final = """\b
 Examples:

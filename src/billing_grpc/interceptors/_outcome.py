@@ -24,8 +24,8 @@ def code_of(error: BaseException, context: "Context") -> str:
             # A number or the enum's member, whatever the type stubs say.
             code: Any = context.code()
             return str(getattr(code, "name", _NAMES.get(code, "UNKNOWN")))
-        case asyncio.CancelledError() | GeneratorExit():
-            # gRPC itself ends a call whose time is up; its caller has been told so.
+        case asyncio.CancelledError() | GeneratorExit() | grpc.aio.InternalError():
+            # gRPC itself ends a call whose time is up; its caller has been told so. Writing fails when the caller is gone.
             left: float | None = context.time_remaining()
             return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
         case _:

@@ -1,7 +1,8 @@
 """No more calls at once than the server was told: the others are refused at once instead of waiting in vain."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import grpc
@@ -10,29 +11,36 @@ from billing_grpc import access
 from billing_grpc.errors import Overloaded
 from billing_grpc.interceptors._rebuild import Context, Continuation, Handler, rebuild
 
+WATCHERS_OF_A_CONNECTION: Final = 16
+"""How many of the watchers' places one connection may hold."""
+_WITHOUT_PORT: Final = "unix:"
+"""How peers begin whose connections cannot be told apart."""
+
 
 class _Places:
-    """A number of places; a call takes one while it runs."""
+    """A number of places, of which one connection may hold a part; a call takes one while it runs."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, of_a_connection: int) -> None:
         self._limit: Final = limit
-        self._taken = 0
+        self._of_a_connection: Final = of_a_connection
+        self._taken: Counter[str] = Counter()
 
-    @asynccontextmanager
-    async def one(self, context: "Context") -> AsyncIterator[None]:
-        """One place.
+    def free_for(self, context: "Context") -> bool:
+        """Return whether a place is left for one more call on this connection."""
+        peer = context.peer()
+        mine = 0 if peer.startswith(_WITHOUT_PORT) else self._taken[peer]
+        return self._taken.total() < self._limit and mine < self._of_a_connection
 
-        Raises:
-            Overloaded: all are taken.
-        """
-        del context
-        if self._taken >= self._limit:
-            raise Overloaded
-        self._taken += 1
+    @contextmanager
+    def one(self, context: "Context") -> Iterator[None]:
+        """Hold a place."""
+        peer = context.peer()
+        self._taken[peer] += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self._taken[peer] -= 1
+            self._taken += Counter()  # leaves out what is zero
 
 
 class ConcurrencyLimit(grpc.aio.ServerInterceptor):
@@ -47,8 +55,9 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, calls: int, watchers: int) -> None:
-        self._calls = _Places(calls)
-        self._watchers = _Places(watchers)
+        self._calls = calls
+        self._running = 0
+        self._watchers = _Places(watchers, WATCHERS_OF_A_CONNECTION)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -58,5 +67,34 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if handler_call_details.method not in access.OPEN:
-            return rebuild(handler, self._calls.one)
-        return rebuild(handler, self._watchers.one) if handler.response_streaming else handler
+            return rebuild(handler, self._call)
+        if not handler.response_streaming:
+            return handler
+        return rebuild(handler, self._watch if handler_call_details.method == access.WATCH else self._stream)
+
+    @asynccontextmanager
+    async def _call(self, context: "Context") -> AsyncIterator[None]:
+        del context
+        if self._running >= self._calls:
+            raise Overloaded
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    @asynccontextmanager
+    async def _stream(self, context: "Context") -> AsyncIterator[None]:
+        if not self._watchers.free_for(context):
+            raise Overloaded
+        with self._watchers.one(context):
+            yield
+
+    @asynccontextmanager
+    async def _watch(self, context: "Context") -> AsyncIterator[None]:
+        if not self._watchers.free_for(context):
+            # gRPC clients that check health take this status for healthy. After any other they would call nobody, and
+            # strangers could take every client down by watching.
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no place is left for one more watch; use Check")
+        with self._watchers.one(context):
+            yield

@@ -43,6 +43,8 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         # The handler has already aborted; a second abort would raise.
         raise
+    except grpc.aio.InternalError as error:
+        raise _gone() from error
     except RequestError as error:
         await _abort(context, convert.error_to_status(error))
     except asyncio.CancelledError:
@@ -57,9 +59,17 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
         await _abort(context, _INTERNAL)
 
 
+def _gone() -> asyncio.CancelledError:
+    """The end of a call whose caller takes nothing any more, which is how gRPC fails to write to one."""
+    return asyncio.CancelledError("the caller is gone")
+
+
 async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
     rich = rpc_status.to_status(status)
     # An abort replaces the trailing metadata, and the call's name with it.
     named = (*rich.trailing_metadata, (HEADER, current_request_id.get()))
-    await context.abort_with_status(rich._replace(trailing_metadata=named))
+    try:
+        await context.abort_with_status(rich._replace(trailing_metadata=named))
+    except grpc.aio.InternalError as error:
+        raise _gone() from error
     raise AssertionError("abort_with_status returned")

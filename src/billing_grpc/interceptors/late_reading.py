@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
@@ -19,7 +20,8 @@ class LateReading(grpc.aio.ServerInterceptor):
     """Turns methods of one request into methods of a stream whose first message it takes; on the wire both are the same.
 
     What is not a message of the method is INVALID_ARGUMENT, and so is a call without any. A request that does not arrive in
-    time is RESOURCE_EXHAUSTED: it held what others might have used, and may well succeed when it is repeated.
+    time is RESOURCE_EXHAUSTED: it held what others might have used, and may well succeed when it is repeated. When many
+    calls of strangers wait for their requests, the one that has waited longest is out of time: honest requests come at once.
 
     Args:
         seconds: how long a caller may take to send its request.
@@ -27,8 +29,8 @@ class LateReading(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, seconds: float, seconds_of_strangers: float) -> None:
-        self._seconds = seconds
-        self._seconds_of_strangers = seconds_of_strangers
+        self._waiting = _Waiting(seconds, most=None)
+        self._waiting_strangers = _Waiting(seconds_of_strangers, most=_MOST_STRANGERS)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -42,7 +44,7 @@ class LateReading(grpc.aio.ServerInterceptor):
             reading = _each(behaviour, parse)
         else:
             is_open = handler_call_details.method in access.OPEN
-            reading = _first(behaviour, parse, self._seconds_of_strangers if is_open else self._seconds)
+            reading = _first(behaviour, parse, self._waiting_strangers if is_open else self._waiting)
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -53,12 +55,41 @@ class LateReading(grpc.aio.ServerInterceptor):
 
 _CANCELLATION_PAUSE: Final = 0.005
 """Seconds."""
+_MOST_STRANGERS: Final = 128
+"""How many calls of strangers may wait for their requests; an honest one waits for a turn of the loop or two."""
 
 
-def _first(behaviour: Behaviour, parse: Parse, seconds: float) -> Behaviour:
+class _Waiting:
+    """Those whose request has not arrived yet."""
+
+    def __init__(self, seconds: float, most: int | None) -> None:
+        self._seconds = seconds
+        self._most = most
+        self._patience: dict[asyncio.Timeout, None] = {}
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Wait no longer than allowed.
+
+        Raises:
+            TimeoutError: the time is over, or too many others have come since.
+        """
+        async with asyncio.timeout(self._seconds) as patience:
+            self._patience[patience] = None
+            try:
+                if self._most is not None and len(self._patience) > self._most:
+                    longest = next(iter(self._patience))
+                    del self._patience[longest]
+                    longest.reschedule(asyncio.get_running_loop().time())
+                yield
+            finally:
+                self._patience.pop(patience, None)
+
+
+def _first(behaviour: Behaviour, parse: Parse, waiting: _Waiting) -> Behaviour:
     async def request(requests: AsyncIterator[bytes], context: "Context") -> Any:
         try:
-            async with asyncio.timeout(seconds):
+            async with waiting.one():
                 raw = await anext(requests)
         except TimeoutError:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request did not arrive in time")
