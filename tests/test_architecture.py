@@ -29,6 +29,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "page_token": {"errors"},
     "decision_log": {"caller", "metrics", "model"},
     "metrics": PURE | {"access"},
+    "metrics_port": {"addresses"},
     "subject": set(),
     "observed_repository": PURE | {"metrics", "repository", "tracing"},
     "tracing": {"access", "errors"},
@@ -134,7 +135,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
             "servicer",
             "shared_ports",
         ),
-        *("observed_repository", "stop_signals", "tls", "tracing", "workers"),
+        *("metrics_port", "observed_repository", "stop_signals", "tls", "tracing", "workers"),
     },
     "cli_server": {*PURE, "config", "credentials", "limit_settings", "migrations", "server"},
     # Loads the commands when they are used, by name.
@@ -168,7 +169,7 @@ ONLY_THERE: Final = {
         "workers",
     },
     "opentelemetry": {"tracing", "trace_export"},
-    "prometheus_client": {"calls", "metrics", "server"},
+    "prometheus_client": {"calls", "metrics", "metrics_port", "server"},
 }
 
 PURE_MODULES: Final = {

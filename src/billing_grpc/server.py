@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
-from billing_grpc import __version__, demo, logs, migrations
+from billing_grpc import __version__, demo, logs, metrics_port, migrations
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.config import Settings, environment_with
 from billing_grpc.credentials import Principals
@@ -237,18 +237,14 @@ async def _refresh(metrics: Metrics) -> None:
 
 @contextmanager
 def _metrics_port(address: TcpAddress, registry: CollectorRegistry) -> Iterator[None]:
-    try:
-        server, thread = start_http_server(address.port, address.host, registry)
-    except OSError as error:
-        remedy = "name another in BILLING_GRPC_METRICS_LISTEN, or off"
-        raise ListenError(f"cannot expose metrics on {address}: {error.strerror}; {remedy}") from error
-    log.info("metrics exposed", address=str(replace(address, port=server.server_port)))
-    try:
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(metrics_port.exposed(address, registry))
+        except OSError as error:
+            remedy = "name another in BILLING_GRPC_METRICS_LISTEN, or off"
+            raise ListenError(f"cannot expose metrics on {address}: {error.strerror}; {remedy}") from error
+        log.info("metrics exposed", address=str(replace(address, port=port)))
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _entrance(settings: Settings) -> Entrance:
