@@ -78,10 +78,11 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     },
     "free_address": {"addresses", "errors"},
     "health": set(),
+    "reflection": set(),
     "readiness": {"errors", "repository"},
     "rpc_server": {
         *("_gen", "addresses", "credentials", "errors", "free_address", "health", "interceptors", "limits"),
-        *("metrics", "principals_file", "tls", "tracing"),
+        *("metrics", "principals_file", "reflection", "tls", "tracing"),
     },
     "testing": PURE
     | {"addresses", "limits", "metrics", "org_default", "repository", "rpc_server", "secrets", "servicer"},
@@ -152,7 +153,7 @@ ONLY_THERE: Final = {
     "pydantic_settings": {"config", "setting_types"},
     "psutil": {"embedded"},
     "grpc": {
-        *("_gen", "health", "interceptors", "rpc_server", "tls"),
+        *("_gen", "health", "interceptors", "reflection", "rpc_server", "tls"),
         *("call_errors", "dial", "calls", "commands", "conformance"),
     },
     "structlog": {

@@ -4,13 +4,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from billing_grpc import health, interceptors
+from billing_grpc import health, interceptors, reflection
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Address, Security, UnixAddress
@@ -26,8 +25,6 @@ from billing_grpc.tracing import Tracing
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
 ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
 """The name under which health tells whether administration works; the others tell whether decisions are answered."""
-
-_REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 
 _SPARE_CALLS: Final = 1024
 """How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
@@ -121,7 +118,7 @@ class RpcServer:
         service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflection_on:
-            self._add_reflection()
+            reflection.serve(self._server, [SERVICE_NAME, health.SERVICE_NAME])
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
         """Listens and serves; answers the addresses with their real ports.
@@ -179,16 +176,3 @@ class RpcServer:
             return self._server.add_secure_port(target, self._entrance.tls.credentials(mutual=security == "mtls"))
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {target}: it is taken, or not an address of this machine") from error
-
-    def _add_reflection(self) -> None:
-        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1]
-        servicer: Any = reflection.aio.ReflectionServicer(names)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, self._server)
-        # The messages of v1 are those of v1alpha; newer clients ask for v1 first.
-        v1 = grpc.stream_stream_rpc_method_handler(
-            servicer.ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        methods = {"ServerReflectionInfo": v1}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, methods),))

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,52 @@ def test_the_service_describes_every_rpc(curl: Grpcurl) -> None:
     assert curl.say("list", SERVICE).split() == [f"{SERVICE}.{name}" for name in RPCS]
     description = curl.say("describe", SERVICE)
     assert [name for name in RPCS if f"rpc {name} (" in description] == RPCS
+
+
+# id: what is described, and a part of how
+DESCRIBED: Final = {
+    f"{SERVICE}.ResolveBillingMode": f"{SERVICE}.ResolveBillingMode is a method:",
+    "grpc.health.v1.Health.Watch": "grpc.health.v1.Health.Watch is a method:",
+    "grpc.reflection.v1.ServerReflection": "grpc.reflection.v1.ServerReflection is a service:",
+    "grpc.reflection.v1.ServerReflection.ServerReflectionInfo": "is a method:",
+    "grpc.reflection.v1.ServerReflectionRequest": "is a message:",
+    "grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo": "is a method:",
+    "molecule.billing.v1.BillingMode": "is an enum:",
+    "molecule.billing.v1.BILLING_MODE_BYOK": "is an enum value:",
+    "molecule.billing.v1.BillingModeResolution.org_default": "is a field:",
+    "molecule.billing.v1.SetWorkspaceBillingModeRequest.change": "is a one-of:",
+}
+
+
+@pytest.mark.parametrize(("symbol", "described"), DESCRIBED.items(), ids=DESCRIBED)
+def test_every_kind_of_symbol_can_be_described(curl: Grpcurl, symbol: str, described: str) -> None:
+    assert described in curl.say("describe", symbol)
+
+
+def test_reflection_lists_itself_in_both_versions(curl: Grpcurl) -> None:
+    for name in SERVICES:
+        assert curl.say("list", name)
+
+
+@pytest.mark.parametrize("symbol", [f"{SERVICE}.NoSuchMethod", "grpc.reflection.v1.No", "NoSuch", f"{SERVICE}."])
+def test_a_symbol_that_does_not_exist_is_not_found(curl: Grpcurl, symbol: str) -> None:
+    code, _, err = curl.run("describe", symbol)
+    assert code != 0
+    assert "not found" in err.lower()
+
+
+def test_buf_lists_the_methods(server: Server) -> None:
+    buf = str(Path(sys.executable).with_name("buf"))
+    command = [
+        buf,
+        "curl",
+        "--protocol=grpc",
+        "--http2-prior-knowledge",
+        "--list-methods",
+        f"http://{server.addresses[0]}",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert {f"{SERVICE}/{name}" for name in RPCS} <= set(ended.stdout.split())
 
 
 @pytest.mark.parametrize("name", DETAILS)
