@@ -47,7 +47,8 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "logs": {"request_id", "tracing"},
     "demo": {"addresses"},
     "postgres": PURE | {"repository"},
-    "migrations": {"errors"},
+    "migrations": {"errors", "table_shape"},
+    "table_shape": set(),
     "embedded": {"errors"},
     "setting_types": {"addresses"},
     # Asks those who will use addresses and files whether they can be used, so that all problems are said at once.

@@ -27,10 +27,16 @@ def migrate(context: click.Context, database_url: str | None) -> None:
 
 
 @migrate.command("up")
+@click.option(
+    "--allow-unsafe-table",
+    is_flag=True,
+    help="Migrate also where an id of `workspaces` may have two rows (decisions for it are closed), or where rows may be"
+    " lost or late: unlogged, or filled by a logical subscription.",
+)
 @click.pass_obj
-def migrate_up(database_url: str) -> None:
+def migrate_up(database_url: str, *, allow_unsafe_table: bool) -> None:
     """Apply every migration that is missing."""
-    applied = migrations.up(database_url)
+    applied = migrations.up(database_url, allow_unsafe_table=allow_unsafe_table)
     for name in applied:
         click.echo(f"applied {name}")
     if not applied:

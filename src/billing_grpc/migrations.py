@@ -14,6 +14,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
 from billing_grpc.errors import MigrationError, SettingsError
+from billing_grpc.table_shape import LOOK, reasons_against
 
 _LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
 _LOCK_WAIT: Final = 60.0
@@ -79,18 +80,25 @@ def names(folder: Path | None = None) -> list[str]:
     return found
 
 
-def up(database_url: str) -> list[str]:
+def up(database_url: str, *, allow_unsafe_table: bool = False) -> list[str]:
     """Applies what is missing, oldest first, each in a transaction of its own; answers the names applied.
 
     Several processes may start at once: one works, the others wait and find nothing left to do.
 
+    Args:
+        database_url: the Postgres, for the owner of the tables.
+        allow_unsafe_table: migrate also where an id may have two rows, or rows may be lost or late (`table_shape`).
+
     Raises:
-        MigrationError: the database cannot be reached, refuses, or another migration holds the lock for a minute.
+        MigrationError: the database cannot be reached, refuses, another migration holds the lock for a minute, or
+            `workspaces` has a shape in which decisions would not be right.
     """
     names()
     applied: list[str] = []
 
     def run() -> None:
+        with _errors_named(), _connected(database_url) as connection:
+            _require_safe_table(connection, allow_unsafe=allow_unsafe_table)
         with _exclusively(database_url) as backend:
             for migration in backend.to_apply(yoyo.read_migrations(str(directory()))):
                 backend.apply_one(migration)
@@ -216,6 +224,14 @@ def _require_rights(connection: psycopg.Connection[Any]) -> None:
     if owned_by_others:
         table, owner = owned_by_others
         raise MigrationError(f"the table {table} belongs to {owner}: migrate as {owner}, or as a member of it")
+
+
+def _require_safe_table(connection: psycopg.Connection[Any], *, allow_unsafe: bool) -> None:
+    """Refuses a table of which an id may have two rows, or whose rows may be lost or late."""
+    reasons = reasons_against((row[0] for row in connection.execute(LOOK)), allow_unsafe=allow_unsafe)
+    if reasons:
+        offer = "" if allow_unsafe else "; --allow-unsafe-table migrates all the same where the table can take it"
+        raise MigrationError("; ".join(reasons) + offer)
 
 
 def _as_text(database_url: str) -> str:

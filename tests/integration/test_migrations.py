@@ -454,14 +454,14 @@ def test_the_status_is_that_of_the_schema_in_which_up_would_work(
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:
-    owner.execute("CREATE VIEW workspaces AS SELECT gen_random_uuid() AS id")
-    with pytest.raises(MigrationError, match="workspaces"):
-        migrations.up(empty_database_url)
-    assert columns(owner).keys() == {"id"}
-    assert migrations.status(empty_database_url) == expected(BASE)
-    owner.execute("DROP VIEW workspaces")
     owner.execute(FOREIGN_TABLE)
-    assert migrations.up(empty_database_url) == [MODE, LOG]
+    owner.execute("CREATE VIEW workspace_billing_mode_changes AS SELECT 1 AS change_id")
+    with pytest.raises(MigrationError, match="workspace_billing_mode_changes"):
+        migrations.up(empty_database_url)
+    assert columns(owner).keys() == {"id", "owner", "llm_billing_mode"}
+    assert migrations.status(empty_database_url) == expected(BASE, MODE)
+    owner.execute("DROP VIEW workspace_billing_mode_changes")
+    assert migrations.up(empty_database_url) == [LOG]
 
 
 # The files

@@ -1,0 +1,57 @@
+"""What stands against a `workspaces` table: shapes in which an id may be there twice, or rows be lost or late."""
+
+from collections.abc import Iterable
+from typing import Final
+
+# Needs no right but CONNECT: everybody may read the catalogs. Answers one row for each fault, and no row without the table.
+LOOK: Final = """
+SELECT fault FROM pg_class, LATERAL (VALUES
+    ('view', relkind = 'v'),
+    ('materialized view', relkind = 'm'),
+    ('foreign table', relkind = 'f'),
+    ('unlogged', relpersistence = 'u'),
+    ('temporary', relpersistence = 't'),
+    ('subscriber', EXISTS (
+        SELECT FROM pg_subscription_rel
+        WHERE srrelid = pg_class.oid OR srrelid IN (SELECT relid FROM pg_partition_tree(pg_class.oid)))),
+    ('inherited from', EXISTS (
+        SELECT FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+        WHERE inhparent = pg_class.oid AND NOT child.relispartition)),
+    ('not unique', relkind IN ('r', 'p') AND NOT EXISTS (
+        SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+        WHERE indrelid = pg_class.oid AND indisunique AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL
+            AND attname = 'id'))
+) AS looked (fault, found)
+WHERE pg_class.oid = to_regclass('workspaces') AND found
+"""
+
+_NO_TABLE: Final = {
+    "view": "workspaces is a view, to which neither a column nor the log's triggers can be added",
+    "materialized view": "workspaces is a materialized view, which shows old modes and takes none",
+    "foreign table": "workspaces is a foreign table: what another server holds is neither checked nor recorded here",
+    "temporary": "workspaces is a temporary table, which ends with its session",
+}
+"""Shapes that cannot be migrated at all."""
+
+_DANGERS: Final = {
+    "unlogged": "workspaces is unlogged: a crash of the database empties it, and every workspace inherits from then on"
+    " (remedy: ALTER TABLE workspaces SET LOGGED)",
+    "subscriber": "a logical subscription fills workspaces: it overwrites modes that are set here, and what is read here may"
+    " be old (remedy: use the database that publishes)",
+    "inherited from": "other tables inherit from workspaces, so that one id may be in two of them; decisions for such an id"
+    " are closed with VALUE_UNREADABLE (remedy: ALTER TABLE ... NO INHERIT workspaces)",
+    "not unique": "workspaces has no valid unique index on id alone, so that one id may have two rows; decisions for such an"
+    " id are closed with VALUE_UNREADABLE (remedy: a primary key or unique index on id alone)",
+}
+"""Shapes that can be migrated by somebody who knows what follows."""
+
+
+def reasons_against(faults: Iterable[str], *, allow_unsafe: bool = False) -> list[str]:
+    """Return one sentence for each fault that `LOOK` found, with its consequence and, where there is one, its remedy.
+
+    Args:
+        faults: the first column of `LOOK`.
+        allow_unsafe: leave out the faults that somebody may accept.
+    """
+    sentences = _NO_TABLE if allow_unsafe else {**_NO_TABLE, **_DANGERS}
+    return [sentences[fault] for fault in faults if fault in sentences]
