@@ -83,6 +83,7 @@ def names(folder: Path | None = None) -> list[str]:
 def up(database_url: str, *, allow_unsafe_table: bool = False) -> list[str]:
     """Applies what is missing, oldest first, each in a transaction of its own; answers the names applied.
 
+    Partitions that were attached since get the change log's triggers, and stand in the answer as `triggers of TABLE`.
     Several processes may start at once: one works, the others wait and find nothing left to do.
 
     Args:
@@ -103,6 +104,7 @@ def up(database_url: str, *, allow_unsafe_table: bool = False) -> list[str]:
             for migration in backend.to_apply(yoyo.read_migrations(str(directory()))):
                 backend.apply_one(migration)
                 applied.append(migration.id)
+            applied.extend(f"triggers of {table}" for table in _attach_triggers(database_url))
 
     _patiently(run)
     return applied
@@ -232,6 +234,18 @@ def _require_safe_table(connection: psycopg.Connection[Any], *, allow_unsafe: bo
     if reasons:
         offer = "" if allow_unsafe else "; --allow-unsafe-table migrates all the same where the table can take it"
         raise MigrationError("; ".join(reasons) + offer)
+
+
+def _attach_triggers(database_url: str) -> list[str]:
+    """Lets the database give the log's triggers to partitions that were attached since; answers their tables."""
+    with _connected(database_url) as connection:
+        row = connection.execute("SELECT to_regproc('attach_workspace_billing_mode_triggers') IS NOT NULL").fetchone()
+        if row is None or not row[0]:
+            return []
+        attached = connection.execute(
+            "SELECT DISTINCT table_name::text FROM attach_workspace_billing_mode_triggers() AS table_name"
+        )
+        return [str(each[0]) for each in attached]
 
 
 def _as_text(database_url: str) -> str:
