@@ -82,6 +82,14 @@ class Resolution:
     error: ResolutionError | None = None
 
 
+def author(principal: str, database_user: str) -> str:
+    """Name who made a change: the principal, or `database_user:NAME` where it did not come through this service.
+
+    No principal has a colon in its name, so neither can pass for the other.
+    """
+    return principal or f"database_user:{database_user}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkspaceRecord:
     """What storage holds for a workspace, and who left it so.
@@ -90,7 +98,7 @@ class WorkspaceRecord:
         override: what is stored; `NO_WORKSPACE` when there is none.
         change_id: the last entry of the change log; 0 when no change was ever recorded.
         change_time: when that was, with time zone; None without an entry.
-        changed_by: the principal, or the database user of a change that did not come through this service.
+        changed_by: as `author` says; empty without an entry.
     """
 
     override: StoredOverride
@@ -224,7 +232,7 @@ class WorkspaceBillingMode:
         resolution: the mode in force and why.
         etag: opaque; sent back, it lets a write happen only if nothing changed since.
         update_time: when the override last changed, with time zone; None when no change was ever recorded.
-        updated_by: who did; empty when no change was ever recorded.
+        updated_by: who did: a principal, or `database_user:NAME`; empty when no change was ever recorded.
     """
 
     resolution: Resolution

@@ -19,6 +19,7 @@ from billing_grpc.model import (
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
+    author,
 )
 from billing_grpc.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.repository import Repository
@@ -108,7 +109,7 @@ class InMemoryRepository:
         last = next((each for each in reversed(self.changes) if each.workspace_id == workspace_id), None)
         if last is None or not override.exists:
             return WorkspaceRecord(override)
-        return WorkspaceRecord(override, last.change_id, last.change_time, last.principal or last.database_user)
+        return WorkspaceRecord(override, last.change_id, last.change_time, author(last.principal, last.database_user))
 
     async def _answer(self, budget: float) -> None:
         self.calls += 1

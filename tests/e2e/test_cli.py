@@ -219,7 +219,7 @@ def test_the_change_log_goes_back_as_far_as_it_is_told(server: Server, module_da
     lines = [line.split("\t") for line in asked(server, "changes", workspace).splitlines()]
 
     assert [line[3] for line in lines] == modes[::-1]
-    assert lines[-1][1:] == [workspace, "(inherits)", "byok", "billing (database)", ""]
+    assert lines[-1][1:] == [workspace, "(inherits)", "byok", "database_user:billing", ""]
     assert [line["new_override"] for line in parsed_lines(server, "changes", workspace, "--limit", "3")] == modes[:4:-1]
     assert len(asked(server, "changes", "--limit", "5").splitlines()) == 5
 

@@ -8,7 +8,7 @@ from billing_grpc.commands import as_json as answers
 from billing_grpc.commands import outcome, screen
 from billing_grpc.commands.asking import Server, asking
 from billing_grpc.commands.connection import Call, Connection, WorkspaceId
-from billing_grpc.model import ListedChange
+from billing_grpc.model import ListedChange, author
 from billing_grpc.validation import DEFAULT_PAGE, MAX_PAGE
 
 _MOST: Final = 1_000_000
@@ -62,6 +62,5 @@ def _show(found: list[ListedChange], *, of_one: bool) -> None:
 
 def _row(each: ListedChange) -> tuple[str, ...]:
     before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
-    # Not through the service: the database knows only its own user.
-    who = each.principal or f"{each.database_user} (database)"
+    who = author(each.principal, each.database_user)
     return answers.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason

@@ -387,8 +387,9 @@ type WorkspaceBillingMode struct {
 	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
 	// When the override last changed; absent when no change was ever recorded.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// Who last changed it: the principal, or the database user when the change
-	// did not come through this service. Empty when no change was ever recorded.
+	// Who last changed it: the principal, or "database_user:NAME" when the change
+	// did not come through this service. A principal's name holds no colon. Empty
+	// when no change was ever recorded.
 	UpdatedBy     string `protobuf:"bytes,4,opt,name=updated_by,json=updatedBy,proto3" json:"updated_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
