@@ -7,6 +7,7 @@ import structlog
 from billing_grpc.caller import current_principal
 from billing_grpc.metrics import Metrics
 from billing_grpc.model import Announcement, OverrideChange, Resolution, SecretKeyVerdict
+from billing_grpc.resolver import is_corrupt
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -21,9 +22,14 @@ class DecisionLog:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def resolved(self, resolutions: Sequence[Resolution]) -> None:
-        """Counts resolutions; one WARNING for all of a call's that are degraded (contract, section 5)."""
-        for resolution in resolutions:
+    def resolved(self, resolutions: Sequence[Resolution], *, what_if: bool = False) -> None:
+        """Counts resolutions; one WARNING for all of a call's that are degraded, one for all with a corrupt override.
+
+        Args:
+            resolutions: what one call answered.
+            what_if: whether it was under a supposition. Nobody acts on that, so it is logged and not counted.
+        """
+        for resolution in () if what_if else resolutions:
             self._metrics.count_resolution(resolution)
         degraded = [(each, each.error) for each in resolutions if each.error is not None]
         if degraded:
@@ -34,6 +40,16 @@ class DecisionLog:
                 reason=error.reason,
                 org_default=first.org_default.value,
                 affected=len(degraded),
+            )
+
+        corrupt = [each for each in resolutions if is_corrupt(each)]
+        if corrupt:
+            # Without the text: it may be anything, and an administrator reads it with `GetWorkspaceBillingMode`.
+            log.warning(
+                "stored override is not a recognised mode, closed to platform_managed",
+                workspace=corrupt[0].workspace_id,
+                org_default=corrupt[0].org_default.value,
+                affected=len(corrupt),
             )
 
     def planned(self, resolution: Resolution) -> None:

@@ -10,8 +10,8 @@ import structlog
 from billing_grpc.request_id import current_request_id
 from billing_grpc.tracing import current_trace
 
-RARELY: Final = frozenset({"storage failed"})
-"""What every call may have to say during an outage, and nobody has to read more than once in a while: metrics count it."""
+RARELY: Final = frozenset({"storage failed", "stored override is not a recognised mode, closed to platform_managed"})
+"""What every call may have to say for a long time, and nobody has to read more than once in a while: metrics count it."""
 REPEAT_SECONDS: Final = 10.0
 
 GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what the caller sent and are left out"

@@ -22,6 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from billing_grpc import access
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import BillingMode, BillingModeSource, Resolution, SecretVerdict
+from billing_grpc.resolver import is_corrupt
 
 OTHER: Final = "other"
 """The label of every method that this server does not know: a stranger's text must not become a time series."""
@@ -104,6 +105,9 @@ class Metrics:
             "Resolutions closed because the override could not be read, by reason.",
             reason=STORAGE_ERRORS,
         )
+        self._corrupt_overrides = self._counter(
+            "corrupt_overrides", "Resolutions closed because the stored override is a text that names no mode."
+        )
         self._blocked_writes = self._counter(
             "blocked_secret_writes",
             "Secret keys that were refused, by verdict.",
@@ -152,8 +156,10 @@ class Metrics:
             GCCollector(registry=self.registry)
 
     def count_resolution(self, resolution: Resolution) -> None:
-        """Counts an answered resolution, and that it was degraded when it was."""
+        """Counts an answered resolution, and that it was degraded or its override corrupt when it was."""
         self._resolutions.labels(mode=resolution.mode.value, source=resolution.source.value).inc()
+        if is_corrupt(resolution):
+            self._corrupt_overrides.inc()
         if resolution.error is not None:
             self._degraded.labels(reason=resolution.error.reason).inc()
 

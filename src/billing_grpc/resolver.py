@@ -21,6 +21,12 @@ def recognise_override(text: str | None) -> BillingMode | None:
     return None if text is None else _MODES.get(text)
 
 
+def is_corrupt(resolution: Resolution) -> bool:
+    """Whether the workspace's stored override is a text that names no mode."""
+    stored = resolution.workspace_override
+    return stored is not None and recognise_override(stored) is None
+
+
 def recognise_org_default(text: str | None) -> BillingMode | None:
     """The mode that this published text names once trimmed and lower-cased (ASCII only), or None."""
     return None if text is None else _MODES.get(text.strip(_ASCII_SPACE).translate(_ASCII_LOWER))

@@ -213,7 +213,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         else:
             override = await self._load(workspace_id, context)
             resolution = resolve(workspace_id, override, org_default, what_if=what_if)
-        self._log.resolved([resolution])
+        self._log.resolved([resolution], what_if=what_if)
         return resolution
 
     async def _load(self, workspace_id: str, context: CallContext) -> StoredOverride | ResolutionError:

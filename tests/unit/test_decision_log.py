@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from billing_grpc.caller import current_principal
 from billing_grpc.decision_log import DecisionLog
+from billing_grpc.logs import RARELY
 from billing_grpc.metrics import Metrics
 from billing_grpc.model import (
     Announcement,
@@ -80,6 +81,45 @@ def test_an_answer_that_is_not_degraded_is_counted_and_not_logged() -> None:
     assert lines == []
     labels = {"mode": "byok", "source": "workspace_override"}
     assert metrics.registry.get_sample_value("billing_grpc_resolutions_total", labels) == 1
+
+
+@pytest.mark.parametrize("org_default", ["byok", "platform_managed", None])
+def test_a_corrupt_override_is_counted_and_warned_of_once_a_call_without_its_text(org_default: str | None) -> None:
+    corrupt = resolve(WORKSPACE, StoredOverride("BYOK"), org_default)
+    metrics = Metrics()
+    with capture_logs() as lines:
+        DecisionLog(metrics).resolved([OPEN, corrupt, corrupt])
+
+    (line,) = lines
+    assert line["log_level"] == "warning"
+    assert line["event"] in RARELY
+    assert (line["workspace"], line["affected"]) == (WORKSPACE, 2)
+    assert "BYOK" not in str(line)
+    assert metrics.registry.get_sample_value("billing_grpc_corrupt_overrides_total") == 2
+
+
+@pytest.mark.parametrize("resolution", [OPEN, resolve_new_workspace(None), DEGRADED], ids=["set", "new", "degraded"])
+def test_what_is_no_corrupt_override_is_not_counted_as_one(resolution: Resolution) -> None:
+    metrics = Metrics()
+    DecisionLog(metrics).resolved([resolution])
+
+    assert metrics.registry.get_sample_value("billing_grpc_corrupt_overrides_total") == 0
+
+
+def test_what_if_answers_are_logged_and_in_no_counter() -> None:
+    metrics = Metrics()
+    corrupt = resolve(WORKSPACE, StoredOverride("BYOK"), "byok", what_if=True)
+    with capture_logs() as lines:
+        DecisionLog(metrics).resolved([OPEN, DEGRADED, corrupt], what_if=True)
+
+    assert [line["log_level"] for line in lines] == ["warning", "warning"]
+    counted = {
+        sample.name: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.endswith(("resolutions_total", "overrides_total")) and sample.value
+    }
+    assert counted == {}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from billing_grpc.metrics import Metrics, multiprocess_registry
 TYPES: Final = {
     "billing_grpc_resolutions": "counter",
     "billing_grpc_degraded_resolutions": "counter",
+    "billing_grpc_corrupt_overrides": "counter",
     "billing_grpc_blocked_secret_writes": "counter",
     "billing_grpc_calls": "counter",
     "billing_grpc_call_seconds": "histogram",

@@ -327,3 +327,13 @@ def test_a_failed_get_carries_the_closed_resolution() -> None:
 
     (closed,) = failed.value.attachments
     assert getattr(closed, "mode", None) == "platform_managed"
+
+
+@pytest.mark.parametrize("workspace_id", ["", BYOK, INHERITS])
+def test_a_what_if_call_is_no_resolution_in_the_metrics(workspace_id: str) -> None:
+    harness = Harness()
+    request = service_pb.ResolveBillingModeRequest(workspace_id=workspace_id, org_default="disabled")
+    harness.call("ResolveBillingMode", request)
+    family = next(each for each in harness.metrics.registry.collect() if each.name == "billing_grpc_resolutions")
+
+    assert sum(sample.value for sample in family.samples if sample.name.endswith("_total")) == 0
