@@ -5,15 +5,21 @@ from typing import Final
 
 # Needs no right but CONNECT: everybody may read the catalogs. Answers one row for each fault, and no row without the table.
 LOOK: Final = """
-SELECT fault FROM pg_class, LATERAL (VALUES
+WITH RECURSIVE part (relid) AS (
+    SELECT to_regclass('workspaces')::oid
+    UNION SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = relid
+), parts AS (
+    SELECT bool_or(relkind = 'f') AS foreign_one, bool_or(relpersistence = 'u') AS unlogged_one,
+           bool_or(EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = relid)) AS subscribed_one
+    FROM part JOIN pg_class ON pg_class.oid = relid
+)
+SELECT fault FROM pg_class CROSS JOIN parts, LATERAL (VALUES
     ('view', relkind = 'v'),
     ('materialized view', relkind = 'm'),
-    ('foreign table', relkind = 'f'),
-    ('unlogged', relpersistence = 'u'),
+    ('foreign table', foreign_one),
+    ('unlogged', unlogged_one),
     ('temporary', relpersistence = 't'),
-    ('subscriber', EXISTS (
-        SELECT FROM pg_subscription_rel
-        WHERE srrelid = pg_class.oid OR srrelid IN (SELECT relid FROM pg_partition_tree(pg_class.oid)))),
+    ('subscriber', subscribed_one),
     ('inherited from', EXISTS (
         SELECT FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
         WHERE inhparent = pg_class.oid AND NOT child.relispartition)),
@@ -28,16 +34,17 @@ WHERE pg_class.oid = to_regclass('workspaces') AND found
 _NO_TABLE: Final = {
     "view": "workspaces is a view, to which neither a column nor the log's triggers can be added",
     "materialized view": "workspaces is a materialized view, which shows old modes and takes none",
-    "foreign table": "workspaces is a foreign table: what another server holds is neither checked nor recorded here",
+    "foreign table": "workspaces, or a partition of it, is a foreign table: what another server"
+    " holds is neither checked nor recorded here",
     "temporary": "workspaces is a temporary table, which ends with its session",
 }
 """Shapes that cannot be migrated at all."""
 
 _DANGERS: Final = {
-    "unlogged": "workspaces is unlogged: a crash of the database empties it, and every workspace inherits from then on"
-    " (remedy: ALTER TABLE workspaces SET LOGGED)",
-    "subscriber": "a logical subscription fills workspaces: it overwrites modes that are set here, and what is read here may"
-    " be old (remedy: use the database that publishes)",
+    "unlogged": "workspaces, or a partition of it, is unlogged: a crash of the database empties it; decisions are closed"
+    " with DATABASE_STALE (remedy: ALTER TABLE ... SET LOGGED)",
+    "subscriber": "a logical subscription fills workspaces: what is read here may be old; decisions are closed with"
+    " DATABASE_STALE (remedy: use the database that publishes)",
     "inherited from": "other tables inherit from workspaces, so that one id may be in two of them; decisions for such an id"
     " are closed with VALUE_UNREADABLE (remedy: ALTER TABLE ... NO INHERIT workspaces)",
     "not unique": "workspaces has no valid unique index on id alone, so that one id may have two rows; decisions for such an"
