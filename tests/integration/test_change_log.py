@@ -101,7 +101,7 @@ async def test_a_direct_update_is_recorded_with_its_database_user_and_never_refu
     ]
     assert [each.database_user for each in recorded] == [owner.info.user, stranger_name]
     assert [(each.principal, each.reason, each.request_id) for each in recorded] == [("", "", "")] * 2
-    assert (await repository.load_record(workspace, budget=BUDGET)).changed_by == stranger_name
+    assert (await repository.load_record(workspace, budget=BUDGET)).changed_by == f"database_user:{stranger_name}"
 
 
 async def test_a_heartbeat_and_a_rewrite_of_the_same_mode_record_nothing_and_keep_the_etag(

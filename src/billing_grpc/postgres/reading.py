@@ -19,6 +19,7 @@ from billing_grpc.model import (
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
+    author,
 )
 from billing_grpc.postgres.connection import Connection, as_text
 from billing_grpc.postgres.standing import CHILDREN_STANDING, HAS_CHILDREN, require_current
@@ -114,7 +115,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
         return WorkspaceRecord(NO_WORKSPACE), now
     if found != key:
         raise UnexpectedAnswer
-    changed_by = "" if change_id is None else _shown(principal or database_user)
+    changed_by = "" if change_id is None else author(_shown(principal), _shown(database_user))
     text = None if override is None else as_text(override, errors)
     return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by), now
 
