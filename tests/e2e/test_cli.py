@@ -45,7 +45,7 @@ INHERITED: Final = (
     "disabled  (org_default)\nThe workspace has no mode of its own, and the organisation's default is disabled.\n"
 )
 STANDING: Final = r"Last changed at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z by local\.\netag: [1-9]\d*\n"
-BY_THE_DATABASE: Final = STANDING.replace("local", "billing")
+BY_THE_DATABASE: Final = STANDING.replace("local", "database_user:billing")
 
 # id: stored mode, arguments before and after the id, standard output before what is matched, what is matched
 ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str, str]]] = {
@@ -230,7 +230,7 @@ def test_a_stale_etag_is_refused_and_the_present_state_named(server: Server, mod
 
     assert (ended.returncode, ended.stdout) == (REFUSED, "")
     now = parsed(server, "get", workspace)
-    assert f"it is now byok (workspace_override), changed by billing at {now['update_time']}" in ended.stderr
+    assert f"it is now byok (workspace_override), changed by database_user:billing at {now['update_time']}" in ended.stderr
     assert ended.stderr.endswith(f"etag {now['etag']}\n")
     assert ended.stderr.count("\n") == 1
 

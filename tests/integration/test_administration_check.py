@@ -16,6 +16,11 @@ from billing_grpc.testing import InMemoryRepository
 
 BUDGET: Final = 5.0
 
+OLD_NUMBERS: Final = """
+ALTER TABLE workspace_billing_mode_changes
+    ALTER change_id DROP DEFAULT, ALTER change_id ADD GENERATED ALWAYS AS IDENTITY
+"""
+
 # id: what the owner of the database did, and what the service is told
 LACKS: Final[dict[str, tuple[str, type[StorageError]]]] = {
     "the column": ("ALTER TABLE workspaces DROP COLUMN llm_billing_mode CASCADE", SchemaNotReady),
@@ -26,6 +31,19 @@ LACKS: Final[dict[str, tuple[str, type[StorageError]]]] = {
         "ALTER TABLE workspaces DISABLE TRIGGER workspace_billing_mode_updated",
         SchemaNotReady,
     ),
+    "a trigger that fires for its own session": (
+        "ALTER TABLE workspaces ENABLE REPLICA TRIGGER workspace_billing_mode_updated",
+        SchemaNotReady,
+    ),
+    "the trigger of a new workspace": ("DROP TRIGGER workspace_billing_mode_inserted ON workspaces", SchemaNotReady),
+    "the trigger of a lost workspace": ("DROP TRIGGER workspace_billing_mode_deleted ON workspaces", SchemaNotReady),
+    "the trigger of an emptied table": ("DROP TRIGGER workspace_billing_mode_truncated ON workspaces", SchemaNotReady),
+    "a session with triggers": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET session_replication_role = replica', current_database()); END $$",
+        SchemaNotReady,
+    ),
+    "triggers of a table that inherits": ("CREATE TABLE more () INHERITS (workspaces)", SchemaNotReady),
+    "numbers from the clock": (OLD_NUMBERS, SchemaNotReady),
     "the right to write": ("REVOKE UPDATE (llm_billing_mode) ON workspaces FROM billing_grpc", DatabaseDenied),
     "the right to read the log": ("REVOKE SELECT ON workspace_billing_mode_changes FROM billing_grpc", DatabaseDenied),
     "sight of every row": ("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY", DatabaseDenied),
@@ -103,3 +121,17 @@ async def test_a_look_takes_no_longer_than_a_second_whatever_calls_may_take() ->
     assert told == [False]
     watching.cancel()
     await asyncio.wait((watching,))
+
+
+async def test_a_partition_that_came_later_is_named_until_it_was_migrated(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY) PARTITION BY HASH (id)")
+        owner.execute("CREATE TABLE even PARTITION OF workspaces FOR VALUES WITH (MODULUS 2, REMAINDER 0)")
+        migrations.up(empty_database_url)
+        async with PostgresRepository.opened(empty_database_url) as repository:
+            await repository.check_administration(budget=BUDGET)
+            owner.execute("CREATE TABLE odd PARTITION OF workspaces FOR VALUES WITH (MODULUS 2, REMAINDER 1)")
+            with pytest.raises(SchemaNotReady):
+                await repository.check_administration(budget=BUDGET)
+            assert migrations.up(empty_database_url) == ["triggers of odd"]
+            await repository.check_administration(budget=BUDGET)
