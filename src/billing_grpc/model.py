@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Self
 
 
@@ -90,6 +91,18 @@ def author(principal: str, database_user: str) -> str:
     return principal or f"database_user:{database_user}"
 
 
+def unrecorded(stored: str | None, recorded: str | None) -> str:
+    """Return what an etag gets where the log does not know the stored text; empty where it does.
+
+    A mode may be older than the log, or come with the triggers disabled. An etag from before must not be taken for current.
+
+    Args:
+        stored: what the workspace holds.
+        recorded: what its last entry left; None without an entry.
+    """
+    return "" if stored == recorded else "-" + sha256((stored or "").encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class WorkspaceRecord:
     """What storage holds for a workspace, and who left it so.
@@ -99,17 +112,19 @@ class WorkspaceRecord:
         change_id: the last entry of the change log; 0 when no change was ever recorded.
         change_time: when that was, with time zone; None without an entry.
         changed_by: as `author` says; empty without an entry.
+        unrecorded: tells stored texts that are not what the last entry says apart (`unrecorded`); empty for one that is.
     """
 
     override: StoredOverride
     change_id: int = 0
     change_time: datetime | None = None
     changed_by: str = ""
+    unrecorded: str = ""
 
     @property
     def etag(self) -> str:
         """Changes with every change of the override and with nothing else."""
-        return str(self.change_id)
+        return f"{self.change_id}{self.unrecorded}"
 
     def makes_stale(self, etag: str) -> bool:
         """Whether a caller's etag is stale: given, of a workspace that exists, and not this one."""

@@ -20,6 +20,7 @@ from billing_grpc.model import (
     StoredOverride,
     WorkspaceRecord,
     author,
+    unrecorded,
 )
 from billing_grpc.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.repository import Repository
@@ -108,8 +109,10 @@ class InMemoryRepository:
         override = self._stored(workspace_id)
         last = next((each for each in reversed(self.changes) if each.workspace_id == workspace_id), None)
         if last is None or not override.exists:
-            return WorkspaceRecord(override)
-        return WorkspaceRecord(override, last.change_id, last.change_time, author(last.principal, last.database_user))
+            return WorkspaceRecord(override, unrecorded=unrecorded(override.text, None))
+        by, recorded = author(last.principal, last.database_user), last.new_override
+        mark = unrecorded(override.text, recorded)
+        return WorkspaceRecord(override, last.change_id, last.change_time, by, mark)
 
     async def _answer(self, budget: float) -> None:
         self.calls += 1

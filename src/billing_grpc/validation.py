@@ -18,7 +18,7 @@ NAMED_INDEXES: Final = 20
 """How many bad elements of a list an error names."""
 
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-_ETAG: Final = re.compile(r"[0-9]{1,19}")
+_ETAG: Final = re.compile(r"[0-9]{1,19}(-[0-9a-f]{16})?")
 _UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
 # Control characters and the two separators that terminals and log viewers break lines at.
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})

@@ -246,6 +246,38 @@ async def test_a_change_that_is_rolled_back_was_never_made(
     assert await log_of(repository, workspace) == []
 
 
+async def test_an_etag_from_before_a_change_that_no_trigger_saw_is_stale(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner, "byok")
+    etags = [(await repository.load_record(workspace, budget=BUDGET)).etag]
+    owner.execute("SET session_replication_role = replica")
+    for mode in ("disabled", None):
+        owner.execute("UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s", [mode, workspace])
+        etags.append((await repository.load_record(workspace, budget=BUDGET)).etag)
+
+    assert len(set(etags)) == 3
+    for etag in etags[:2]:
+        change = await repository.save_override(workspace, BillingMode.BYOK, by=BY, etag=etag, budget=BUDGET)
+        assert change.stale
+    change = await repository.save_override(workspace, BillingMode.BYOK, by=BY, etag=etags[2], budget=BUDGET)
+    assert change.current.etag == str(change.current.change_id)
+
+
+async def test_a_mode_that_is_older_than_the_log_has_another_etag_than_one_that_was_never_set(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace = add(owner)
+    never = (await repository.load_record(workspace, budget=BUDGET)).etag
+    owner.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
+    for step in (migrations.down, migrations.down, migrations.up):
+        step(database_url)
+    migrations.run_script(database_url, migrations.grants())
+    change = await repository.save_override(workspace, BillingMode.DISABLED, by=BY, etag=never, budget=BUDGET)
+
+    assert change.stale
+
+
 # Who is believed
 
 

@@ -20,6 +20,7 @@ from billing_grpc.model import (
     StoredOverride,
     WorkspaceRecord,
     author,
+    unrecorded,
 )
 from billing_grpc.postgres.connection import Connection, as_text
 from billing_grpc.postgres.standing import CHILDREN_STANDING, HAS_CHILDREN, require_current
@@ -107,7 +108,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
         ValueUnreadable: several rows have this id.
         UnicodeDecodeError: the stored text is not UTF-8.
     """
-    _, now, found, override, change_id, change_time, principal, database_user = rows[0]
+    _, now, found, override, change_id, change_time, principal, database_user, recorded = rows[0]
     if len(rows) > 1:
         _doubled(key)
         raise ValueUnreadable
@@ -117,7 +118,8 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
         raise UnexpectedAnswer
     changed_by = "" if change_id is None else author(_shown(principal), _shown(database_user))
     text = None if override is None else as_text(override, errors)
-    return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by), now
+    last = None if recorded is None else as_text(recorded, errors)
+    return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by, unrecorded(text, last)), now
 
 
 def changes_in(rows: Sequence[Row]) -> list[RecordedChange]:

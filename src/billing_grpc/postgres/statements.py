@@ -26,10 +26,10 @@ SELECT {STANDING}, clock_timestamp(), found.*
 FROM pg_class AS relation
 LEFT JOIN (
     SELECT id, left(llm_billing_mode::text, 256), last.change_id::bigint, last.change_time::timestamptz,
-           last.principal::text, last.database_user::text
+           last.principal::text, last.database_user::text, left(last.new_override::text, 256)
     FROM workspaces
     LEFT JOIN LATERAL (
-        SELECT change_id, change_time, principal, database_user FROM workspace_billing_mode_changes
+        SELECT change_id, change_time, principal, database_user, new_override FROM workspace_billing_mode_changes
         WHERE workspace_id = workspaces.id ORDER BY change_id DESC LIMIT 1
     ) AS last ON true
     WHERE id = $1 LIMIT 2
