@@ -41,7 +41,7 @@ def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ..
         ("grpc.max_concurrent_streams", limits.max_streams),
         # Counts calls that have ended and are not yet tidied up too: a client that takes its calls back as fast as it opens
         # them (CVE-2023-44487) gets no further than an honest one. The second option lets an honest client open its next
-        # call as soon as it has an answer: without it one in three such calls was refused.
+        # call as soon as it has an answer: without it a quarter of such calls and more were refused.
         ("grpc.http.overload_protection", 1),
         ("grpc.http2.max_deallocating_streams", limits.max_streams),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.max_connection_idle)),

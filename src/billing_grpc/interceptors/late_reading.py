@@ -103,11 +103,11 @@ def _first(behaviour: Behaviour, parse: Parse, waiting: _Waiting) -> Behaviour:
     async def answering(requests: AsyncIterator[bytes], context: "Context") -> Any:
         return await behaviour(await request(requests, context), context)
 
-    async def generating(requests: AsyncIterator[bytes], context: "Context") -> AsyncIterator[Any]:
+    async def writing(requests: AsyncIterator[bytes], context: "Context") -> None:
         async for response in behaviour(await request(requests, context), context):
-            yield response
+            await context.write(response)
 
-    return generating if inspect.isasyncgenfunction(behaviour) else answering
+    return writing if inspect.isasyncgenfunction(behaviour) else answering
 
 
 def _each(behaviour: Behaviour, parse: Parse) -> Behaviour:
@@ -118,11 +118,12 @@ def _each(behaviour: Behaviour, parse: Parse) -> Behaviour:
     async def answering(requests: AsyncIterator[bytes], context: "Context") -> Any:
         return await behaviour(parsed(requests), context)
 
-    async def generating(requests: AsyncIterator[bytes], context: "Context") -> AsyncIterator[Any]:
+    # Not by `yield`: gRPC would write outside of all interceptors, where a caller who is gone is an error with a traceback.
+    async def writing(requests: AsyncIterator[bytes], context: "Context") -> None:
         async for response in behaviour(parsed(requests), context):
-            yield response
+            await context.write(response)
 
-    return generating if inspect.isasyncgenfunction(behaviour) else answering
+    return writing if inspect.isasyncgenfunction(behaviour) else answering
 
 
 def _parsed(raw: bytes, parse: Parse) -> Any:
