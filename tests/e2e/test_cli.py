@@ -230,7 +230,9 @@ def test_a_stale_etag_is_refused_and_the_present_state_named(server: Server, mod
 
     assert (ended.returncode, ended.stdout) == (REFUSED, "")
     now = parsed(server, "get", workspace)
-    assert f"it is now byok (workspace_override), changed by database_user:billing at {now['update_time']}" in ended.stderr
+    assert (
+        f"it is now byok (workspace_override), changed by database_user:billing at {now['update_time']}" in ended.stderr
+    )
     assert ended.stderr.endswith(f"etag {now['etag']}\n")
     assert ended.stderr.count("\n") == 1
 
