@@ -4,18 +4,19 @@ A client acts on these answers with keys and money, so a mode it does not know, 
 answer: `AnswerInvalid`, for which `closed` has the one to act on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from billing_grpc import provision
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.convert import MODE_FROM_PROTO, SOURCE_FROM_PROTO, VERDICT_FROM_PROTO
 from billing_grpc.errors import AnswerInvalid, quoted
 from billing_grpc.model import (
-    BillingMode,
     BillingModeUpdate,
     ListedChange,
     ProvisionPlan,
@@ -30,8 +31,6 @@ from billing_grpc.model import (
 from billing_grpc.provision import MODE_VARIABLES
 from billing_grpc.resolver import CLOSED, recognise_org_default, resolve
 from billing_grpc.secrets import KeyList, is_reserved, normalise
-
-_OPEN: Final = frozenset({BillingMode.BYOK, BillingMode.DISABLED})
 
 
 def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if: str | None = None) -> Resolution:
@@ -70,7 +69,12 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
 
 
 def secret_write(
-    answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str], workspace_id: str, keys: KeyList
+    answer: service_pb.ValidateSecretWriteResponse,
+    secret_keys: Sequence[str],
+    workspace_id: str,
+    keys: KeyList,
+    *,
+    org_wide: bool = False,
 ) -> SecretWriteDecision:
     """Whether secrets may be stored under these names.
 
@@ -79,17 +83,43 @@ def secret_write(
         secret_keys: the names asked about.
         workspace_id: where they would be stored; empty for no workspace and for the whole organisation.
         keys: the vendor keys as the caller knows them.
+        org_wide: whether they are meant for the whole organisation.
+
+    Returns:
+        The decision. What this list holds and the server's does not is refused as well, unless the mode is open; if the
+        answer then has no resolution, the server was not asked about a mode, and has to be (`lacks_mode`).
 
     Raises:
-        AnswerInvalid: it is about other keys, or allows what its own resolution, or this list, forbids.
+        AnswerInvalid: it is about other keys, or contradicts its own resolution.
     """
     decided = resolution(answer.resolution, workspace_id) if answer.HasField("resolution") else None
     if [each.secret_key for each in answer.verdicts] != list(secret_keys):
         _refuse("it is not about the keys of the request")
-    verdicts = tuple(_verdict(each, decided, keys) for each in answer.verdicts)
-    if answer.allowed != all(each.verdict is SecretVerdict.ALLOWED for each in verdicts):
+    verdicts = tuple(_verdict(each, decided) for each in answer.verdicts)
+    if answer.allowed != _all_allowed(verdicts):
         _refuse("`allowed` contradicts the verdicts")
-    return SecretWriteDecision(answer.allowed, verdicts, decided)
+    judged = tuple(_stricter(each, decided, keys, org_wide=org_wide) for each in verdicts)
+    return SecretWriteDecision(_all_allowed(judged), judged, decided)
+
+
+def lacks_mode(decision: SecretWriteDecision) -> bool:
+    """Whether a key is refused for want of a mode alone: the client lists it, and the server does not."""
+    blocked = (each.verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED for each in decision.verdicts)
+    return decision.resolution is None and any(blocked)
+
+
+def _all_allowed(verdicts: Sequence[SecretKeyVerdict]) -> bool:
+    return all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
+
+
+def _stricter(
+    theirs: SecretKeyVerdict, decided: Resolution | None, keys: KeyList, *, org_wide: bool
+) -> SecretKeyVerdict:
+    """The server's verdict, or ours where only ours refuses."""
+    if theirs.verdict is not SecretVerdict.ALLOWED:
+        return theirs
+    ours = keys.judge(theirs.secret_key, normalise(theirs.secret_key) or "", decided, org_wide=org_wide)
+    return theirs if ours.verdict is SecretVerdict.ALLOWED else ours
 
 
 def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str]) -> list[int]:
@@ -104,16 +134,13 @@ def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequenc
     return [i for i in range(len(plain)) if not (plain[i] and same[i])]
 
 
-def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None, keys: KeyList) -> SecretKeyVerdict:
+def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> SecretKeyVerdict:
     verdict, name = VERDICT_FROM_PROTO.get(message.verdict), normalise(message.secret_key)
-    opens = decided is not None and decided.mode in _OPEN
     closes = decided is not None and decided.mode is CLOSED
     if verdict is None or name is None:
         _refuse("it holds a verdict that this version does not know, or one on what is no key's name")
-    if is_reserved(name) != (verdict is SecretVerdict.BLOCKED_RESERVED):
-        _refuse(f"the verdict on {quoted(name)} is not that on a reserved name, or the name is not reserved")
-    if verdict is SecretVerdict.ALLOWED and keys.needs_mode(name) and not opens:
-        _refuse(f"it allows {quoted(name)}, which only an open mode can")
+    if is_reserved(name) and verdict is not SecretVerdict.BLOCKED_RESERVED:
+        _refuse(f"the verdict on {quoted(name)} is not that on a reserved name")
     if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not closes:
         _refuse(f"it blocks {quoted(name)} as platform_managed, which its mode is not")
     return SecretKeyVerdict(message.secret_key, verdict, message.message)
@@ -128,31 +155,40 @@ def provision_plan(
         answer: the answer.
         env_keys: the names present in the environment, as asked about.
         workspace_id: the container's workspace; empty before it exists.
-        keys: the vendor keys as the caller knows them.
+        keys: the vendor keys as the caller knows them, which are stripped beside the server's.
 
     Raises:
-        AnswerInvalid: it leaves a listed key in, strips under an open mode, or does not set what its mode says.
+        AnswerInvalid: it strips under an open mode, or does not set what its mode says.
     """
     decided = resolution(answer.resolution, workspace_id)
     strip, closes = set(answer.strip_keys), decided.mode is CLOSED
-    if closes:
-        spelt = {key for key in env_keys if (name := normalise(key)) is not None and keys.needs_mode(name)}
-        if not strip.issuperset(keys.names) or not strip.issuperset(spelt):
-            _refuse("it leaves vendor keys in under platform_managed")
-    elif strip:
+    if strip and not closes:
         _refuse("it strips keys under a mode that strips none")
-    named = {key: normalise(key) for key in (*answer.strip_keys, *answer.set_env)}
-    if any(is_reserved(named[key] or "") for key in strip):
+    if any(is_reserved(normalise(key) or "") for key in strip):
         _refuse("it strips the platform's own variables")
-    if closes and any(keys.needs_mode(named[key] or "") for key in answer.set_env):
+    if closes and any(map(keys.holds, answer.set_env)):
         _refuse("it sets a vendor key under platform_managed")
-    if any(not name or "=" in name or "\0" in name + value for name, value in answer.set_env.items()):
+    if any(not provision.can_be_variable(name) or "\0" in value for name, value in answer.set_env.items()):
         _refuse("it sets what can be no variable")
     if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
         _refuse("it does not set the mode that it resolved")
     if answer.route_via_platform_proxy != closes:
         _refuse("the proxy is for platform_managed and for nothing else")
-    return ProvisionPlan(decided, tuple(sorted(strip)), dict(answer.set_env), answer.route_via_platform_proxy)
+    made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
+    return stripping(made, strip, env_keys, keys)
+
+
+def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable[str], keys: KeyList) -> ProvisionPlan:
+    """A plan that strips what either list holds: the two may be of different releases, or configured differently.
+
+    Args:
+        made: the plan.
+        strip_keys: what the server strips, over all calls.
+        env_keys: the names present in the environment.
+        keys: the vendor keys as the caller knows them.
+    """
+    full = provision.plan(made.resolution, keys, env_keys, also_strip=strip_keys)
+    return replace(made, strip_keys=full.strip_keys)
 
 
 def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceBillingMode:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -40,6 +41,9 @@ LONGEST_TIMEOUT: Final = 3600.0
 
 _SLACK: Final = 0.5
 """Seconds past its deadline after which a call is given up that gRPC itself did not end, as in a process that was forked."""
+
+_LEAST: Final = 0.001
+"""Seconds that a call gets when those before it have used up the decision's."""
 
 _METADATA_KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _METADATA_TEXT: Final = re.compile(r"[ -~]*")
@@ -93,6 +97,8 @@ class Calls:
         name: str,
         request: Request,
         timeout: float | None = None,
+        *,
+        since: float | None = None,
     ) -> Answer:
         """What the server answers.
 
@@ -101,6 +107,8 @@ class Calls:
             name: the method's bare name.
             request: the request.
             timeout: seconds, instead of the client's.
+            since: when the decision began that takes several calls, on the clock of `time.monotonic`: together they get
+                the time of one.
 
         Raises:
             BillingError: there is no answer; as `call_errors.call_error` says.
@@ -110,6 +118,8 @@ class Calls:
         seconds = service_config.timeout(name) if wanted is None else wanted
         if not 0 < seconds <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {seconds}")
+        if since is not None:
+            seconds = max(seconds - (time.monotonic() - since), _LEAST)
         request_id = uuid.uuid4().hex
         metadata: list[tuple[str, str | bytes]] = [*self._metadata, ("x-request-id", request_id)]
         authorization = self._dialer.authorization()

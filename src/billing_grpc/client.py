@@ -6,10 +6,11 @@ call: without an answer that can be used it is `platform_managed`, with every li
 errors of `errors`. Every call has a deadline, and is retried as the shipped service config says.
 """
 
+import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from billing_grpc import answers, closed, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
@@ -26,16 +27,18 @@ from billing_grpc.model import (
     ProvisionPlan,
     Resolution,
     ResolutionError,
+    SecretVerdict,
     SecretWriteDecision,
     WorkspaceBillingMode,
 )
-from billing_grpc.secrets import KeyList, normalise
+from billing_grpc.secrets import KeyList, can_be_sent, normalise
 
 __all__ = ["BillingClient", "ClientTls", "TokenSource", "WorkspaceId"]
 
 WorkspaceId = str | uuid.UUID
 _NONE_YET: Final = ""
 _RESOLVE_MANY: Final = "BatchResolveBillingModes"
+Item = TypeVar("Item")
 
 
 class BillingClient:
@@ -129,8 +132,7 @@ class BillingClient:
                 wrong[position] = error
         found = _each_closed(ids, wrong)
         askable = [position for position in range(len(ids)) if position not in wrong]
-        for start in range(0, len(askable), validation.MAX_BATCH):
-            batch = askable[start : start + validation.MAX_BATCH]
+        for batch in _batches(askable, validation.MAX_BATCH):
             answered = await self._resolve_batch([ids[position] for position in batch], timeout)
             found.update(zip(batch, answered, strict=True))
         return [found[position] for position in range(len(ids))]
@@ -160,32 +162,60 @@ class BillingClient:
         """May secrets be stored under these names. Never raises (contract, section 4).
 
         Args:
-            secret_keys: 1 to 256 names; never a value. Of more, which no server judges at once, none is allowed.
+            secret_keys: the names; never a value. What is no key's name is refused by itself, and closes nothing else.
             workspace_id: where they would be stored; empty before the workspace exists.
             org_wide: for the whole organisation instead.
             timeout: seconds, instead of the client's.
         """
-        method, sent, asked = "ValidateSecretWrite", _names(secret_keys), "" if org_wide else str(workspace_id)
-        # Else too many would be a way around what only the server's list knows.
-        doubted: Iterable[int] = range(len(sent)) if len(sent) > validation.MAX_SECRET_KEYS else ()
+        names, asked, began = _names(secret_keys), "" if org_wide else str(workspace_id), time.monotonic()
+        askable = [position for position, name in enumerate(names) if can_be_sent(name)]
+        if not askable:
+            return await self._validate(names, asked, timeout, began, org_wide=org_wide)
+        verdicts = {position: closed.no_name(name) for position, name in enumerate(names)}
+        decided: list[Resolution] = []
+        for batch in _batches(askable, validation.MAX_SECRET_KEYS):
+            sent = [names[position] for position in batch]
+            decision = await self._validate(sent, asked, timeout, began, org_wide=org_wide)
+            verdicts.update(zip(batch, decision.verdicts, strict=True))
+            decided += [] if decision.resolution is None else [decision.resolution]
+        allowed = all(each.verdict is SecretVerdict.ALLOWED for each in verdicts.values())
+        # Between two calls the mode may have changed: the one that refused says why.
+        decided.sort(key=lambda each: (each.error is None, each.mode is not BillingMode.PLATFORM_MANAGED))
+        return SecretWriteDecision(allowed, tuple(verdicts.values()), decided[0] if decided else None)
+
+    async def _validate(
+        self, sent: Sequence[str], asked: str, timeout: float | None, began: float, *, org_wide: bool
+    ) -> SecretWriteDecision:
+        method = "ValidateSecretWrite"
+        doubted: Iterable[int] = ()
 
         async def ask() -> SecretWriteDecision:
+            nonlocal doubted
+            # No name at all, or what can be none, needs no server to be refused.
+            validation.secret_names(sent)
             request = service_pb.ValidateSecretWriteRequest(secret_keys=sent)
             if org_wide:
                 request.org_wide.SetInParent()
             else:
                 request.workspace_id = asked
-            nonlocal doubted
+            call = self._calls.call
             try:
-                answer = await self._calls.call(lambda stub: stub.ValidateSecretWrite, method, request, timeout)
+                answer = await call(lambda stub: stub.ValidateSecretWrite, method, request, timeout, since=began)
             except AnswerInvalid:
                 doubted = range(len(sent))
                 raise
             try:
-                return answers.secret_write(answer, sent, asked, self._keys)
+                decision = answers.secret_write(answer, sent, asked, self._keys, org_wide=org_wide)
             except AnswerInvalid:
                 doubted = answers.doubted(answer, sent)
                 raise
+            if not answers.lacks_mode(decision):
+                return decision
+            question = service_pb.ResolveBillingModeRequest(workspace_id=asked)
+            name = "ResolveBillingMode"
+            found = await call(lambda stub: stub.ResolveBillingMode, name, question, timeout, since=began)
+            answer.resolution.CopyFrom(found.resolution)
+            return answers.secret_write(answer, sent, asked, self._keys, org_wide=org_wide)
 
         def close(error: ResolutionError) -> SecretWriteDecision:
             return closed.secret_write(asked, sent, error, self._keys, doubted=doubted)
@@ -206,23 +236,27 @@ class BillingClient:
 
         Args:
             workspace_id: the container's workspace; empty before it exists.
-            env_keys: the names present in the environment; never a value. Those that can be no key's are not sent; of the
-                others at most 4096.
+            env_keys: the names present in the environment; never a value. Those that can be no key's name are not sent.
             timeout: seconds, instead of the client's.
         """
+        present, method, asked = _names(env_keys), "PlanProvisionEnv", str(workspace_id)
         # A name that is not even UTF-8 cannot be sent, and must not close the plan (contract, section 5).
-        present = [key for key in _names(env_keys) if normalise(key) is not None]
-        method, asked = "PlanProvisionEnv", str(workspace_id)
+        askable = [key for key in present if can_be_sent(key)]
         wanted: list[str] = []
+        began = time.monotonic()
 
         async def ask() -> ProvisionPlan:
-            request = service_pb.PlanProvisionEnvRequest(workspace_id=asked, env_keys=present)
-            answer = await self._calls.call(lambda stub: stub.PlanProvisionEnv, method, request, timeout)
-            try:
-                return answers.provision_plan(answer, present, asked, self._keys)
-            except AnswerInvalid:
+            plans: list[ProvisionPlan] = []
+            for batch in _batches(askable, validation.MAX_ENV_KEYS) or [[]]:
+                request = service_pb.PlanProvisionEnvRequest(workspace_id=asked, env_keys=batch)
+                call = self._calls.call
+                answer = await call(lambda stub: stub.PlanProvisionEnv, method, request, timeout, since=began)
                 wanted.extend(answer.strip_keys)
-                raise
+                plans.append(answers.provision_plan(answer, present, asked, self._keys))
+                if plans[0].resolution.mode is not BillingMode.PLATFORM_MANAGED:
+                    break
+            # The first answer decides; the others add what the server strips of further names.
+            return answers.stripping(plans[0], wanted, present, self._keys)
 
         def close(error: ResolutionError) -> ProvisionPlan:
             return closed.provision_plan(asked, present, error, self._keys, also_strip=wanted)
@@ -308,6 +342,10 @@ class BillingClient:
         answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
         wanted = MODE_FROM_PROTO[request.mode].value if request.HasField("mode") else None
         return answers.update(answer, workspace_id, wanted)
+
+
+def _batches(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    return [items[start : start + most] for start in range(0, len(items), most)]
 
 
 def _names(keys: Iterable[object]) -> list[str]:

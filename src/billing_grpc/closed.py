@@ -45,25 +45,26 @@ def secret_write(
         secret_keys: the names asked about.
         error: why there is no answer.
         keys: the vendor keys.
-        doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow, or of which too many were
-            asked about at once.
+        doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow.
     """
     closed, doubts = resolution(workspace_id, error), set(doubted)
     verdicts = []
     for index, key in enumerate(secret_keys):
         name = normalise(key)
-        if name is None:
-            message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
-            verdict = SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)
-        else:
-            # Of an answer with an error the message is the same wherever the secret was to go.
-            verdict = keys.judge(key, name, closed, org_wide=False)
+        # Of an answer with an error the message is the same wherever the secret was to go.
+        verdict = no_name(key) if name is None else keys.judge(key, name, closed, org_wide=False)
         if index in doubts and verdict.verdict is SecretVerdict.ALLOWED:
-            message = "refused: no answer that could be understood judges it; retry, with at most 256 keys"
+            message = "refused: no answer that could be understood judges it; retry"
             verdict = replace(verdict, verdict=SecretVerdict.BLOCKED_PLATFORM_MANAGED, message=message)
         verdicts.append(verdict)
     allowed = bool(verdicts) and all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
     return SecretWriteDecision(allowed, tuple(verdicts), closed)
+
+
+def no_name(key: str) -> SecretKeyVerdict:
+    """The verdict on what is no key's name, which no server is asked about."""
+    message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
+    return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)
 
 
 def provision_plan(
@@ -83,6 +84,5 @@ def provision_plan(
         keys: the vendor keys.
         also_strip: names that an invalid answer wanted stripped; the platform's own, and what can be no name, are left out.
     """
-    plan = provision.plan(resolution(workspace_id, error), keys, env_keys)
-    wanted = {key for key in also_strip if (name := normalise(key)) is not None and not is_reserved(name)}
-    return replace(plan, strip_keys=tuple(sorted({*plan.strip_keys, *wanted})))
+    wanted = [key for key in also_strip if (name := normalise(key)) is not None and not is_reserved(name)]
+    return provision.plan(resolution(workspace_id, error), keys, env_keys, also_strip=wanted)

@@ -38,7 +38,11 @@ RESERVED_PREFIX: Final = "MOLECULE_LLM_"
 """Names that belong to the platform in every mode."""
 
 MAX_KEY_LENGTH: Final = 256
+MAX_SENT_BYTES: Final = 512
+"""Longer ones, which hold more space than name, a client does not send: as many as fit into a call keep it under 4 MiB."""
+
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_NAME_CHARACTERS: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def normalise(key: str) -> str | None:
@@ -50,6 +54,23 @@ def normalise(key: str) -> str | None:
     if len(trimmed) > MAX_KEY_LENGTH or not _KEY.fullmatch(trimmed):
         return None
     return trimmed.upper()
+
+
+def can_be_sent(key: str) -> bool:
+    """Whether a client asks about this key: it is a key's name, and is alone no reason to refuse the call."""
+    return normalise(key) is not None and len(key.encode()) <= MAX_SENT_BYTES
+
+
+def names_in(variable: str) -> set[str]:
+    """Every key's name, in upper case, that a program could take this variable's name for.
+
+    Shells, `exec` functions and loaders of environment files split a name at, or drop, what belongs to no name: a byte order
+    mark, quotes, spaces, `export`, `=`. So each run of characters that names have counts, and so do all runs joined.
+    """
+    runs = _NAME_CHARACTERS.findall(variable)
+    found = {each.upper() for each in (*runs, "".join(runs))}
+    # No name begins or ends with these two, unless somebody listed it so.
+    return found | {each.strip(".-") for each in found}
 
 
 def is_reserved(name: str) -> bool:
@@ -72,6 +93,10 @@ class KeyList:
     def needs_mode(self, name: str) -> bool:
         """Whether the verdict on this normalised name depends on the workspace's mode."""
         return name in self._names
+
+    def holds(self, variable: str) -> bool:
+        """Whether an environment variable's name is, or could be taken for, one of the vendor keys."""
+        return not self._names.isdisjoint(names_in(variable))
 
     def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
         """The verdict on one key.

@@ -10,15 +10,9 @@ from billing_grpc.addresses import TcpAddress
 from billing_grpc.client import BillingClient
 from billing_grpc.conformance.cases import METADATA_KEY, ApplyCase, Case, load, load_apply, matches
 from billing_grpc.conformance.server import serving
-from billing_grpc.model import (
-    BillingMode,
-    BillingModeSource,
-    ProvisionPlan,
-    Resolution,
-    ResolutionError,
-    SecretWriteDecision,
-)
+from billing_grpc.model import ProvisionPlan, Resolution, SecretWriteDecision, StoredOverride
 from billing_grpc.provision import apply
+from billing_grpc.resolver import resolve as rule
 
 NOBODY: Final = "127.0.0.1:1"
 
@@ -91,15 +85,7 @@ def plan(answer: ProvisionPlan) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", load_apply(), ids=lambda case: case.name)
 def test_a_plan_is_applied_as_the_vector_says(case: ApplyCase) -> None:
-    whatever = Resolution(
-        workspace_id="",
-        mode=BillingMode.PLATFORM_MANAGED,
-        source=BillingModeSource.CONSTANT_FALLBACK,
-        workspace_override=None,
-        org_default=BillingMode.PLATFORM_MANAGED,
-        reason="",
-        error=ResolutionError("SERVER_UNREACHABLE", ""),
-    )
-    made = ProvisionPlan(whatever, case.strip_keys, dict(case.set_env), route_via_platform_proxy=True)
+    decided = rule("", StoredOverride(case.mode), None)
+    made = ProvisionPlan(decided, case.strip_keys, dict(case.set_env), route_via_platform_proxy=True)
 
     assert apply(made, case.env) == case.expect

@@ -16,7 +16,7 @@ from billing_grpc.conformance.cases import BEHAVIOURS, DECISIONS, Case, load, lo
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import Resolution, ResolutionError
 from billing_grpc.secrets import BLOCKED_KEYS, RESERVED_PREFIX, KeyList, is_reserved, normalise
-from billing_grpc.validation import MAX_SECRET_KEYS
+from billing_grpc.validation import MAX_ENV_KEYS, MAX_SECRET_KEYS
 
 FOLDER: Final = Path(__file__).parents[2] / "conformance"
 CASES: Final = {case.id: case for case in load()}
@@ -79,7 +79,7 @@ OTHERS: Final = {
         *("a-name-in-another-spelling", "one-name-differs", "allowed-with-a-blocked-verdict"),
         *("allowed-with-a-reserved-verdict", "refused-with-every-verdict-allowed", "verdict-unspecified", "verdict-99"),
         *("refused-with-every-unlisted-key-allowed", "verdict-unspecified-of-an-unlisted-key"),
-        *("listed-allowed-under-platform-managed", "listed-allowed-with-an-error", "blocked-under-an-open-mode"),
+        "blocked-under-an-open-mode",
         *("listed-allowed-in-another-spelling-without-a-resolution", "a-callers-key-allowed-without-a-resolution"),
         *("reserved-allowed", "reserved-allowed-in-another-spelling", "no-keys-name-allowed", "a-workspace-org-wide"),
         *("an-override-org-wide", "an-override-before-it-exists", "unlisted-keys-survive-an-outage"),
@@ -87,7 +87,6 @@ OTHERS: Final = {
     ),
     "plan": (
         *("missing-resolution", "empty", "an-override-before-it-exists", "before-it-exists-unreachable"),
-        *("nothing-stripped", "without-zai-api-key", "without-a-callers-key", "without-a-spelling-of-the-environment"),
         *("stripped-under-an-open-mode", "nothing-set", "nothing-set-under-an-open-mode", "mode-variable-missing"),
         *("resolved-variable-missing", "mode-variable-of-another-mode", "resolved-variable-of-another-mode"),
         *(
@@ -104,6 +103,19 @@ OTHERS: Final = {
         "what-an-invalid-answer-strips-is-stripped-too",
     ),
 }
+
+# Where the lists of server and client differ, what either holds is refused or stripped, and nothing is ANSWER_INVALID.
+DIFFERENT_LISTS: Final = (
+    *("secrets/a-key-that-only-the-server-lists-is-blocked", "secrets/a-key-that-only-the-client-lists-is-blocked"),
+    *("secrets/a-key-that-only-the-client-lists-is-allowed-under-byok", "secrets/both-lists-are-longer-than-the-other"),
+    *("secrets/the-server-allows-listed-under-platform-managed", "secrets/the-server-allows-listed-with-an-error"),
+    *(
+        "secrets/a-key-that-only-the-client-lists-is-blocked-during-an-outage",
+        "plan/both-lists-are-longer-than-the-other",
+    ),
+    *("plan/a-key-that-only-the-server-lists-is-stripped", "plan/a-key-that-only-the-client-lists-is-stripped"),
+    *("plan/the-server-strips-nothing-stripped", "plan/the-server-strips-without-a-callers-key"),
+)
 
 
 def raw_cases() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -217,6 +229,27 @@ def test_every_other_contradiction_has_its_vector(name: str) -> None:
     assert name in CLOSED_BY_CLIENT
 
 
+@pytest.mark.parametrize("name", DIFFERENT_LISTS)
+def test_lists_that_differ_make_no_answer_invalid(name: str) -> None:
+    case = CASES[name]
+
+    assert name not in CLOSED_BY_CLIENT
+    assert case.extra_blocked_keys or case.behaviour == "answer" or case.detail["extra_blocked_keys"]
+
+
+def test_more_than_a_call_may_ask_about_and_what_can_be_no_element_have_vectors() -> None:
+    asked = [
+        (case.method, len(case.request.get("secret_keys", case.request.get("env_keys", ())))) for case in CASES.values()
+    ]
+
+    assert any(method == "ValidateSecretWrite" and count > MAX_SECRET_KEYS for method, count in asked)
+    assert any(method == "PlanProvisionEnv" and count > MAX_ENV_KEYS for method, count in asked)
+    assert {each["error"] for each in CASES["resolution/batch-with-ids-that-are-none-closes-those-alone"].expect} == {
+        None,
+        "SERVER_REFUSED",
+    }
+
+
 def test_the_names_that_clients_must_know_are_those_of_the_code() -> None:
     names = load_key_names()
 
@@ -259,10 +292,7 @@ def in_words(resolution: Resolution) -> dict[str, Any]:
 
 
 def check_secrets(case: Case) -> None:
-    """Listed keys and what is no name are blocked, reserved keys reserved; others allowed where nothing contradicts.
-
-    Nothing is allowed of more keys than a server judges at once, and of none.
-    """
+    """Listed keys and what is no name are blocked, reserved keys reserved; others allowed where nothing contradicts."""
     keys, verdicts = KeyList(case.extra_blocked_keys), case.expect["verdicts"]
     assert [each["secret_key"] for each in verdicts] == case.request["secret_keys"]
     assert case.expect["allowed"] == (bool(verdicts) and all(each["verdict"] == "allowed" for each in verdicts))
@@ -273,7 +303,7 @@ def check_secrets(case: Case) -> None:
         elif is_reserved(name):
             assert each["verdict"] == "blocked_reserved"
         elif case.expect["resolution"]["error"] != "ANSWER_INVALID":
-            assert (each["verdict"] == "allowed") == (len(verdicts) <= MAX_SECRET_KEYS)
+            assert each["verdict"] == "allowed"
 
 
 def check_plan(case: Case) -> None:
@@ -290,7 +320,10 @@ def check_plan(case: Case) -> None:
 @pytest.mark.parametrize("case", load_apply(), ids=lambda case: case.name)
 def test_an_applied_plan_removes_every_spelling_sets_what_it_says_and_changes_nothing_else(case: Any) -> None:
     gone = {normalise(key) for key in case.strip_keys} - {None}
-    kept = {key: value for key, value in case.env.items() if key not in case.strip_keys and normalise(key) not in gone}
+    kept = case.expect.keys() - case.set_env.keys()
 
-    assert case.expect == {**kept, **case.set_env}
-    assert not {normalise(key) for key in case.expect.keys() - case.set_env.keys()} & gone
+    assert case.expect.items() >= case.set_env.items()
+    assert {key: case.expect[key] for key in kept}.items() <= case.env.items()
+    assert not {normalise(key) for key in kept} & (gone | case.set_env.keys())
+    if case.mode in MODES[1:] and not case.strip_keys:
+        assert not [key for key in case.env.keys() - kept if "MOLECULE_LLM_BILLING_MODE" not in key.upper()]

@@ -92,7 +92,6 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
     "a value in place of a key": (["validate-secret", "A=secret"], USAGE, "secret_keys[0]: must be a name"),
     "two scopes": (["validate-secret", "A", "--org-wide", "--workspace", UNKNOWN], USAGE, "not both"),
     "names twice": (["plan", "A", "--env-from-current"], USAGE, "not both"),
-    "more names than one may ask about": (["plan", *["A"] * 4097], USAGE, "give at most 4096 KEYs"),
     "no command to run": (["run", "--workspace", UNKNOWN], USAGE, "Missing argument"),
     "a timeout of nothing": (["--timeout", "0", "resolve", UNKNOWN], USAGE, "'--timeout'"),
     "a timeout that is no number": (["--timeout", "nan", "watch-health", "--once"], USAGE, "'--timeout': nan is not"),

@@ -282,6 +282,28 @@ def test_a_space_that_is_no_ascii_hides_no_key_in_any_locale(server: Server) -> 
     }
 
 
+HIDDEN: Final = {
+    "\ufeffANTHROPIC_API_KEY".encode(): b"a byte order mark",
+    "HF_TOKEN\u200b".encode(): b"a zero-width space",
+    b"\xffGLM_API_KEY": b"a byte that is no text",
+    b'"NOUS_API_KEY"': b"quotes",
+    b"export OPENAI_API_KEY": b"a shell's word",
+    b"A\nKIMI_API_KEY": b"a second line",
+    b"A\nB": b"two lines",
+}
+FORGED: Final = {b"molecule_llm_billing_mode": b"byok", b" MOLECULE_LLM_BILLING_MODE_RESOLVED": b"byok"}
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("platform_managed", {}), ("byok", HIDDEN)], ids=["closed", "open"])
+def test_names_that_hide_a_key_go_and_no_forged_mode_stays(
+    server: Server, module_database_url: str, mode: str, kept: dict[bytes, bytes]
+) -> None:
+    workspace = add_workspace(module_database_url, mode)
+    ended = run(server.address, workspace, *SHOW, variables={**OTHERS, **HIDDEN, **FORGED})
+
+    assert inherited(ended) == {**OTHERS, **kept, MODE: mode.encode(), MODE + b"_RESOLVED": mode.encode()}
+
+
 def test_an_asking_takes_no_longer_than_its_timeout_and_is_repeated_within_the_budget() -> None:
     askings: list[bytes] = []
     over = threading.Event()

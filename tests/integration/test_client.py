@@ -272,6 +272,51 @@ async def test_many_are_asked_a_thousand_at_a_time_and_one_that_is_no_id_closes_
     assert await client.resolve_many([]) == []
 
 
+async def test_more_names_than_one_may_ask_about_close_no_plan(
+    client: BillingClient, repository: InMemoryRepository
+) -> None:
+    many = [f"SVC_{number}_SERVICE_HOST" for number in range(9000)]
+
+    open_plan = await client.plan_provision_env(OPEN, [*many, "OPENAI_API_KEY"])
+    asked = repository.calls
+    closed_plan = await client.plan_provision_env(INHERITS, [*many, "openai_api_key", "\ufeffHF_TOKEN"])
+
+    assert (open_plan.resolution.mode, open_plan.strip_keys) == (BillingMode.BYOK, ())
+    assert closed_plan.resolution.error is None
+    assert set(closed_plan.strip_keys) == {*BLOCKED_KEYS, "openai_api_key", "\ufeffHF_TOKEN"}
+    # An open plan strips nothing, whatever further names there are.
+    assert (asked, repository.calls) == (1, 1 + 3)
+
+
+async def test_a_name_too_long_to_send_closes_nothing_and_is_stripped(client: BillingClient) -> None:
+    long = " " * 5_000_000 + "openai_api_key"
+
+    assert (await client.plan_provision_env(OPEN, [long])).resolution.error is None
+    closed_plan = await client.plan_provision_env(INHERITS, [long])
+    assert closed_plan.resolution.error is None
+    assert long in closed_plan.strip_keys
+    decided = await client.validate_secret_write([long, "HF_TOKEN"], workspace_id=OPEN)
+    assert [each.verdict.value for each in decided.verdicts] == ["blocked_platform_managed", "allowed"]
+
+
+async def test_several_calls_of_one_decision_have_the_time_of_one() -> None:
+    async def slow(request: bytes, context: Any) -> bytes:
+        del context
+        await asyncio.sleep(0.4)
+        sent = service_pb.ValidateSecretWriteRequest.FromString(request).secret_keys
+        verdicts = [pb.SecretKeyVerdict(secret_key=key, verdict=pb.SECRET_VERDICT_ALLOWED) for key in sent]
+        return service_pb.ValidateSecretWriteResponse(allowed=True, verdicts=verdicts).SerializeToString()
+
+    keys = [f"SECRET_{number}" for number in range(256 * 5)]
+    async with serving("ValidateSecretWrite", slow) as target, BillingClient(target) as client:
+        decided = await client.validate_secret_write(keys, timeout=1)
+
+    # The last parts had no time left: an outage blocks no unrelated secret, and the decision says that there was one.
+    assert decided.resolution is not None
+    assert is_closed(decided.resolution, "SERVER_UNREACHABLE")
+    assert len(decided.verdicts) == len(keys)
+
+
 async def test_a_call_that_grpc_never_ends_is_given_up_soon_after_its_deadline(client: BillingClient) -> None:
     # As it happens in a process that was forked after its first call.
     def stuck(_: object) -> Any:

@@ -185,11 +185,14 @@ def _open_plan() -> service_pb.PlanProvisionEnvResponse:
 
 
 BROKEN_PLANS: dict[str, tuple[Callable[[], service_pb.PlanProvisionEnvResponse], Callable[..., object]]] = {
-    "a listed key is missing": (_shut_plan, lambda plan: plan.strip_keys.remove("HF_TOKEN")),
-    "a spelling is missing": (_shut_plan, lambda plan: plan.strip_keys.remove("openai_api_key")),
     "a platform variable is stripped": (_shut_plan, lambda plan: plan.strip_keys.append("molecule_llm_x")),
     "a vendor key is set": (_shut_plan, lambda plan: plan.set_env.update({"hf_token": "x"})),
     "a name is set that is none": (_shut_plan, lambda plan: plan.set_env.update({"HF_TOKEN=x": ""})),
+    "a vendor key is set behind a byte order mark": (
+        _shut_plan,
+        lambda plan: plan.set_env.update({"\ufeffHF_TOKEN": "x"}),
+    ),
+    "a name of two lines is set": (_shut_plan, lambda plan: plan.set_env.update({"A\nB": "x"})),
     "an empty name is set": (_shut_plan, lambda plan: plan.set_env.update({"": "x"})),
     "a value ends early": (_shut_plan, lambda plan: plan.set_env.update({"A": "x\0y"})),
     "another mode is set": (_shut_plan, lambda plan: plan.set_env.update({"MOLECULE_LLM_BILLING_MODE": "byok"})),
@@ -216,25 +219,31 @@ def test_a_plan_that_contradicts_itself_is_refused(
         answers.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
 
 
-def test_a_key_that_only_the_caller_knows_has_to_be_stripped_too() -> None:
-    with pytest.raises(AnswerInvalid):
-        answers.provision_plan(_shut_plan(), [], WORKSPACE, KeyList(["NEW_VENDOR_KEY"]))
+def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
+    answer = _shut_plan()
+    answer.strip_keys.remove("HF_TOKEN")
+    answer.strip_keys.append("ACME_TOKEN")
+    env = ["new_vendor_key", "acme_token", "\ufeffHF_TOKEN", "PATH"]
+
+    stripped = answers.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
+
+    assert {*env[:3], "HF_TOKEN", "NEW_VENDOR_KEY", "ACME_TOKEN", "openai_api_key"} <= set(stripped)
+    assert "PATH" not in stripped
 
 
-@pytest.mark.parametrize(
-    ("key", "verdict"),
-    [
-        ("SLACK_TOKEN", pb.SECRET_VERDICT_BLOCKED_RESERVED),
-        ("molecule_llm_x", pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED),
-    ],
-    ids=["not reserved", "reserved"],
-)
-def test_reserved_names_and_no_others_are_refused_as_reserved(key: str, verdict: Any) -> None:
+def verdict_on(key: str, verdict: Any) -> SecretVerdict:
     answer = service_pb.ValidateSecretWriteResponse(resolution=convert.resolution_to_proto(SHUT))
     answer.verdicts.add(secret_key=key, verdict=verdict)
+    return answers.secret_write(answer, [key], WORKSPACE, KEYS).verdicts[0].verdict
 
+
+def test_a_reserved_name_is_refused_as_reserved_or_the_answer_is_invalid() -> None:
     with pytest.raises(AnswerInvalid):
-        answers.secret_write(answer, [key], WORKSPACE, KEYS)
+        verdict_on("molecule_llm_x", pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED)
+
+
+def test_what_only_the_server_reserves_is_refused_too() -> None:
+    assert verdict_on("PLATFORM_X", pb.SECRET_VERDICT_BLOCKED_RESERVED) is SecretVerdict.BLOCKED_RESERVED
 
 
 def test_an_invalid_answer_allows_no_key_that_it_does_not_plainly_allow() -> None:

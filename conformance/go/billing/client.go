@@ -6,34 +6,28 @@ package billing
 
 import (
 	"context"
-	_ "embed"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	pb "github.com/molecule-ai/billing-grpc/conformance/go/gen/molecule/billing/v1"
 )
 
-//go:embed service_config.json
-var serviceConfig string
-
-// DialOptions give a connection the retries that ship with the contract, and bring it back within a second or so: by
-// default gRPC waits for up to two minutes, and every decision would stay closed for as long.
-func DialOptions() []grpc.DialOption {
-	reconnect := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
-	return []grpc.DialOption{
-		grpc.WithDefaultServiceConfig(serviceConfig), grpc.WithDisableServiceConfig(),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 2 * time.Second}),
-	}
-}
+// How much one call may ask about.
+const (
+	maxBatch      = 1000
+	maxSecretKeys = 256
+	maxEnvKeys    = 4096
+)
 
 // Options of a Client; the zero value is ready for use.
 type Options struct {
-	Timeout          time.Duration // of one decision, its retries included; 5 s when zero, and never longer
+	Timeout          time.Duration // of one decision, its retries included; 5 s when zero; of ResolveMany, of each thousand
 	ExtraBlockedKeys []string      // added to the vendor keys; give what the server's list was extended by
 	// OnClosed hears of every answer that this client closed by itself: count it, log it. Runs in the caller's goroutine.
 	OnClosed func(method, reason string, cause error)
@@ -43,7 +37,7 @@ type Options struct {
 type Client struct {
 	stub    pb.BillingModeServiceClient
 	options Options
-	listed  map[string]bool
+	listed  names
 }
 
 // New makes a client over a connection, which should have been dialled with DialOptions.
@@ -78,18 +72,39 @@ func (c *Client) resolve(ctx context.Context, workspaceID string, whatIf *string
 	return resolution
 }
 
-// ResolveMany is Resolve for 1 to 1000 workspaces that exist: one answer for each id, in order.
+// ResolveMany is Resolve for any number of workspaces that exist: one answer for each id, in order. It asks for a thousand
+// at a time, each time with a deadline of its own; an id that is none gets the closed answer, and the others are asked about.
 func (c *Client) ResolveMany(ctx context.Context, workspaceIDs []string) []Resolution {
 	const method = "BatchResolveBillingModes"
-	request := &pb.BatchResolveBillingModesRequest{WorkspaceIds: workspaceIDs}
+	resolutions := make([]Resolution, len(workspaceIDs))
+	var askable []int
+	for i, id := range workspaceIDs {
+		if uuid.MatchString(id) {
+			askable = append(askable, i)
+			continue
+		}
+		reason := c.closed(method, ServerRefused, fmt.Errorf("workspace_ids[%d] is no UUID in its canonical form", i))
+		resolutions[i] = closedResolution(id, reason)
+	}
+	for batch := range slices.Chunk(askable, maxBatch) {
+		answered := c.resolveBatch(ctx, method, at(workspaceIDs, batch))
+		for i, position := range batch {
+			resolutions[position] = answered[i]
+		}
+	}
+	return resolutions
+}
+
+func (c *Client) resolveBatch(ctx context.Context, method string, ids []string) []Resolution {
+	request := &pb.BatchResolveBillingModesRequest{WorkspaceIds: ids}
 	answer, reason := ask(ctx, c, method, request, c.stub.BatchResolveBillingModes)
 	if reason == "" {
-		if err := inOrder(answer.GetResolutions(), workspaceIDs); err != nil {
+		if err := inOrder(answer.GetResolutions(), ids); err != nil {
 			reason = c.closed(method, AnswerInvalid, err)
 		}
 	}
-	resolutions := make([]Resolution, len(workspaceIDs))
-	for i, id := range workspaceIDs {
+	resolutions := make([]Resolution, len(ids))
+	for i, id := range ids {
 		if reason != "" {
 			resolutions[i] = closedResolution(id, reason)
 			continue
@@ -102,26 +117,67 @@ func (c *Client) ResolveMany(ctx context.Context, workspaceIDs []string) []Resol
 	return resolutions
 }
 
-// ValidateSecretWrite says whether secrets may be stored in a workspace under these names; never send a value.
+// ValidateSecretWrite says whether secrets may be stored in a workspace under these names; never send a value. What is no
+// key's name is refused by itself.
 func (c *Client) ValidateSecretWrite(ctx context.Context, workspaceID string, keys []string) SecretDecision {
 	scope := &pb.ValidateSecretWriteRequest_WorkspaceId{WorkspaceId: workspaceID}
-	return c.validate(ctx, &pb.ValidateSecretWriteRequest{Scope: scope, SecretKeys: keys})
+	return c.validate(ctx, &pb.ValidateSecretWriteRequest{Scope: scope}, keys)
 }
 
 // ValidateOrgWideSecretWrite is ValidateSecretWrite for secrets of the whole organisation.
 func (c *Client) ValidateOrgWideSecretWrite(ctx context.Context, keys []string) SecretDecision {
 	scope := &pb.ValidateSecretWriteRequest_OrgWide{OrgWide: &pb.OrgWide{}}
-	return c.validate(ctx, &pb.ValidateSecretWriteRequest{Scope: scope, SecretKeys: keys})
+	return c.validate(ctx, &pb.ValidateSecretWriteRequest{Scope: scope}, keys)
 }
 
-func (c *Client) validate(ctx context.Context, request *pb.ValidateSecretWriteRequest) SecretDecision {
+func (c *Client) validate(ctx context.Context, scope *pb.ValidateSecretWriteRequest, keys []string) SecretDecision {
 	const method = "ValidateSecretWrite"
+	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
+	defer cancel()
+	whole := SecretDecision{Allowed: len(keys) > 0, Verdicts: make([]Verdict, len(keys))}
+	var askable []int
+	for i, key := range keys {
+		whole.Verdicts[i] = Verdict{key, BlockedPlatformManaged, "not a key's name (a letter or _, then letters, digits, _ . or -)"}
+		if canBeSent(key) {
+			askable = append(askable, i)
+		}
+	}
+	if len(askable) == 0 {
+		reason := c.closed(method, ServerRefused, errors.New("secret_keys: name at least one key"))
+		return c.closedSecrets(closedResolution(scope.GetWorkspaceId(), reason), keys, nil)
+	}
+	for batch := range slices.Chunk(askable, maxSecretKeys) {
+		request := &pb.ValidateSecretWriteRequest{Scope: scope.GetScope(), SecretKeys: at(keys, batch)}
+		decision := c.validateBatch(ctx, method, request)
+		for i, position := range batch {
+			whole.Verdicts[position] = decision.Verdicts[i]
+		}
+		whole.Resolution = decisive(whole.Resolution, decision.Resolution)
+	}
+	allowed := func(v Verdict) bool { return v.Verdict == Allowed }
+	whole.Allowed = !slices.ContainsFunc(whole.Verdicts, func(v Verdict) bool { return !allowed(v) })
+	return whole
+}
+
+func (c *Client) validateBatch(ctx context.Context, method string, request *pb.ValidateSecretWriteRequest) SecretDecision {
 	id, keys := request.GetWorkspaceId(), request.GetSecretKeys()
 	answer, reason := ask(ctx, c, method, request, c.stub.ValidateSecretWrite)
 	if reason != "" {
 		return c.closedSecrets(closedResolution(id, reason), keys, nil)
 	}
 	decision, err := c.readSecrets(answer, id, keys)
+	if err == nil && lacksMode(decision) {
+		// This client lists what the server does not: whether it may be stored depends on a mode that was not looked up.
+		found, reason := ask(ctx, c, method, &pb.ResolveBillingModeRequest{WorkspaceId: id}, c.stub.ResolveBillingMode)
+		if reason != "" {
+			return c.closedSecrets(closedResolution(id, reason), keys, answer)
+		}
+		answer.Resolution = found.GetResolution()
+		if answer.Resolution == nil {
+			answer.Resolution = &pb.BillingModeResolution{}
+		}
+		decision, err = c.readSecrets(answer, id, keys)
+	}
 	if err != nil {
 		return c.closedSecrets(closedResolution(id, c.closed(method, AnswerInvalid, err)), keys, answer)
 	}
@@ -131,18 +187,56 @@ func (c *Client) validate(ctx context.Context, request *pb.ValidateSecretWriteRe
 // PlanProvisionEnv says what to strip from a container's environment, of which it takes the names, and what to set.
 func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKeys []string) Plan {
 	const method = "PlanProvisionEnv"
+	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
+	defer cancel()
 	// A name that is not even UTF-8 cannot be sent, and must not close the plan.
-	envKeys = slices.DeleteFunc(slices.Clone(envKeys), func(key string) bool { return normalise(key) == "" })
-	request := &pb.PlanProvisionEnvRequest{WorkspaceId: workspaceID, EnvKeys: envKeys}
-	answer, reason := ask(ctx, c, method, request, c.stub.PlanProvisionEnv)
-	if reason != "" {
-		return c.closedPlan(closedResolution(workspaceID, reason), envKeys, nil)
+	askable := slices.DeleteFunc(slices.Clone(envKeys), func(key string) bool { return !canBeSent(key) })
+	var made Plan
+	var strip []string
+	for start := 0; start == 0 || start < len(askable); start += maxEnvKeys {
+		batch := askable[start:min(start+maxEnvKeys, len(askable))]
+		request := &pb.PlanProvisionEnvRequest{WorkspaceId: workspaceID, EnvKeys: batch}
+		answer, reason := ask(ctx, c, method, request, c.stub.PlanProvisionEnv)
+		strip = append(strip, answer.GetStripKeys()...)
+		plan, err := Plan{}, error(nil)
+		if reason == "" {
+			if plan, err = c.readPlan(answer, workspaceID); err != nil {
+				reason = c.closed(method, AnswerInvalid, err)
+			}
+		}
+		if reason != "" {
+			return c.closedPlan(closedResolution(workspaceID, reason), envKeys, strip)
+		}
+		// The first answer decides; the others add what the server strips of further names.
+		if start == 0 {
+			made = plan
+		}
+		if made.Resolution.Mode != PlatformManaged {
+			return made
+		}
 	}
-	plan, err := c.readPlan(answer, workspaceID, envKeys)
-	if err != nil {
-		return c.closedPlan(closedResolution(workspaceID, c.closed(method, AnswerInvalid, err)), envKeys, answer)
+	made.StripKeys = c.stripping(strip, envKeys)
+	return made
+}
+
+// at is the items at these positions.
+func at(items []string, positions []int) []string {
+	found := make([]string, len(positions))
+	for i, position := range positions {
+		found[i] = items[position]
 	}
-	return plan
+	return found
+}
+
+// decisive is the resolution that explains a decision made in several calls, between which the mode may have changed: the
+// one with an error, or else the closed one.
+func decisive(one, other *Resolution) *Resolution {
+	switch {
+	case one == nil || other != nil && one.Error == "" && (other.Error != "" || one.Mode != PlatformManaged):
+		return other
+	default:
+		return one
+	}
 }
 
 // ask makes one call with a deadline; a reason instead of an answer means that there is none.

@@ -101,8 +101,7 @@ func nobody(t *testing.T) string {
 
 func dial(t *testing.T, address string) *grpc.ClientConn {
 	t.Helper()
-	options := append(DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	connection, err := grpc.NewClient(address, options...)
+	connection, err := grpc.NewClient(address, DialOptions(insecure.NewCredentials())...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -360,6 +359,40 @@ func TestWhatIsUnavailableIsAskedAgain(t *testing.T) {
 	New(dial(t, listener.Addr().String()), Options{}).Resolve(t.Context(), "")
 	if asked.Load() != 3 {
 		t.Errorf("asked %d times", asked.Load())
+	}
+}
+
+func TestMoreIDsThanACallTakesAreAllAskedAbout(t *testing.T) {
+	const name, id = "resolution/set-byok-org-default-unset", "7f1fc6a0-0000-4000-8000-00000000000a"
+	client := New(dial(t, server(t)), Options{})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", name)
+	ids := slices.Repeat([]string{id, "no id", strings.ToUpper(id)}, 1001)
+	for i, answer := range client.ResolveMany(ctx, ids) {
+		if malformed := i%3 == 1; malformed != (answer.Error == ServerRefused) || malformed == (answer.Mode == BYOK) {
+			t.Fatalf("%d: %+v", i, answer)
+		}
+	}
+}
+
+func TestANameTooLongToSendClosesNothing(t *testing.T) {
+	const id = "7f1fc6a0-0000-4000-8000-00000000000a"
+	client, long := New(dial(t, server(t)), Options{}), strings.Repeat(" ", 5_000_000)+"openai_api_key"
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", "plan/own-platform-managed")
+	if plan := client.PlanProvisionEnv(ctx, id, []string{long}); plan.Resolution.Error != "" || !slices.Contains(plan.StripKeys, long) {
+		t.Errorf("%+v", plan.Resolution)
+	}
+	ctx = metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", "secrets/every-listed-key-under-byok")
+	decision := client.ValidateSecretWrite(ctx, id, []string{long, "HF_TOKEN"})
+	if decision.Allowed || decision.Verdicts[0].Verdict != BlockedPlatformManaged || decision.Verdicts[1].Verdict != Allowed {
+		t.Errorf("%+v", decision.Verdicts[1])
+	}
+}
+
+func TestANameBesideBytesThatAreNoTextGoes(t *testing.T) {
+	plan := New(dial(t, nobody(t)), Options{}).PlanProvisionEnv(t.Context(), "", []string{"\xffOPENAI_API_KEY"})
+	left := Apply(plan, map[string]string{"\xffOPENAI_API_KEY": "sk", "hf_token\x80": "hf", "caf\xe9": "stays"})
+	if len(left) != 3 || left["caf\xe9"] != "stays" || !slices.Contains(plan.StripKeys, "\xffOPENAI_API_KEY") {
+		t.Error(left)
 	}
 }
 

@@ -11,8 +11,7 @@ from billing_grpc.commands import outcome, screen
 from billing_grpc.commands.asking import asking
 from billing_grpc.commands.connection import Call, Connection, Text, WorkspaceId
 from billing_grpc.model import ProvisionPlan
-from billing_grpc.secrets import normalise
-from billing_grpc.validation import MAX_ENV_KEYS
+from billing_grpc.provision import removed
 
 _EPILOG: Final = """\b
 Examples:
@@ -42,11 +41,9 @@ def plan(
     """
     if env_from_current and env_keys:
         raise click.UsageError("give KEYs or --env-from-current, not both")
-    if len(env_keys) > MAX_ENV_KEYS:
-        raise click.UsageError(f"give at most {MAX_ENV_KEYS} KEYs")
     held = list(process_environment()) if env_from_current else list(env_keys)
     with asking(connection) as server:
-        made = server.wait(server.client.plan_provision_env(workspace_id, askable(held)))
+        made = server.wait(server.client.plan_provision_env(workspace_id, held))
         present = present_keys(made, held)
         if as_json:
             screen.json_line(answers.provision_plan(made, present))
@@ -57,15 +54,9 @@ def plan(
     return outcome.OK if made.resolution.error is None else outcome.UNAVAILABLE
 
 
-def askable(names: Iterable[str]) -> list[str]:
-    """Those that may spell a vendor key, as many as one may ask about; the plan strips every spelling all the same."""
-    return [name for name in names if normalise(name) is not None][:MAX_ENV_KEYS]
-
-
 def present_keys(plan: ProvisionPlan, held: Iterable[str]) -> list[str]:
-    """Which of these names the plan strips, in any spelling, sorted."""
-    stripped = {normalise(key) for key in plan.strip_keys} - {None}
-    return sorted({name for name in held if name in plan.strip_keys or normalise(name) in stripped})
+    """Which of these names are gone when the plan is applied, sorted; not those that it sets."""
+    return sorted(removed(plan, held) - plan.set_env.keys())
 
 
 def _show(plan: ProvisionPlan, present: list[str]) -> None:

@@ -13,7 +13,6 @@ from billing_grpc.client_settings import as_given, process_environment
 from billing_grpc.commands import outcome
 from billing_grpc.commands.asking import Server, asking
 from billing_grpc.commands.connection import Call, Connection, Seconds, WorkspaceId
-from billing_grpc.commands.plan import askable
 from billing_grpc.model import ProvisionPlan
 
 _NOT_FOUND: Final = 127
@@ -65,7 +64,7 @@ def run(
     environment = process_environment()
     with asking(connection, files=False) as server:
         budget = _Budget(retry_for, connection.timeout)
-        plan = server.wait(_plan(server, workspace_id, askable(environment), budget))
+        plan = server.wait(_plan(server, workspace_id, list(environment), budget))
         if plan.resolution.error is not None and require_answer:
             why = server.why_closed(plan.resolution.error)
             raise outcome.Failed(f"no answer, so {command[0]} was not started: {why}", outcome.UNAVAILABLE)

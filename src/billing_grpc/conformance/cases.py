@@ -32,7 +32,8 @@ class Case:
         behaviour: what the server does, one of `BEHAVIOURS`.
         detail: the particulars of the behaviour: a state, an answer, bytes as hexadecimal text, a status, or True.
         expect: what a default-closed client must answer, in the texts of the contract's section 2.
-        expect_server: what the server itself must answer where that differs: `{"status": {"code": ..., "reason": ...}}`.
+        expect_server: what the server itself must answer where that differs: `{"status": {"code": ..., "reason": ...}}`, or
+            `{"answer": ...}` as in `expect`.
         extra_blocked_keys: the names that the client was told to add to the list of vendor keys.
         timeout: the client's deadline in seconds; None for its usual one.
     """
@@ -54,6 +55,7 @@ class ApplyCase:
 
     Attributes:
         name: unique among these.
+        mode: the mode that the plan was made for.
         strip_keys: the plan's names to remove.
         set_env: the plan's variables to set.
         env: the environment before.
@@ -61,6 +63,7 @@ class ApplyCase:
     """
 
     name: str
+    mode: str
     strip_keys: tuple[str, ...]
     set_env: Mapping[str, str]
     env: Mapping[str, str]
@@ -90,6 +93,7 @@ def load_apply() -> tuple[ApplyCase, ...]:
     return tuple(
         ApplyCase(
             name=each["name"],
+            mode=each["plan"]["resolution"]["mode"],
             strip_keys=tuple(each["plan"]["strip_keys"]),
             set_env=each["plan"]["set_env"],
             env=each["env"],

@@ -658,7 +658,9 @@ type PlanProvisionEnvRequest struct {
 	// The workspace; empty before it exists.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// 0 to 4096 names present in the container's environment. Names in another
-	// spelling than the list's are then found too.
+	// spelling than the list's are then found too, and so are those that hold a
+	// listed name between characters that no name has (a byte order mark, quotes,
+	// `export `, `=`). What cannot match is ignored.
 	EnvKeys       []string `protobuf:"bytes,2,rep,name=env_keys,json=envKeys,proto3" json:"env_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

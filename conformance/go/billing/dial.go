@@ -1,0 +1,30 @@
+package billing
+
+import (
+	_ "embed"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+)
+
+//go:embed service_config.json
+var serviceConfig string
+
+// DialOptions give a connection its credentials, the retries that ship with the contract, and bring it back within a second
+// or so: by default gRPC waits for up to two minutes, and every decision would stay closed for as long.
+//
+// Without TLS the connection never goes through a proxy of the environment (HTTPS_PROXY), which would read its token.
+func DialOptions(transport credentials.TransportCredentials) []grpc.DialOption {
+	reconnect := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithDefaultServiceConfig(serviceConfig), grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 2 * time.Second}),
+	}
+	if transport.Info().SecurityProtocol != "tls" {
+		options = append(options, grpc.WithNoProxy())
+	}
+	return options
+}

@@ -1,0 +1,96 @@
+package billing
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+const (
+	reservedPrefix = "MOLECULE_LLM_"
+	maxSentBytes   = 512 // of a name; longer ones, which hold more space than name, are not sent
+)
+
+var (
+	modeVariables = []string{"MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED"}
+	blockedKeys   = strings.Fields(`AI_GATEWAY_API_KEY ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ARCEEAI_API_KEY
+		CLAUDE_CODE_OAUTH_TOKEN CODEX_AUTH_JSON DASHSCOPE_API_KEY DEEPSEEK_API_KEY GEMINI_API_KEY GLM_API_KEY
+		HERMES_CUSTOM_API_KEY HERMES_CUSTOM_BASE_URL HF_TOKEN KIMI_API_KEY KIMI_CN_API_KEY MINIMAX_API_KEY
+		MINIMAX_CN_API_KEY NOUS_API_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENROUTER_API_KEY XAI_API_KEY ZAI_API_KEY`)
+
+	keyName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
+	runs    = regexp.MustCompile(`[A-Za-z0-9_.-]+`)
+)
+
+// names is a set of normalised names of keys.
+type names map[string]bool
+
+func trim(key string) string {
+	// The separators U+001C to U+001F are space to the server, and not to Go.
+	return strings.TrimFunc(key, func(r rune) bool { return unicode.IsSpace(r) || 0x1c <= r && r <= 0x1f })
+}
+
+// normalise is the name that a key is looked up by; empty when it is no key's name.
+func normalise(key string) string {
+	if trimmed := trim(key); keyName.MatchString(trimmed) {
+		return strings.ToUpper(trimmed)
+	}
+	return ""
+}
+
+// canBeSent says whether a server is asked about this key: it is a key's name, and is alone no reason to refuse the call.
+func canBeSent(key string) bool { return normalise(key) != "" && len(key) <= maxSentBytes }
+
+func reserved(name string) bool { return strings.HasPrefix(name, reservedPrefix) }
+
+// listed is the vendor keys, and the names among these.
+func listed(extra []string) names {
+	found := names{}
+	for _, key := range slices.Concat(blockedKeys, extra) {
+		if name := normalise(key); name != "" && !reserved(name) {
+			found[name] = true
+		}
+	}
+	return found
+}
+
+// holds says whether a variable's name is one of these, or could be taken for one: shells, os/exec and loaders of
+// environment files split a name at, or drop, what belongs to no name, as a byte order mark, quotes, `export ` or `=`.
+func (n names) holds(variable string) bool {
+	parts := runs.FindAllString(variable, -1)
+	return slices.ContainsFunc(append(parts, strings.Join(parts, "")), func(part string) bool {
+		name := strings.ToUpper(part)
+		// No name begins or ends with these two, unless somebody listed it so.
+		return n[name] || n[strings.Trim(name, ".-")]
+	})
+}
+
+// Apply answers the environment that a container starts with. Gone are the variables that are, or that a program could
+// take for, one of the plan's names; unless the mode is open, those whose name can be no variable's; and every spelling
+// of the mode's own, which the plan sets anew. The environment given stays as it is.
+func Apply(plan Plan, env map[string]string) map[string]string {
+	gone, closed := names{}, plan.Resolution.Mode != BYOK && plan.Resolution.Mode != Disabled
+	for _, key := range slices.Concat(modeVariables, plan.StripKeys) {
+		if name := normalise(key); name != "" {
+			gone[name] = true
+		}
+	}
+	result := map[string]string{}
+	for key, value := range env {
+		if !slices.Contains(plan.StripKeys, key) && !gone.holds(key) && (!closed || canBeVariable(key)) {
+			result[key] = value
+		}
+	}
+	maps.Copy(result, plan.SetEnv)
+	return result
+}
+
+// canBeVariable says whether a name means one variable to every program: joined to NAME=value, a name with an equals
+// sign is another variable, and one with a NUL or a line's end begins a new one.
+func canBeVariable(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
+		return r == '=' || unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp)
+	})
+}
