@@ -24,6 +24,8 @@ _TRIES: Final = 3
 """How often files that are being replaced just now are read again before they count as broken."""
 _RETRY_SECONDS: Final = 1.0
 """How often files that were found broken are looked at again: what was wrong may not have been in them."""
+_NEW_CHANNEL_SECONDS: Final = 1.0
+"""How often a channel that reaches nobody is replaced: a name that was missing is looked up at growing pauses, up to minutes."""
 _OLD_CHANNEL_GRACE: Final = 30.0
 """Seconds that calls on a channel with replaced certificates still get."""
 
@@ -34,10 +36,18 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     # A server that restarts is found again within a second; by default the pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # The name of a server that was replaced is looked up again when a connection fails; by default at most every 30 seconds.
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
     # A peer that vanished is noticed while a call waits for it; the server allows a ping every ten seconds.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.primary_user_agent", f"billing-grpc-python/{__version__}"),
+)
+# A proxy of the environment would read what plain text is only allowed to say to this machine: `grpc_proxy`, `https_proxy` and
+# `http_proxy` are the first option's, GRPC_ADDRESS_HTTP_PROXY the second's.
+_NO_PROXY: Final[tuple[tuple[str, str | int], ...]] = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.address_http_proxy_enabled_addresses", ""),
 )
 
 
@@ -87,6 +97,7 @@ class Dialer:
         self._files = {path: WatchedFile(path, _MAX_FILE_BYTES) for path in paths if path is not None}
         self._channel: grpc.aio.Channel | None = None
         self._broken_since: float | None = None
+        self._dialled = 0.0
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -101,7 +112,8 @@ class Dialer:
         if self._closed:
             raise ServerUnreachable("this client was closed")
         broken = self._broken_since is not None and time.monotonic() - self._broken_since >= _RETRY_SECONDS
-        if self._channel is None or broken or any(file.changed() for file in self._files.values()):
+        changed = any(file.changed() for file in self._files.values())
+        if self._channel is None or broken or changed or self._reaches_nobody(self._channel):
             self._renew()
         if self._channel is None:
             raise ServerUnreachable("there is no channel")
@@ -126,6 +138,11 @@ class Dialer:
             await channel.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
+    def _reaches_nobody(self, channel: grpc.aio.Channel) -> bool:
+        if time.monotonic() - self._dialled < _NEW_CHANNEL_SECONDS:
+            return False
+        return channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
     def _renew(self) -> None:
         try:
             channel = self._dial()
@@ -137,6 +154,7 @@ class Dialer:
             log.warning("%s, the old ones stay in force", why)
             return
         self._broken_since = None
+        self._dialled = time.monotonic()
         old, self._channel = self._channel, channel
         if old is not None:
             task = asyncio.get_running_loop().create_task(old.close(_OLD_CHANNEL_GRACE))
@@ -146,8 +164,7 @@ class Dialer:
     def _dial(self) -> grpc.aio.Channel:
         options = [*_OPTIONS, *service_config.channel_options()]
         if self._tls is None:
-            # A proxy of the environment would read what plain text is only allowed to say to this machine.
-            options.append(("grpc.enable_http_proxy", 0))
+            options += _NO_PROXY
             return grpc.aio.insecure_channel(self.target, options=options)
         if self._tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self._tls.server_name))

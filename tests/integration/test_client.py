@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
@@ -46,6 +47,7 @@ from billing_grpc.secrets import BLOCKED_KEYS
 from billing_grpc.testing import InMemoryRepository, running_server
 from billing_grpc.tls import TlsFiles
 from tests.certificates import Authority
+from tests.one_name import one_name
 
 OPEN: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"
@@ -365,6 +367,27 @@ async def test_a_server_that_comes_back_is_found_again_by_the_same_client(reposi
             assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
 
 
+@pytest.mark.parametrize("missing", [0, 12], ids=["replaced", "missing for a while"])
+async def test_a_name_that_leads_elsewhere_is_soon_followed(repository: InMemoryRepository, missing: int) -> None:
+    old, new = (TcpAddress(host, free_port(), "plain") for host in ("127.0.0.2", "127.0.0.3"))
+    new = replace(new, port=old.port)
+    with one_name() as names:
+        async with BillingClient(f"dns://127.0.0.1:{names.port}/billing.test:{old.port}") as client:
+            names.address = old.host
+            async with running_server(repository, address=old):
+                assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
+            async with running_server(repository, address=new):
+                names.address = None
+                for _ in range(missing * 10):
+                    assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
+                    await asyncio.sleep(0.1)
+                names.address = new.host
+                # By itself gRPC looks a name up every thirty seconds, and one that was missing at growing pauses.
+                async with asyncio.timeout(4):
+                    while (await client.resolve(OPEN)).mode is not BillingMode.BYOK:
+                        await asyncio.sleep(0.05)
+
+
 async def test_a_long_outage_does_not_make_the_pauses_between_attempts_long() -> None:
     loop = asyncio.get_running_loop()
     attempts: list[float] = []
@@ -615,6 +638,8 @@ async def test_a_proxy_of_the_environment_never_sees_plain_text(
     with silent() as proxy:
         for name in ("http_proxy", "grpc_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://{proxy}")
+        monkeypatch.setenv("GRPC_ADDRESS_HTTP_PROXY", proxy)
+        monkeypatch.setenv("GRPC_ADDRESS_HTTP_PROXY_ENABLED_ADDRESSES", "127.0.0.1/32")
         async with running_server(repository) as target, BillingClient(target, timeout=2) as client:
             assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
 

@@ -13,7 +13,8 @@ import (
 var serviceConfig string
 
 // DialOptions give a connection its credentials, the retries that ship with the contract, and bring it back within a second
-// or so: by default gRPC waits for up to two minutes, and every decision would stay closed for as long.
+// or so, also where the server's name leads elsewhere: by default gRPC waits for up to two minutes, and every decision
+// would stay closed for as long.
 //
 // Without TLS the connection never goes through a proxy of the environment (HTTPS_PROXY), which would read its token.
 func DialOptions(transport credentials.TransportCredentials) []grpc.DialOption {
@@ -21,6 +22,7 @@ func DialOptions(transport credentials.TransportCredentials) []grpc.DialOption {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultServiceConfig(serviceConfig), grpc.WithDisableServiceConfig(),
+		grpc.WithResolvers(lookups{}),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 2 * time.Second}),
 	}
 	if transport.Info().SecurityProtocol != "tls" {

@@ -1,0 +1,150 @@
+package billing
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// oneName is a DNS server that knows one name, whose address may be changed or taken away.
+type oneName struct {
+	net.PacketConn
+	address atomic.Pointer[net.IP]
+}
+
+func startNames(t *testing.T) *oneName {
+	t.Helper()
+	listening, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &oneName{PacketConn: listening}
+	t.Cleanup(func() { listening.Close() })
+	go func() {
+		question := make([]byte, 512)
+		for {
+			n, peer, err := listening.ReadFrom(question)
+			if err != nil {
+				return
+			}
+			listening.WriteTo(server.answer(question[:n]), peer)
+		}
+	}()
+	return server
+}
+
+func (o *oneName) leadTo(address string) {
+	ip := net.ParseIP(address).To4()
+	o.address.Store(&ip)
+}
+
+func (o *oneName) answer(question []byte) []byte {
+	end := 12 + bytes.IndexByte(question[12:], 0) + 5
+	address, flags, count := o.address.Load(), 0x8183, uint16(0)
+	record := []byte{0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4}
+	if address != nil {
+		flags = 0x8180
+		if binary.BigEndian.Uint16(question[end-4:]) == 1 {
+			record, count = append(record, *address...), 1
+		}
+	}
+	answer := append(bytes.Clone(question[:2]), byte(flags>>8), byte(flags), 0, 1, 0, byte(count), 0, 0, 0, 0)
+	answer = append(answer, question[12:end]...)
+	if count == 1 {
+		answer = append(answer, record...)
+	}
+	return answer
+}
+
+// refusing is a gRPC server that refuses every call: whoever reaches it gets ServerRefused.
+func refusing(t *testing.T, address string) (port int, stop func()) {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse := func(any, grpc.ServerStream) error { return status.Error(codes.PermissionDenied, "") }
+	server := grpc.NewServer(grpc.UnknownServiceHandler(refuse))
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	return listener.Addr().(*net.TCPAddr).Port, server.Stop
+}
+
+func dialName(t *testing.T, known *oneName, port int, transport credentials.TransportCredentials) *Client {
+	t.Helper()
+	target := fmt.Sprintf("dns://%s/billing.test:%d", known.LocalAddr(), port)
+	connection, err := grpc.NewClient(target, DialOptions(transport)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	return New(connection, Options{Timeout: 2 * time.Second})
+}
+
+func TestANameThatLeadsElsewhereIsSoonFollowed(t *testing.T) {
+	for _, missing := range []time.Duration{0, 8 * time.Second} {
+		t.Run(fmt.Sprint("missing for ", missing), func(t *testing.T) {
+			known := startNames(t)
+			known.leadTo("127.0.0.2")
+			port, stop := refusing(t, "127.0.0.2:0")
+			client := dialName(t, known, port, insecure.NewCredentials())
+			if answer := client.Resolve(t.Context(), ""); answer.Error != ServerRefused {
+				t.Fatalf("%+v", answer)
+			}
+			stop()
+			refusing(t, fmt.Sprintf("127.0.0.3:%d", port))
+			known.address.Store(nil)
+			for until := time.Now().Add(missing); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+				client.Resolve(t.Context(), "")
+			}
+			known.leadTo("127.0.0.3")
+			for started := time.Now(); client.Resolve(t.Context(), "").Error != ServerRefused; time.Sleep(50 * time.Millisecond) {
+				if time.Since(started) > 4*time.Second {
+					t.Fatal("it still asks elsewhere")
+				}
+			}
+		})
+	}
+}
+
+func TestOnlyWhatIsEncryptedGoesThroughAProxy(t *testing.T) {
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	var seen atomic.Int32
+	go func() {
+		for {
+			connection, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			seen.Add(1)
+			connection.Close()
+		}
+	}()
+	// Go reads these once in a process, and takes no proxy for loopback's own names.
+	t.Setenv("HTTPS_PROXY", "http://"+proxy.Addr().String())
+	t.Setenv("https_proxy", "http://"+proxy.Addr().String())
+	known := startNames(t)
+	known.leadTo("127.0.0.1")
+	port, _ := refusing(t, "127.0.0.1:0")
+	if answer := dialName(t, known, port, insecure.NewCredentials()).Resolve(context.Background(), ""); answer.Error != ServerRefused || seen.Load() != 0 {
+		t.Errorf("%+v; the proxy saw %d connections", answer, seen.Load())
+	}
+	if dialName(t, known, port, credentials.NewTLS(nil)).Resolve(context.Background(), ""); seen.Load() == 0 {
+		t.Error("TLS did not go through the proxy, so this test sees nothing")
+	}
+}
