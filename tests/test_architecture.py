@@ -98,8 +98,9 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "answers": PURE | {"_gen", "convert", "provision", "resolver", "secrets"},
     "call_errors": {"_gen", "answers", "convert", "errors"},
     "bearer_token": {"errors", "watched_file"},
-    "dial": {"__init__", "bearer_token", "errors", "service_config", "watched_file"},
-    "calls": PURE | {"_gen", "call_errors", "dial", "service_config", "tracing"},
+    "forked": {"errors"},
+    "dial": {"__init__", "bearer_token", "errors", "forked", "service_config", "watched_file"},
+    "calls": PURE | {"_gen", "call_errors", "dial", "forked", "service_config", "tracing"},
     "client": PURE | {"_gen", "answers", "bearer_token", "calls", "closed", "convert", "dial", "secrets", "validation"},
     "client_settings": set(),
     # Commands that ask a server know the client and nothing of the server.

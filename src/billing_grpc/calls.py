@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from prometheus_client import Counter
 
-from billing_grpc import service_config, tracing
+from billing_grpc import forked, service_config, tracing
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.call_errors import call_error
 from billing_grpc.dial import Dialer
@@ -20,6 +20,7 @@ from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,
     CallError,
+    ClientMisused,
     RequestError,
     ServerRefused,
     ServerUnreachable,
@@ -87,8 +88,9 @@ class Calls:
 
     async def close(self) -> None:
         """Ends the calls that run, and the way to the server; what is called afterwards finds it closed."""
-        for each in list(self._running):
-            each.cancel()
+        if self._dialer.is_here():
+            for each in list(self._running):
+                each.cancel()
         await self._dialer.close()
 
     async def call(
@@ -136,7 +138,7 @@ class Calls:
             failure.add_note(f"request id {request_id}")
             raise failure from error
         except TimeoutError:
-            raise ServerUnreachable("gRPC did not end the call at its deadline; was this process forked?") from None
+            raise forked.given_up() from None
         except asyncio.CancelledError:
             # gRPC says the same when this task is cancelled and when the channel is closed under it.
             if _is_cancelled():
@@ -192,6 +194,8 @@ def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
         # For a program that tells its user why; the answer says only what may reach anybody.
         extra={"cause": error},
     )
+    if isinstance(error, ClientMisused):
+        return ResolutionError(reason, error.message)
     if isinstance(error, RequestError) and reason == ServerRefused.reason:
         # What the service says is meant for its callers; what gRPC says may name hosts, and stays in the log.
         return ResolutionError(reason, f"the server refused to answer: {error.message}")

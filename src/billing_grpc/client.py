@@ -42,7 +42,11 @@ Item = TypeVar("Item")
 
 
 class BillingClient:
-    """Asks one server; to be used on one event loop, for as long as the application lives, and in the process that made it.
+    """Asks one server, for as long as the application lives.
+
+    It works on one event loop at a time: on a new loop, when the old one has ended, it connects anew. While the old one
+    runs, and in a process that was forked after gRPC was used, decisions are closed with CLIENT_MISUSED, and administration
+    raises `ClientMisused`.
 
     Args:
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.

@@ -11,9 +11,9 @@ from typing import Final
 
 import grpc
 
-from billing_grpc import __version__, service_config
+from billing_grpc import __version__, forked, service_config
 from billing_grpc.bearer_token import BearerToken, TokenSource
-from billing_grpc.errors import ServerUnreachable
+from billing_grpc.errors import ClientMisused, ServerUnreachable
 from billing_grpc.watched_file import WatchedFile
 
 # The application's own logging: this module lives in other people's processes.
@@ -25,7 +25,7 @@ _TRIES: Final = 3
 _RETRY_SECONDS: Final = 1.0
 """How often files that were found broken are looked at again: what was wrong may not have been in them."""
 _NEW_CHANNEL_SECONDS: Final = 1.0
-"""How often a channel that reaches nobody is replaced: a name that was missing is looked up at growing pauses, up to minutes."""
+"""How often a channel that reaches nobody is replaced: gRPC looks a name that was missing up at growing pauses."""
 _OLD_CHANNEL_GRACE: Final = 30.0
 """Seconds that calls on a channel with replaced certificates still get."""
 
@@ -43,12 +43,14 @@ _OPTIONS: Final[tuple[tuple[str, str | int], ...]] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.primary_user_agent", f"billing-grpc-python/{__version__}"),
 )
-# A proxy of the environment would read what plain text is only allowed to say to this machine: `grpc_proxy`, `https_proxy` and
-# `http_proxy` are the first option's, GRPC_ADDRESS_HTTP_PROXY the second's.
+# A proxy of the environment would read what plain text is only allowed to say to this machine: `grpc_proxy`, `https_proxy`
+# and `http_proxy` are the first option's, GRPC_ADDRESS_HTTP_PROXY the second's.
 _NO_PROXY: Final[tuple[tuple[str, str | int], ...]] = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.address_http_proxy_enabled_addresses", ""),
 )
+
+_TWO_LOOPS: Final = "this client is in use on another event loop, which is running: make a client for each loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Dialer:
         self._channel: grpc.aio.Channel | None = None
         self._broken_since: float | None = None
         self._dialled = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -108,9 +111,11 @@ class Dialer:
 
         Raises:
             ServerUnreachable: this dialer was closed, or there are no certificates that could be used yet.
+            ClientMisused: another event loop uses it, or gRPC was used before this process was forked.
         """
         if self._closed:
             raise ServerUnreachable("this client was closed")
+        self._come_here()
         broken = self._broken_since is not None and time.monotonic() - self._broken_since >= _RETRY_SECONDS
         changed = any(file.changed() for file in self._files.values())
         if self._channel is None or broken or changed or self._reaches_nobody(self._channel):
@@ -130,13 +135,31 @@ class Dialer:
     async def close(self) -> None:
         """Closes the channel and ends its calls; a later call finds it closed.
 
-        Waits for calls on channels with replaced certificates, which cannot be ended from here.
+        Waits for calls on channels with replaced certificates, which cannot be ended from here. A channel of another event
+        loop is left to that.
         """
         self._closed = True
+        if not self.is_here():
+            return
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def is_here(self) -> bool:
+        """Whether the channel, if there is one, is of the running event loop and of this process."""
+        return self._loop is asyncio.get_running_loop() and not forked.grpc_was_left()
+
+    def _come_here(self) -> None:
+        """Leave a channel behind whose event loop has ended: it cannot be used on another."""
+        forked.use_grpc()
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise ClientMisused(_TWO_LOOPS)
+        self._loop, self._channel = loop, None
+        self._closing.clear()
 
     def _reaches_nobody(self, channel: grpc.aio.Channel) -> bool:
         if time.monotonic() - self._dialled < _NEW_CHANNEL_SECONDS:

@@ -21,7 +21,8 @@
     ├── CallError                     a client has no answer that it may use; never sent by a server
     │   ├── ServerUnreachable         no connection, no answer in time, or the call was cut short
     │   ├── ServerRefused             the server, or something on the way, said no
-    │   └── AnswerInvalid             an answer came that is unknown, garbled or contradicts itself
+    │   ├── AnswerInvalid             an answer came that is unknown, garbled or contradicts itself
+    │   └── ClientMisused             the client was used where it cannot work; nothing was sent
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed
         ├── ListenError               an address cannot be listened on
@@ -260,6 +261,12 @@ class AnswerInvalid(CallError):
     """An answer came that is unknown, garbled or contradicts itself; after a write, the outcome is unknown."""
 
     reason = "ANSWER_INVALID"
+
+
+class ClientMisused(CallError):
+    """The client was used on a second event loop at once, or in a process forked after gRPC was used; nothing was sent."""
+
+    reason = "CLIENT_MISUSED"
 
 
 class StartupError(BillingError):

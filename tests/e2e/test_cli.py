@@ -272,7 +272,8 @@ def test_a_plan_says_what_is_there_to_strip_and_what_is_set(server: Server, modu
     lines = [line.split("\t") for line in asked(server, *arguments, "OPENAI_API_KEY", " hf_token").splitlines()]
     kept = parsed(server, "plan", "--workspace", add_workspace(module_database_url, "byok"), "OPENAI_API_KEY")
 
-    assert answer["present_keys"] == [" hf_token", "OPENAI_API_KEY"]
+    # What can be no variable's name goes too, and is no key to strip.
+    assert answer["present_keys"] == ["", " hf_token", "OPENAI_API_KEY"]
     assert answer["strip_keys"] == sorted([*BLOCKED_KEYS, " hf_token"])
     assert answer["set_env"] == dict.fromkeys(MODE_VARIABLES, "platform_managed")
     assert answer["route_via_platform_proxy"] is True

@@ -29,6 +29,7 @@ from billing_grpc.errors import (
     STORAGE_ERRORS,
     AnswerInvalid,
     BillingError,
+    ClientMisused,
     EtagStale,
     InvalidArgument,
     Overloaded,
@@ -1028,7 +1029,8 @@ async def test_pages_that_lead_in_a_circle_end() -> None:
 
 
 def test_every_error_of_a_call_is_one_of_ours() -> None:
-    assert {each.reason for each in (ServerUnreachable, ServerRefused, AnswerInvalid)} == {
+    assert {each.reason for each in (ServerUnreachable, ServerRefused, AnswerInvalid, ClientMisused)} == {
+        "CLIENT_MISUSED",
         "SERVER_UNREACHABLE",
         "SERVER_REFUSED",
         "ANSWER_INVALID",

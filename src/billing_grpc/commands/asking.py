@@ -17,6 +17,7 @@ from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,
     CallError,
+    ClientMisused,
     EtagStale,
     InvalidArgument,
     Overloaded,
@@ -63,7 +64,9 @@ class Server:
             outcome.complain(f"no answer, taken as {resolution.mode} for safety: {self.why_closed(resolution.error)}")
 
 
-_CLIENT_REASONS: Final = frozenset({ServerUnreachable.reason, ServerRefused.reason, AnswerInvalid.reason})
+_CLIENT_REASONS: Final = frozenset(
+    each.reason for each in (ServerUnreachable, ServerRefused, AnswerInvalid, ClientMisused)
+)
 
 
 class _Causes(logging.Handler):

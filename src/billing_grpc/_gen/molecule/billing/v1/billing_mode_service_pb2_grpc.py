@@ -72,8 +72,10 @@ class BillingModeServiceStub:
     WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
     CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
-    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
-    client makes them up for itself when it has to close without an answer.
+    SERVER_UNREACHABLE, SERVER_REFUSED, ANSWER_INVALID and CLIENT_MISUSED are
+    never sent: a client makes them up for itself when it has to close without an
+    answer. The last says that the program uses its client where it cannot work,
+    as in a process that was forked.
 
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).
@@ -169,8 +171,10 @@ class BillingModeServiceServicer:
     WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
     CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
-    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
-    client makes them up for itself when it has to close without an answer.
+    SERVER_UNREACHABLE, SERVER_REFUSED, ANSWER_INVALID and CLIENT_MISUSED are
+    never sent: a client makes them up for itself when it has to close without an
+    answer. The last says that the program uses its client where it cannot work,
+    as in a process that was forked.
 
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).
@@ -416,8 +420,10 @@ class BillingModeService:
     WRITE_NOT_APPLIED      a trigger or a rule of the database undid the write
     CHANGE_NOT_RECORDED    the trigger that writes the change log is disabled
 
-    SERVER_UNREACHABLE, SERVER_REFUSED and ANSWER_INVALID are never sent: a
-    client makes them up for itself when it has to close without an answer.
+    SERVER_UNREACHABLE, SERVER_REFUSED, ANSWER_INVALID and CLIENT_MISUSED are
+    never sent: a client makes them up for itself when it has to close without an
+    answer. The last says that the program uses its client where it cannot work,
+    as in a process that was forked.
 
     A workspace id is a canonical 8-4-4-4-12 UUID in either case, answered in
     lower case. Anything else is INVALID_ARGUMENT (WORKSPACE_ID_INVALID).
