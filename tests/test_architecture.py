@@ -44,7 +44,9 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "tls": {"certificate", "errors", "watched_file"},
     "limits": set(),
     "limit_settings": {"limits", "setting_types"},
-    "logs": {"request_id", "tracing"},
+    "standing_reader": set(),
+    "log_queue": {"standing_reader"},
+    "logs": {"log_queue", "request_id", "standing_reader", "tracing"},
     "demo": {"addresses"},
     "postgres": PURE | {"repository"},
     "migrations": {"errors", "table_shape"},
@@ -90,7 +92,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     # Answers wrongly on purpose; of all the others only the command line may load it, and that for its one command.
     "conformance": {
         *("_gen", "addresses", "convert", "credentials", "errors", "free_address", "interceptors", "limits", "logs"),
-        *("metrics", "model", "org_default", "principals_file", "secrets", "servicer", "testing"),
+        *("metrics", "model", "org_default", "principals_file", "secrets", "servicer", "standing_reader", "testing"),
     },
     "service_config": set(),
     # The client: pure modules and the contract, and nothing of the server.
@@ -104,7 +106,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "client": PURE | {"_gen", "answers", "bearer_token", "calls", "closed", "convert", "dial", "secrets", "validation"},
     "client_settings": set(),
     # Commands that ask a server know the client and nothing of the server.
-    "commands": PURE | {"client", "client_settings", "dial", "provision", "secrets", "validation"},
+    "commands": PURE | {"client", "client_settings", "dial", "provision", "secrets", "standing_reader", "validation"},
     "_gen": set(),
     "__init__": set(),
     "__main__": {"cli"},
@@ -113,7 +115,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
     "shared_ports": {"addresses", "errors"},
     "workers": {"addresses", "config", "stop_signals"},
     # A process of its own, started by `workers`; nobody imports it.
-    "worker": {"errors", "logs", "server", "stop_signals", "workers"},
+    "worker": {"errors", "logs", "server", "standing_reader", "stop_signals", "workers"},
     "server": {
         *PURE,
         *(
@@ -140,7 +142,7 @@ MAY_IMPORT: Final[dict[str, set[str]]] = {
         ),
         *("metrics_port", "observed_repository", "stop_signals", "tls", "tracing", "workers"),
     },
-    "cli_server": {*PURE, "config", "credentials", "limit_settings", "migrations", "server"},
+    "cli_server": {*PURE, "config", "credentials", "limit_settings", "migrations", "server", "standing_reader"},
     # Loads the commands when they are used, by name.
     "cli": {"__init__", "client_settings", "commands", "errors"},
 }

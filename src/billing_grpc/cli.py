@@ -1,5 +1,6 @@
 """The command line: which commands there are, the options they share, and how each ends. Loads a command when it is used."""
 
+import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,7 @@ from billing_grpc.commands import outcome
 from billing_grpc.commands.connection import Connection, options
 from billing_grpc.errors import SettingsError, StartupError
 
+_SERVE: Final = "serve"
 _CALLS: Final = "billing_grpc.commands."
 _EPILOG: Final = """\b
 Exit codes:
@@ -54,7 +56,7 @@ _COMMANDS: Final = {
     "watch-health": _Command(
         "billing_grpc.commands.health", "watch_health", "Say whether a server serves, and when that changes."
     ),
-    "serve": _Command("billing_grpc.cli_server", "serve", "Serve until SIGINT or SIGTERM."),
+    _SERVE: _Command("billing_grpc.cli_server", "serve", "Serve until SIGINT or SIGTERM."),
     "migrate": _Command(
         "billing_grpc.cli_server", "migrate", "Change the database's schema, or look at where it stands."
     ),
@@ -76,11 +78,20 @@ class _Lazy(click.Group):
         place = _COMMANDS.get(cmd_name)
         if place is None:
             return super().get_command(ctx, cmd_name)
-        if place.module.startswith(_CALLS):
-            outcome.open_missing_streams()
-            quieten_grpc()
+        outcome.open_missing_streams()
+        quieten_grpc()
+        if cmd_name == _SERVE:
+            # It means "read the files again", and its default would end the process until there is somebody to do so.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         found: click.Command = getattr(import_module(place.module), place.attribute)
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # click would first write to standard error, whose reader may stand still.
+            raise click.Abort from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -104,6 +115,7 @@ cli.params.extend(options())
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point; ends the process with an exit code of `billing-grpc --help`."""
+    outcome.honour_sigterm()
     outcome.accept_any_text()
     try:
         code = cli.main(arguments, prog_name="billing-grpc", standalone_mode=False, default_map=load_client_settings())
@@ -114,12 +126,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         outcome.complain_of_usage(error)
         code = error.exit_code
-    except click.Abort:
-        code = outcome.INTERRUPTED
+    except (click.Abort, KeyboardInterrupt):
+        outcome.interrupted()
     except SettingsError as error:
         outcome.complain("wrong settings:", *error.problems)
         code = outcome.USAGE
     except StartupError as error:
-        outcome.complain(str(error))
+        outcome.last_words(str(error))
         code = outcome.REFUSED
     sys.exit(code if isinstance(code, int) else outcome.OK)

@@ -13,7 +13,9 @@ from billing_grpc.errors import SettingsError
 from billing_grpc.limit_settings import LimitSettings
 from billing_grpc.model import Role
 from billing_grpc.server import run
+from billing_grpc.standing_reader import announcing
 
+_STDOUT: Final = 1
 _PREFIX: Final = "bgrpc_"
 """How every token begins, so that scanners for leaked secrets recognise one."""
 
@@ -86,7 +88,9 @@ def token_new(name: str, role: str) -> None:
 
 def _serve(**flags: str | None) -> None:
     by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
-    run(load_settings(by_setting), click.echo)
+    settings = load_settings(by_setting)
+    with announcing(_STDOUT) as say:
+        run(settings, say)
 
 
 def _setting(field: FieldInfo) -> str:

@@ -70,6 +70,7 @@ def _bytes(text: str) -> bytes:
 def quieten_grpc() -> None:
     """Keeps gRPC's core from writing to standard error, unless the caller asked it to; before gRPC is loaded.
 
+    It writes a line for every handshake that fails, and its threads wait for a reader who stands still.
     Only its own C library sees this: `process_environment` stays what it was.
     """
     if _VERBOSITY not in os.environ:

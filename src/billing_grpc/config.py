@@ -321,7 +321,8 @@ def load_database_url(flag: str | None) -> str:
 
 def environment_with(additions: Mapping[str, str]) -> dict[str, str]:
     """This process's environment for one that it starts, with additions; nothing is read from it here."""
-    return {**os.environ, **additions}
+    # As `quieten_grpc` does it for this process, where `os.environ` does not show it.
+    return {"GRPC_VERBOSITY": "NONE", **os.environ, **additions}
 
 
 def _listed(addresses: list[TcpAddress]) -> str:

@@ -1,18 +1,24 @@
 """Structured logs on standard error: lines for people on a terminal, JSON elsewhere."""
 
 import logging
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Final, Literal
 
 import structlog
 
+from billing_grpc.log_queue import LogQueue
 from billing_grpc.request_id import current_request_id
+from billing_grpc.standing_reader import PATIENCE
 from billing_grpc.tracing import current_trace
 
 RARELY: Final = frozenset({"storage failed", "stored override is not a recognised mode, closed to platform_managed"})
 """What every call may have to say for a long time, and nobody has to read more than once in a while: metrics count it."""
 REPEAT_SECONDS: Final = 10.0
+
+_STDERR: Final = 2
 
 GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what the caller sent and are left out"
 
@@ -71,9 +77,24 @@ def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) 
     return line
 
 
-def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
-    """Sends this package's and every library's records to standard error in one shape."""
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+def _with_the_error(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """The line with the error that is being handled: the thread that writes it would not know."""
+    del logger, method
+    if line.get("exc_info") is True:
+        line["exc_info"] = sys.exc_info()
+    return line
+
+
+def configure(log_format: Literal["auto", "console", "json"], level: str, *, descriptor: int = _STDERR) -> None:
+    """Send this package's and every library's records to standard error in one shape, from a thread of their own.
+
+    Args:
+        log_format: `console`, `json`, or `auto`: console on a terminal, else json.
+        level: the least that is written.
+        descriptor: where to, if not to standard error.
+    """
+    terminal = os.isatty(descriptor)
+    console = log_format == "console" or (log_format == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         _of_the_call,
@@ -85,22 +106,24 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     face: list[structlog.typing.Processor] = (
         [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+                colors=terminal, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
             )
         ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=True)]
     )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(WithoutCallersBytes())
-    handler.setFormatter(
+    handler = LogQueue(
+        descriptor,
+        getattr(sys.stderr, "encoding", None) or "utf-8",
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *face],
-        )
+        ),
     )
+    handler.addFilter(WithoutCallersBytes())
     root = logging.getLogger()
     root.handlers = [handler]
+    logging.captureWarnings(capture=True)
     root.setLevel(level)
     # Libraries report their routine at INFO; only what went wrong is of interest here. The pool warns of every failed
     # connection every second; that the database cannot be reached is said by us, once.
@@ -114,9 +137,24 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
             structlog.stdlib.filter_by_level,
             Repeats(),
             *shared,
+            _with_the_error,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def flush(patience: float = PATIENCE) -> None:
+    """Wait for lines that are not written yet, within the bounds of `LogQueue.flush`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogQueue):
+            handler.flush(patience)
+
+
+def on_drop(count: Callable[[], None]) -> None:
+    """Call `count` for every log line that is dropped from now on."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogQueue):
+            handler.on_drop(count)

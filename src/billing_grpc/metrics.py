@@ -141,6 +141,7 @@ class Metrics:
         self._pool_in_use = self._gauge("pool_in_use", "Database connections that work.")
         self._pool_waiting = self._gauge("pool_waiting", "Calls that wait for a database connection.")
         self._export_failures = self._counter("trace_export_failures", "Batches of spans that no collector took.")
+        self._dropped_lines = self._counter("log_lines_dropped", "Log lines that could not be written.")
         labels = {"version": version, "python": platform.python_version(), "grpc": grpc_version}
         Gauge(
             "billing_grpc_build_info",
@@ -196,6 +197,10 @@ class Metrics:
     def count_export_failure(self) -> None:
         """Counts a batch of spans that was lost."""
         self._export_failures.inc()
+
+    def count_dropped_line(self) -> None:
+        """Counts a log line that could not be written."""
+        self._dropped_lines.inc()
 
     def observe_pool(self, stats: Callable[[], PoolStats]) -> None:
         """Names who tells how the connection pool is doing; asked at every `refresh`."""

@@ -42,23 +42,27 @@ from billing_grpc.workers import Orders, WorkerFailedError, Workers
 log = structlog.stdlib.get_logger(__name__)
 
 _REFRESH_EVERY: Final = 1.0
+_LAST_WORDS: Final = 0.2
+"""Seconds in which the log's reader has to take a line when a second signal ends the process."""
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; `say` gets the lines for standard output.
+    """Serves until SIGINT or SIGTERM; `say` gets the lines for standard output, and must not wait for their reader.
 
     Raises:
         StartupError: the server cannot start; says why and what to do.
     """
     logs.configure(settings.log_format, settings.log_level)
     signals = StopSignals()
-    with _database(settings, signals) as (database_url, embedded):
+    signals.take_along(lambda: logs.flush(_LAST_WORDS))
+    with ExitStack() as stack:
+        # What a failed start has to say in the log comes before what is said of it on standard error.
+        stack.callback(logs.flush)
+        database_url, embedded = stack.enter_context(_database(settings, signals))
 
         def announce(bound: Sequence[Address]) -> None:
-            for address in bound:
-                say(f"listening on {address}")
-            if embedded:
-                say(demo.hints(bound[0]))
+            lines = [f"listening on {address}" for address in bound]
+            say("\n".join([*lines, demo.hints(bound[0])] if embedded else lines))
 
         if settings.workers > 1:
             _run_workers(settings, database_url, signals, announce)
@@ -139,6 +143,7 @@ async def serve(
     org_default = _org_default(settings)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
     metrics = Metrics(__version__, version("grpcio"))
+    logs.on_drop(metrics.count_dropped_line)
     async with AsyncExitStack() as stack:
         told = stack.enter_context(signals.serving())
         tracing = await _tracing(settings, metrics, stack)

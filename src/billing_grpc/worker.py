@@ -13,10 +13,12 @@ from typing import Final
 from billing_grpc import logs
 from billing_grpc.errors import StartupError
 from billing_grpc.server import serve
+from billing_grpc.standing_reader import write_within
 from billing_grpc.stop_signals import StopSignals
 from billing_grpc.workers import LENGTH, READY, Orders
 
 _STDIN: Final = 0
+_STDERR: Final = 2
 _EXIT_FAILED: Final = 1
 _ORPHAN_MARGIN: Final = 5.0
 """Seconds beyond its grace after which an orphan that still runs ends whatever it does."""
@@ -32,7 +34,8 @@ def main() -> None:
     try:
         asyncio.run(serve(orders.settings, orders.database_url, signals, _say_ready, shared=orders.addresses))
     except StartupError as error:
-        sys.stderr.write(f"billing-grpc: {error}\n")
+        logs.flush()
+        write_within(_STDERR, f"billing-grpc: {error}\n".encode("utf-8", "backslashreplace"))
         sys.exit(_EXIT_FAILED)
     finally:
         if orphaned.is_set():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,9 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 PATIENCE: Final = 60.0
 """Seconds after which something will not happen any more; no test waits that long unless it fails."""
 
+SETTLED: Final = 0.1
+"""Seconds without a new line after which a server that has nothing to do has written what it had to say."""
+
 COMMAND: Final = (sys.executable, "-m", "billing_grpc")
 SETTINGS: Final = {
     "BILLING_GRPC_LOCAL_ADMIN": "on",
@@ -36,8 +38,6 @@ SETTINGS: Final = {
     "BILLING_GRPC_METRICS_LISTEN": "off",
 }
 GRPCURL: Final = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
-
-CORE_LINE: Final = re.compile(r"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl")
 
 Changes = Mapping[str, str | Path | None]
 Value = TypeVar("Value")
@@ -138,9 +138,14 @@ class Server:
         until(listens)
 
     def records(self, event: str = "") -> list[dict[str, Any]]:
-        """What it has logged so far under an event that holds these words; gRPC's core writes lines of its own."""
-        lines = [line for line in self.stderr.split("\n")[:-1] if not CORE_LINE.match(line)]
-        parsed: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        """What it has logged so far under an event that holds these words; only records are written there.
+
+        A thread of the server writes them, so they may come a moment after a call's answer.
+        """
+        before = None
+        while before != (before := self._err.stat().st_size):
+            time.sleep(SETTLED)
+        parsed: list[dict[str, Any]] = [json.loads(line) for line in self.stderr.split("\n")[:-1]]
         return [record for record in parsed if event in record["event"]]
 
     def logged(self, event: str, **fields: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """What is left of other libraries' records before they are written."""
 
-import io
+import datetime as dt
 import json
 import logging
-import sys
+import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -12,8 +14,10 @@ import structlog
 from opentelemetry.sdk.trace import TracerProvider
 
 from billing_grpc import logs
+from billing_grpc.log_queue import DROPPED
 from billing_grpc.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
 from billing_grpc.request_id import current_request_id
+from billing_grpc.standing_reader import write_within
 from billing_grpc.tracing import Tracing, current_trace
 
 UNREADABLE: Final = UnicodeDecodeError("utf-8", b"a-token\xff", 7, 8, "invalid start byte")
@@ -45,14 +49,16 @@ def test_nothing_that_a_caller_sent_is_left_in_a_record(logger: str, error: Exce
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is written to standard error after logs were set up, JSON at the loudest level."""
-    text, root = io.StringIO(), logging.getLogger()
+def written(tmp_path: Path) -> Iterator[Path]:
+    """The file that is written to after logs were set up, JSON at the loudest level."""
+    text, root = tmp_path / "log", logging.getLogger()
     handlers, level = root.handlers, root.level
     levels = {name: logging.getLogger(name).level for name in list(logging.root.manager.loggerDict)}
-    monkeypatch.setattr(sys, "stderr", text)
-    logs.configure("json", "DEBUG")
-    yield text
+    with text.open("wb") as file:
+        logs.configure("json", "DEBUG", descriptor=file.fileno())
+        yield text
+        logs.flush()
+    logging.captureWarnings(capture=False)
     structlog.reset_defaults()
     root.handlers = handlers
     root.setLevel(level)
@@ -60,11 +66,12 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
         logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
 
 
-def lines(text: io.StringIO) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.getvalue().splitlines()]
+def lines(text: Path) -> list[dict[str, Any]]:
+    logs.flush()
+    return [json.loads(line) for line in text.read_text().splitlines()]
 
 
-def test_every_line_of_a_call_bears_its_name_and_its_trace(written: io.StringIO) -> None:
+def test_every_line_of_a_call_bears_its_name_and_its_trace(written: Path) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     structlog.stdlib.get_logger("before").info("outside")
     token = current_request_id.set("request-7")
@@ -82,12 +89,68 @@ def test_every_line_of_a_call_bears_its_name_and_its_trace(written: io.StringIO)
 
 
 @pytest.mark.parametrize("library", ["opentelemetry.trace.span", "urllib3.connectionpool", "psycopg", "grpc._server"])
-def test_what_libraries_say_of_their_routine_or_of_headers_is_not_written(library: str, written: io.StringIO) -> None:
+def test_what_libraries_say_of_their_routine_or_of_headers_is_not_written(library: str, written: Path) -> None:
     logging.getLogger(library).debug("Bearer a-token")
     logging.getLogger(library).info("Bearer a-token")
     logging.getLogger("opentelemetry.trace.span").error("Member doesn't match %s", "a-token")
 
-    assert written.getvalue() == ""
+    assert lines(written) == []
+
+
+def test_an_error_that_is_being_handled_is_in_the_line_of_another_thread(written: Path) -> None:
+    try:
+        os.environ["NO SUCH VARIABLE"]
+    except KeyError:
+        structlog.stdlib.get_logger("ours").exception("failed")
+        logging.getLogger("a_library").exception("failed too")
+
+    assert ["KeyError: 'NO SUCH VARIABLE'" in line["exception"] for line in lines(written)] == [True, True]
+
+
+def test_a_library_s_line_has_the_time_at_which_it_was_said(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as held:
+        held.setattr("billing_grpc.log_queue.write_all", lambda *_: time.sleep(0.3))
+        structlog.stdlib.get_logger("ours").info("holds the writer up")
+        before = dt.datetime.now(dt.UTC)
+        logging.getLogger("a_library").warning("said")
+        after = dt.datetime.now(dt.UTC)
+        time.sleep(0.1)
+    (line,) = lines(written)
+    assert before <= dt.datetime.fromisoformat(line["timestamp"]) <= after
+
+
+def test_lines_that_cannot_be_written_or_made_are_counted(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[None] = []
+    logs.on_drop(lambda: dropped.append(None))
+    log = structlog.stdlib.get_logger("ours")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as held:
+        held.setattr("billing_grpc.log_queue.write_all", full)
+        log.info("no room")
+        log.info("no room")
+        logs.flush()
+    log.info("no JSON", field={("no", "text"): 1})
+    log.info("room")
+
+    assert [(line["event"], line.get("lines")) for line in lines(written)] == [("room", None), (DROPPED, 3)]
+    assert len(dropped) == 3
+
+
+def test_a_descriptor_that_does_not_block_gets_every_line() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    assert not write_within(writer, b"x" * 200_000, 0.2)
+    read = 0
+    while read < 200_000:
+        read += len(os.read(reader, 65536))
+    assert write_within(writer, b"y")
+    assert os.read(reader, 2) == b"y"
+    os.close(reader)
+    assert write_within(writer, b"nobody reads any more, and nothing is raised")
+    os.close(writer)
 
 
 class Clock:

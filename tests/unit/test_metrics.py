@@ -34,6 +34,7 @@ TYPES: Final = {
     "billing_grpc_pool_in_use": "gauge",
     "billing_grpc_pool_waiting": "gauge",
     "billing_grpc_trace_export_failures": "counter",
+    "billing_grpc_log_lines_dropped": "counter",
     "billing_grpc_build_info": "gauge",
 }
 

@@ -3,16 +3,27 @@
 import errno
 import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Final, NoReturn
 
 import click
+
+from billing_grpc.standing_reader import write_within
 
 OK: Final = 0
 REFUSED: Final = 1
 USAGE: Final = 2
 UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
+_SIGNALLED: Final = 128
+_LAST_FLUSH: Final = 0.5
+"""Seconds in which readers can take what is left when a command is interrupted."""
+_STDERR: Final = 2
 _NOBODY_READS: Final = 141
 """As a shell says of a program that SIGPIPE ended."""
 
@@ -58,6 +69,12 @@ def complain(*lines: str) -> None:
     _say("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
 
 
+def last_words(text: str) -> None:
+    """Says why a server ends. Who restarts it waits for its end, so a reader who stands still is not waited for."""
+    if sys.stderr is not None:
+        write_within(_STDERR, f"billing-grpc: {printable(text)}\n".encode(errors="backslashreplace"))
+
+
 def complain_of_usage(error: click.ClickException) -> None:
     """Says what click has to say of an error, which may repeat what was given, whatever that holds."""
     said = io.StringIO()
@@ -68,7 +85,8 @@ def complain_of_usage(error: click.ClickException) -> None:
 def write(text: str) -> None:
     """Writes to standard output as it is, and ends the process quietly when nobody reads any more."""
     try:
-        sys.stdout.write(text)
+        with _interruptible():
+            sys.stdout.write(text)
     except OSError as error:
         _end(error)
 
@@ -77,7 +95,8 @@ def flush() -> None:
     """What was written leaves; as `write`."""
     try:
         if sys.stdout is not None:
-            sys.stdout.flush()
+            with _interruptible():
+                sys.stdout.flush()
     except OSError as error:
         _end(error)
 
@@ -85,11 +104,56 @@ def flush() -> None:
 def _say(text: str) -> None:
     try:
         if sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            with _interruptible():
+                sys.stderr.write(text)
+                sys.stderr.flush()
     except OSError:
         # The exit code says it too. What Python still holds would fail again, and be the exit code, when the process ends.
         sys.stderr = io.StringIO()
+
+
+def interrupted() -> NoReturn:
+    """Ends the process as one that SIGINT ended, with what is written so far as far as its readers take it at once."""
+
+    def flush() -> None:
+        if sys.stderr is not None and sys.stderr.isatty():
+            _say("\n")  # ends the terminal's line, which shows ^C
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.flush()
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    thread.join(_LAST_FLUSH)
+    # An ordinary end would flush again, and wait for a reader who stands still, for ever.
+    os._exit(INTERRUPTED)
+
+
+def honour_sigterm() -> None:
+    """Lets SIGTERM end this process also as the first of a container, which the kernel spares what it does not handle."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _leave)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """While we write, SIGINT ends the process at once: an exception would leave text that Python writes at its end."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not on_main_thread or before in {signal.SIG_IGN, None}:
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    os._exit(_SIGNALLED + number)
 
 
 def _end(error: OSError) -> NoReturn:

@@ -1,8 +1,13 @@
 """The command that starts a conformance server."""
 
+from typing import Final
+
 import click
 
 from billing_grpc.conformance import server
+from billing_grpc.standing_reader import announcing
+
+_STDOUT: Final = 1
 
 
 @click.command("conformance-server")
@@ -13,4 +18,5 @@ def conformance_server(listen: str) -> None:
     Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no
     database, holds no workspace, decides nothing.
     """
-    server.run(listen, click.echo)
+    with announcing(_STDOUT) as say:
+        server.run(listen, say)
