@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from billing_grpc import __version__
-from billing_grpc.client_settings import load_client_settings, quieten_grpc
+from billing_grpc.client_settings import load_client_settings, other_settings, quieten_grpc
 from billing_grpc.commands import outcome
 from billing_grpc.commands.connection import Connection, options
 from billing_grpc.errors import SettingsError, StartupError
@@ -100,6 +100,17 @@ class _Lazy(click.Group):
             formatter.write_dl([*((name, each.help) for name, each in _COMMANDS.items()), *added.items()])
 
 
+def _warn_of_unknown_settings() -> None:
+    """Says which variables look like settings and are none.
+
+    Not an error as for a server: `run` starts containers, whose environment others may add to.
+    """
+    if other_settings():
+        # Who knows the server's settings as well takes as long to load as a server.
+        for problem in import_module("billing_grpc.config").unknown_settings():
+            outcome.complain(problem)
+
+
 @click.group(
     cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=_EPILOG
 )
@@ -108,6 +119,9 @@ class _Lazy(click.Group):
 def cli(context: click.Context, /, **given: Any) -> None:
     """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
     context.obj = Connection(**given)
+    place = _COMMANDS.get(context.invoked_subcommand or "")
+    if place is not None and place.module.startswith(_CALLS):
+        _warn_of_unknown_settings()
 
 
 cli.params.extend(options())

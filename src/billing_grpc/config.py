@@ -7,6 +7,7 @@ and interpreted by the resolver.
 import os
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_grpc.addresses import Address, TcpAddress, UnixAddress
+from billing_grpc.client_settings import VARIABLES, other_settings
 from billing_grpc.errors import SettingsError
 from billing_grpc.limit_settings import LimitSettings
 from billing_grpc.postgres import POOL_SIZE, parse_address
@@ -50,10 +52,18 @@ class _FromEnvironment(BaseSettings):
         return {name: value for name, value in values.items() if value != ""}
 
 
+def _understood(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        _right(parse_address, value.get_secret_value())
+    return value
+
+
 class DatabaseSettings(_FromEnvironment):
     """Which database: all that `billing-grpc migrate` needs."""
 
     database_url: DatabaseUrl = Field(None, alias="DATABASE_URL")
+
+    _is_understood = field_validator("database_url")(_understood)
 
 
 class Settings(_FromEnvironment, LimitSettings):
@@ -196,9 +206,9 @@ class Settings(_FromEnvironment, LimitSettings):
             raise ValueError(
                 "name the Postgres to use; only under BILLING_GRPC_LOCAL_ADMIN=on does one start by itself"
             )
-        if value is not None:
-            _right(parse_address, value.get_secret_value())
         return value
+
+    _database_url_is_understood = field_validator("database_url")(_understood)
 
     @field_validator("tls_key")
     @classmethod
@@ -298,18 +308,24 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsError: one sentence for every setting that is wrong.
     """
+    unknown = unknown_settings()
     try:
-        return Settings(**_given(flags))
+        settings = Settings(**_given(flags))
     except ValidationError as error:
-        raise SettingsError(_problems(error, Settings)) from error
+        raise SettingsError(_problems(error, Settings) + unknown) from error
+    if unknown:
+        raise SettingsError(unknown)
+    return settings
 
 
 def load_database_url(flag: str | None) -> str:
     """The database that `migrate` works on.
 
     Raises:
-        SettingsError: none is configured, or it is not a Postgres.
+        SettingsError: none is configured, it is not a Postgres, or a setting is unknown: this address may be one's default.
     """
+    if unknown := unknown_settings():
+        raise SettingsError(unknown)
     try:
         url = DatabaseSettings(**_given({"DATABASE_URL": flag})).database_url
     except ValidationError as error:
@@ -317,6 +333,16 @@ def load_database_url(flag: str | None) -> str:
     if url is None:
         raise SettingsError(["DATABASE_URL: name the Postgres to migrate; there is no default"])
     return url.get_secret_value()
+
+
+def unknown_settings() -> list[str]:
+    """One sentence for every variable that is named like a setting and is none; a misspelt one would be passed over."""
+    known = {*(str(field.alias) for field in Settings.model_fields.values()), *VARIABLES.values()}
+    return [
+        f"{name}: there is no such setting; the nearest is {get_close_matches(name.upper(), sorted(known), 1, 0)[0]}"
+        for name in other_settings()
+        if name not in known
+    ]
 
 
 def environment_with(additions: Mapping[str, str]) -> dict[str, str]:

@@ -27,8 +27,7 @@ def require_free(address: Address) -> None:
 
 def _require_free_path(address: UnixAddress) -> None:
     path = Path(address.path)
-    if not path.parent.is_dir():
-        raise ListenError(f"cannot listen on {address}: there is no folder {path.parent}; make it first")
+    _require_folder(address, path.parent)
     if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
         raise ListenError(f"cannot listen on {address}: what stands there is not a socket; name another path")
     # gRPC removes a socket that stands at the path before it binds: one that somebody answers must not be stolen.
@@ -42,6 +41,16 @@ def _require_free_path(address: UnixAddress) -> None:
             raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
         else:
             raise ListenError(f"cannot listen on {address}: another server answers there; stop it first")
+
+
+def _require_folder(address: UnixAddress, folder: Path) -> None:
+    try:
+        if not folder.is_dir():
+            raise ListenError(f"cannot listen on {address}: there is no folder {folder}; make it first")
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ListenError(f"cannot listen on {address}: this user may not write to the folder {folder}")
 
 
 def _require_free_port(address: TcpAddress) -> None:

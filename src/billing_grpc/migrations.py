@@ -14,6 +14,7 @@ from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
 
 from billing_grpc.errors import MigrationError, SettingsError
+from billing_grpc.postgres import parse_address
 from billing_grpc.table_shape import LOOK, reasons_against
 
 _LOCK_KEY: Final = 0x62_69_6C_6C_69_6E_67  # "billing"
@@ -251,10 +252,10 @@ def _attach_triggers(database_url: str) -> list[str]:
 def _as_text(database_url: str) -> str:
     """The address, with text coming as text also from a database whose encoding is SQL_ASCII."""
     try:
-        return make_conninfo(database_url, client_encoding="utf8")
-    except psycopg.ProgrammingError:
-        # Without the driver's text, which repeats the address and the password in it.
-        raise SettingsError(["DATABASE_URL: not a Postgres address that libpq understands"]) from None
+        parts = parse_address(database_url)
+    except SettingsError as error:
+        raise SettingsError([f"DATABASE_URL: {problem}" for problem in error.problems]) from None
+    return make_conninfo(**{**parts, "client_encoding": "utf8"})
 
 
 @contextmanager

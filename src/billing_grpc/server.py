@@ -22,7 +22,7 @@ from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.config import Settings, environment_with
 from billing_grpc.credentials import Principals
 from billing_grpc.embedded import EmbeddedPostgres, default_directory
-from billing_grpc.errors import ListenError, StorageError
+from billing_grpc.errors import ListenError, SettingsError, StorageError
 from billing_grpc.metrics import Metrics, forget_process, multiprocess_registry
 from billing_grpc.observed_repository import ObservedRepository
 from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
@@ -34,7 +34,7 @@ from billing_grpc.rpc_server import Entrance, RpcServer
 from billing_grpc.secrets import KeyList
 from billing_grpc.servicer import BillingModeService
 from billing_grpc.shared_ports import reserved
-from billing_grpc.stop_signals import StopSignals
+from billing_grpc.stop_signals import StopSignals, hang_ups
 from billing_grpc.tls import TlsFiles
 from billing_grpc.tracing import Tracing
 from billing_grpc.workers import Orders, WorkerFailedError, Workers
@@ -77,7 +77,7 @@ def _database(settings: Settings, signals: StopSignals) -> Iterator[tuple[str, b
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), False
         return
-    directory = settings.data_dir or default_directory(Path.home())
+    directory = settings.data_dir or default_directory(_home())
     log.info("no DATABASE_URL: starting the embedded database", directory=str(directory))
     embedded = EmbeddedPostgres(directory)
     signals.take_along(embedded.stop_at_once)
@@ -92,6 +92,22 @@ def _database(settings: Settings, signals: StopSignals) -> Iterator[tuple[str, b
             signals.ending()
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        remedy = "BILLING_GRPC_DATA_DIR: name the embedded database's folder: this user has no home"
+        raise SettingsError([remedy]) from error
+
+
+def _folder_to_count_in() -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory(prefix="billing-grpc-metrics-")
+    except OSError as error:
+        remedy = "TMPDIR: several workers count in a temporary folder, and there is none that this user may write to"
+        raise SettingsError([remedy]) from error
+
+
 def _run_workers(
     settings: Settings, database_url: str, signals: StopSignals, announce: Callable[[Sequence[Address]], None]
 ) -> None:
@@ -99,7 +115,7 @@ def _run_workers(
     tcp = [address for address in settings.listen if isinstance(address, TcpAddress)]
     with ExitStack() as stack:
         addresses = stack.enter_context(reserved(tcp))
-        counted = stack.enter_context(TemporaryDirectory(prefix="billing-grpc-metrics-"))
+        counted = stack.enter_context(_folder_to_count_in())
         signals.take_along(lambda: rmtree(counted, ignore_errors=True))
         if settings.metrics_listen is not None:
             stack.enter_context(_metrics_port(settings.metrics_listen, multiprocess_registry(Path(counted))))
@@ -141,11 +157,11 @@ async def serve(
     """
     entrance = _entrance(settings)
     org_default = _org_default(settings)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, org_default, entrance)
     metrics = Metrics(__version__, version("grpcio"))
     logs.on_drop(metrics.count_dropped_line)
     async with AsyncExitStack() as stack:
         told = stack.enter_context(signals.serving())
+        stack.enter_context(hang_ups(lambda: _reload(org_default, entrance)))
         tracing = await _tracing(settings, metrics, stack)
         postgres = await stack.enter_async_context(
             PostgresRepository.opened(

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first asks the process to stop, the second ends it at once."""
+"""SIGINT and SIGTERM: the first asks the process to stop, the second ends it at once. SIGHUP never ends it."""
 
 import asyncio
 import os
@@ -67,6 +67,20 @@ class StopSignals:
                 with suppress(Exception):
                     end()
             os._exit(_EXIT + number)
+
+
+@contextmanager
+def hang_ups(call: Callable[[], None]) -> Iterator[None]:
+    """Call `call` on the running event loop for every SIGHUP. Afterwards, while the process still ends, it changes nothing.
+
+    Not with the loop's own means: a loop that closes restores the default, which ends the process.
+    """
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _unwind(number: signal.Signals) -> None:

@@ -17,7 +17,7 @@ import structlog
 
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.config import Settings
-from billing_grpc.stop_signals import StopSignals
+from billing_grpc.stop_signals import StopSignals, hang_ups
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -98,10 +98,9 @@ class Workers:
         Raises:
             WorkerFailedError: one could not start in the first place. The others are stopped.
         """
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._send, signal.SIGHUP)
         signals.take_along(self.kill)
         ready = [asyncio.Event() for _ in range(self._orders.settings.workers)]
-        with signals.serving() as told:
+        with signals.serving() as told, hang_ups(lambda: self._send(signal.SIGHUP)):
             kept = [asyncio.create_task(self._keep(number, each)) for number, each in enumerate(ready, 1)]
             ends: list[Future[Any]] = [told, *kept]
             started = asyncio.create_task(_announced(ready, answering))

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import SETTINGS, Changes, billing_grpc
+from tests.e2e.conftest import SETTINGS, Changes, Serve, billing_grpc
 
 USAGE: Final = 2
 PASSWORD: Final = "hunter2"
@@ -36,6 +36,19 @@ REFUSED_ADDRESSES: Final = {
 
 # id: DATABASE_URL, wrong in form, with a password in it
 MALFORMED: Final = {
+    "an @ in the password": f"postgresql://user:pa@{PASSWORD}@db/billing",
+    "an @ at the password's end": f"postgresql://user:{PASSWORD}@@db/billing",
+    "a / in the password": f"postgresql://user:pa/{PASSWORD}@db/billing",
+    "a / after digits in the password": f"postgresql://user:12/{PASSWORD}@db/billing",
+    "a ? and an @ in the password": f"postgresql://user:a?b@{PASSWORD}@db/billing",
+    "a ? after an @ in the password": f"postgresql://user:a@b?sslmode={PASSWORD}@db/billing",
+    "an unknown sslmode": f"postgresql://user:{PASSWORD}@db/billing?sslmode=no-verify",
+    "an unknown option": f"postgresql://user:{PASSWORD}@db/billing?sslmod=require",
+    "an unknown kind of server": f"postgresql://user:{PASSWORD}@db/billing?target_session_attrs=master",
+    "a port that is no number": f"postgresql://user@db:{PASSWORD}/billing",
+    "a port beyond the last": f"host=db password={PASSWORD} port=65536",
+    "more ports than hosts": f"host=a,b port=1,2,3 password={PASSWORD}",
+    "a number that is none": f"host=db connect_timeout={PASSWORD}",
     "an unclosed bracket": f"postgresql://user:{PASSWORD}@[db/billing",
     "a broken escape": f"postgresql://user:{PASSWORD}%zz@db/billing",
     "an unknown keyword": f"host=db pasword={PASSWORD}",
@@ -99,6 +112,70 @@ def test_a_malformed_database_address_is_refused_without_its_password(
     assert (ended.returncode, ended.stdout) == (USAGE, "")
     assert "DATABASE_URL: " in ended.stderr
     assert PASSWORD not in ended.stderr
+
+
+def test_an_address_given_to_migrate_is_refused_in_the_same_way() -> None:
+    ended = billing_grpc("migrate", "--database-url", f"postgresql://user:pa@{PASSWORD}@db/billing", "status")
+    assert (ended.returncode, ended.stdout) == (USAGE, "")
+    assert "DATABASE_URL: " in ended.stderr
+    assert PASSWORD not in ended.stderr
+
+
+def test_what_libpq_takes_from_the_environment_is_looked_at_too() -> None:
+    settings = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "PGSSLMODE": "no-verify"}
+    ended = billing_grpc("serve", settings=settings)
+    assert ended.returncode == USAGE
+    assert "DATABASE_URL: sslmode, which the environment gives, must be one of" in ended.stderr
+
+
+# id: a variable that is none of ours, its value, and the setting that was meant
+UNKNOWN: Final = {
+    "one letter short": ("BILLING_GRPC_EXTRA_BLOCKED_KEY", "GOOGLE_API_KEY", "BILLING_GRPC_EXTRA_BLOCKED_KEYS"),
+    "in lower case": ("billing_grpc_workers", "4", "BILLING_GRPC_WORKERS"),
+    "named like a service's port": ("BILLING_GRPC_METRICS_PORT", "9464", "BILLING_GRPC_METRICS_LISTEN"),
+    "of a call": ("BILLING_GRPC_TOKENFILE", "/x", "BILLING_GRPC_TOKEN_FILE"),
+}
+
+
+@pytest.mark.parametrize("command", [("serve",), ("migrate", "status")], ids=" ".join)
+@pytest.mark.parametrize(("name", "value", "meant"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_setting_that_there_is_not_is_named_with_the_nearest(
+    command: tuple[str, ...], name: str, value: str, meant: str
+) -> None:
+    ended = billing_grpc(*command, settings={name: value, "DATABASE_URL": "postgresql://127.0.0.1:1/x"})
+    assert (ended.returncode, ended.stdout) == (USAGE, "")
+    assert f"  {name}: " in ended.stderr
+    assert ended.stderr.endswith(f" {meant}\n")
+
+
+def test_a_call_is_made_all_the_same_and_says_which_setting_there_is_not() -> None:
+    settings = {"BILLING_GRPC_EXTRA_BLOCKED_KEY": "HARMLESS"}
+    ended = billing_grpc("validate-secret", "HARMLESS", settings=settings)
+    assert (ended.returncode, ended.stdout.partition("\t")[0]) == (0, "HARMLESS")
+    assert "BILLING_GRPC_EXTRA_BLOCKED_KEYS" in ended.stderr
+
+
+# What Kubernetes sets for the services billing-grpc and billing-grpc-metrics, and the settings of calls.
+NO_MISTAKE: Final = {
+    "BILLING_GRPC_SERVICE_HOST": "10.0.0.1",
+    "BILLING_GRPC_SERVICE_PORT": "50051",
+    "BILLING_GRPC_SERVICE_PORT_GRPC": "50051",
+    "BILLING_GRPC_PORT": "tcp://10.0.0.1:50051",
+    "BILLING_GRPC_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+    "BILLING_GRPC_PORT_50051_TCP_PROTO": "tcp",
+    "BILLING_GRPC_PORT_50051_TCP_PORT": "50051",
+    "BILLING_GRPC_PORT_50051_TCP_ADDR": "10.0.0.1",
+    "BILLING_GRPC_METRICS_SERVICE_HOST": "10.0.0.2",
+    "BILLING_GRPC_METRICS_PORT": "tcp://10.0.0.2:9464",
+    "BILLING_GRPC_ADDRESS": "127.0.0.1:50051",
+    "BILLING_GRPC_TOKEN_FILE": "/nonexistent",
+}
+
+
+def test_what_kubernetes_sets_for_services_and_what_calls_take_is_no_mistake(serve: Serve) -> None:
+    assert serve(settings={"DATABASE_URL": "postgresql://127.0.0.1:1/x", **NO_MISTAKE}).stop() == 0
+    ended = billing_grpc("validate-secret", "HARMLESS", settings={**NO_MISTAKE, "BILLING_GRPC_TOKEN_FILE": None})
+    assert (ended.returncode, "there is no such setting" in ended.stderr) == (0, False)
 
 
 def test_serve_has_a_flag_for_every_setting() -> None:
