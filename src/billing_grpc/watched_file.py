@@ -10,12 +10,20 @@ from typing import Final
 REPEAT_SECONDS: Final = 10.0
 """How often a problem that lasts is said again."""
 
+_GRAIN: Final = 0.05
+_COARSE_GRAIN: Final = 2.0
+"""Seconds within which a second change may leave the same times: in most file systems, and in those of whole seconds."""
+_SECOND: Final = 1_000_000_000
+
 # A pipe or a terminal in the file's place must neither block the opening nor become our terminal.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class WatchedFile:
     """Notices, for the price of one `stat`, that a file is another or has changed since it was last read.
+
+    A change soon after a read may leave the size and all times as they were. So a file that was just read is read again and
+    compared, until a look that comes after the grain of the file system's times finds it the same.
 
     Attributes:
         path: the file.
@@ -28,6 +36,7 @@ class WatchedFile:
         self._retry_seconds = retry_seconds
         self._looked = False
         self._seen: tuple[int, ...] | None = None
+        self._unsettled: tuple[bytes, float] | None = None
         self._failed: tuple[tuple[int, ...] | None, float] | None = None
 
     def changed(self) -> bool:
@@ -40,7 +49,7 @@ class WatchedFile:
             return True
         now = self._signature()
         if self._failed is None:
-            return now != self._seen
+            return now != self._seen or self._differs()
         tried, at = self._failed
         return now != tried or time.monotonic() - at >= self._retry_seconds
 
@@ -59,7 +68,23 @@ class WatchedFile:
             self._failed = signature, time.monotonic()
             raise
         self._seen, self._failed = signature, None
+        self._unsettled = content, time.monotonic()
         return content
+
+    def _differs(self) -> bool:
+        """Whether a file whose `stat` is the same holds something else."""
+        if self._unsettled is None:
+            return False
+        content, read_at = self._unsettled
+        grain = _COARSE_GRAIN if self._seen is not None and self._seen[-1] % _SECOND == 0 else _GRAIN
+        settles = time.monotonic() - read_at > grain
+        try:
+            same = self._content() == content
+        except OSError:
+            return True
+        if same and settles:
+            self._unsettled = None
+        return not same
 
     def _content(self) -> bytes:
         descriptor = os.open(self.path, _FLAGS)

@@ -147,6 +147,50 @@ def test_a_change_during_the_read_is_seen_the_next_time(path: Path, monkeypatch:
     assert file.read() == b"later"
 
 
+# id: the time of the last change, in nanoseconds, and how long one later may look the same
+GRAINS: dict[str, tuple[int, float]] = {
+    "most file systems": (1_500_000_001, 0.05),
+    "whole seconds": (1_000_000_000, 2.0),
+}
+
+
+@pytest.mark.parametrize(("changed_at", "grain"), GRAINS.values(), ids=GRAINS)
+def test_a_change_that_no_stat_shows_is_noticed(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, changed_at: int, grain: float
+) -> None:
+    monkeypatch.setattr(WatchedFile, "_signature", lambda _: (1, 2, 5, changed_at, changed_at))
+    file = WatchedFile(path, MAX)
+    file.read()
+    for text in (b"secnd", b"third"):
+        clock.now += grain * 0.9
+        assert not file.changed()
+        path.write_bytes(text)
+        clock.now += 60  # nobody asks for long
+        assert file.changed()
+        assert file.read() == text
+
+
+def test_a_file_that_has_settled_costs_one_stat(path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = WatchedFile(path, MAX)
+    file.read()
+    clock.now += 3
+    assert not file.changed()
+
+    def opened(*_: Any) -> int:
+        pytest.fail("was read again")
+
+    monkeypatch.setattr(watched_file, "os", SimpleNamespace(**{**vars(os), "open": opened}))
+    assert not file.changed()
+
+
+def test_a_file_that_cannot_be_read_any_more_has_changed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WatchedFile, "_signature", lambda _: (1, 2, 5, 3, 3))
+    file = WatchedFile(path, MAX)
+    file.read()
+    path.unlink()
+    assert file.changed()
+
+
 def test_a_problem_is_said_at_once_when_it_is_another_and_then_every_ten_seconds(clock: Clock) -> None:
     complaint = Complaint()
     assert complaint.due("a")
