@@ -9,8 +9,9 @@ from typing import Final, Protocol
 
 import structlog
 
+from billing_grpc.reloaded_file import ReloadedFile
 from billing_grpc.resolver import recognise_org_default
-from billing_grpc.watched_file import Complaint, WatchedFile
+from billing_grpc.watched_file import WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -53,47 +54,29 @@ class FileOrgDefault:
 
     def __init__(self, path: Path) -> None:
         self._file = WatchedFile(path, _MAX_BYTES, _RETRY_SECONDS)
-        self._text: str | None = None
-        self._problem: tuple[str, str] | None = None
-        self._complaint = Complaint()
-        self._take_up()
+        self._text: ReloadedFile[str | None] = ReloadedFile(
+            [self._file], self._read, made=self._say_read, broken=self._say_unreadable, fallback=lambda: None
+        )
 
     def current(self) -> str | None:
         """The file's text as it is now; None while it cannot be read."""
-        if self._file.changed():
-            self._take_up()
-        elif self._problem is not None:
-            self._complain(*self._problem)
-        return self._text
+        return self._text.current()
 
     def reload(self) -> None:
         """Reads the file again, and says so if it cannot be read, even if that was said a moment ago."""
-        self._complaint.over()
-        self._take_up()
+        self._text.reload()
 
-    def _take_up(self) -> None:
-        before = self._text
-        try:
-            self._text = self._file.read().decode()
-        except OSError as error:
-            self._close(type(error).__name__, error.strerror or "")
-        except UnicodeDecodeError as error:
-            self._close(type(error).__name__, "not UTF-8")
-        else:
-            self._problem = None
-            self._complaint.over()
-            if self._text != before:
-                log.info("org default read", file=str(self._file.path), org_default=_meaning(self._text))
+    def _read(self) -> str:
+        return self._file.read().decode()
 
-    def _close(self, error: str, problem: str) -> None:
-        self._text = None
-        self._problem = error, problem
-        self._complain(error, problem)
+    def _say_read(self, before: str | None, text: str | None) -> None:
+        if text is not None and text != before:
+            log.info("org default read", file=str(self._file.path), org_default=_meaning(text))
 
-    def _complain(self, error: str, problem: str) -> None:
-        if self._complaint.due(f"{error}: {problem}"):
-            path = str(self._file.path)
-            log.warning("org default unreadable, taken as unset", file=path, error=error, problem=problem)
+    def _say_unreadable(self, error: Exception) -> None:
+        path, kind = str(self._file.path), type(error).__name__
+        problem = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or ""
+        log.warning("org default unreadable, taken as unset", file=path, error=kind, problem=problem)
 
 
 def _meaning(text: str) -> str:

@@ -7,8 +7,8 @@ import structlog
 
 from billing_grpc.credentials import Principals
 from billing_grpc.errors import SettingsError
-from billing_grpc.model import Principal
-from billing_grpc.watched_file import Complaint, WatchedFile
+from billing_grpc.reloaded_file import ReloadedFile, problems_of
+from billing_grpc.watched_file import WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -54,43 +54,24 @@ class PrincipalsFile:
             SettingsError: it cannot be read, or what is wrong with it.
         """
         self._file = WatchedFile(path, _MAX_BYTES)
-        self._problems: list[str] = []
-        self._complaint = Complaint()
-        self._principals = self._read()
+        self._principals = ReloadedFile([self._file], self._read, made=self._say_read, broken=self._say_broken)
 
     def current(self) -> Principals:
         """The principals of the file as it was when it was last right."""
-        if self._file.changed():
-            self._take_up()
-        elif self._problems:
-            self._complain()
-        return self._principals
+        return self._principals.current()
 
     def reload(self) -> None:
         """Reads the file again, and says so if it is broken, even if that was said a moment ago."""
-        self._complaint.over()
-        self._take_up()
+        self._principals.reload()
 
-    def _take_up(self) -> None:
-        try:
-            self._principals = self._read()
-        except SettingsError as error:
-            self._problems = error.problems
-            self._complain()
-        else:
-            self._problems = []
-            self._complaint.over()
-            names = sorted({principal.name for principal in self._all()})
-            log.info("tokens file read", file=str(self._file.path), principals=names)
+    def _say_read(self, _: Principals | None, known: Principals) -> None:
+        tables = (known.by_digest, known.by_uri, known.by_dns)
+        names = sorted({principal.name for table in tables for principal in table.values()})
+        log.info("tokens file read", file=str(self._file.path), principals=names)
 
-    def _complain(self) -> None:
-        if self._complaint.due("\n".join(self._problems)):
-            path = str(self._file.path)
-            log.error("tokens file is broken, the old one stays in force", file=path, problems=self._problems)
-
-    def _all(self) -> set[Principal]:
-        known = self._principals
-        return {*known.by_digest.values(), *known.by_uri.values(), *known.by_dns.values()}
+    def _say_broken(self, error: Exception) -> None:
+        problems = problems_of(error)
+        log.error("tokens file is broken, the old one stays in force", file=str(self._file.path), problems=problems)
 
     def _read(self) -> Principals:
         try:

@@ -2,10 +2,8 @@
 
 import datetime as dt
 import ssl
-import threading
-import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import structlog
@@ -13,7 +11,8 @@ from cryptography import x509
 
 from billing_grpc.certificate import USABLE_KEYS, Certificate
 from billing_grpc.errors import SettingsError
-from billing_grpc.watched_file import Complaint, WatchedFile
+from billing_grpc.reloaded_file import ReloadedFile, problems_of
+from billing_grpc.watched_file import WatchedFile
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -22,6 +21,9 @@ _RETRY_SECONDS: Final = 1.0
 _MAX_BYTES: Final = 1 << 20
 _TRIES: Final = 3
 """How often files that are being replaced just now are read again before they count as broken."""
+
+Contents: TypeAlias = tuple[bytes, bytes, bytes | None]
+"""A key, its certificate chain, and the authorities that sign clients' certificates."""
 
 
 class TlsFiles:
@@ -39,13 +41,10 @@ class TlsFiles:
         self._certificate = WatchedFile(certificate, _MAX_BYTES)
         self._key = WatchedFile(key, _MAX_BYTES)
         self._client_ca = None if client_ca is None else WatchedFile(client_ca, _MAX_BYTES)
-        # Handshakes happen on gRPC's threads.
-        self._lock = threading.Lock()
-        self._problems: list[str] = []
-        self._tried = 0.0
-        self._complaint = Complaint()
-        self._current = self._read()
-        self._warn_of_the_end()
+        self._contents = ReloadedFile(
+            self._files(), self._read, made=self._say_read, broken=self._say_broken, retry_seconds=_RETRY_SECONDS
+        )
+        self._warn_of_the_end(self._contents.current())
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
         """Credentials for a listener; `mutual` requires a client certificate, which needs a client CA."""
@@ -58,22 +57,16 @@ class TlsFiles:
             served[0] = current
             return _configuration(current, mutual=mutual)
 
-        with self._lock:
-            served[0] = self._current
-            initial = _configuration(self._current, mutual=mutual)
+        served[0] = initial = self.current()
         # gRPC takes None for "no change", which its type stubs do not know.
         fetcher: Any = renewed
-        return grpc.dynamic_ssl_server_credentials(initial, fetcher, require_client_authentication=mutual)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(initial, mutual=mutual), fetcher, require_client_authentication=mutual
+        )
 
-    def current(self) -> tuple[bytes, bytes, bytes | None]:
+    def current(self) -> Contents:
         """Key, certificate chain and client CA in force."""
-        with self._lock:
-            changed = any(file.changed() for file in self._files())
-            if changed or (self._problems and time.monotonic() - self._tried >= _RETRY_SECONDS):
-                self._take_up()
-            elif self._problems:
-                self._complain()
-            return self._current
+        return self._contents.current()
 
     def client_authorities(self) -> bytes:
         """Return the authorities that sign clients' certificates now, in PEM; empty if there are none."""
@@ -81,34 +74,19 @@ class TlsFiles:
 
     def reload(self) -> None:
         """Reads the files again, and says so if they are broken, even if that was said a moment ago."""
-        with self._lock:
-            self._complaint.over()
-            self._take_up()
+        self._contents.reload()
 
-    def _take_up(self) -> None:
-        self._tried = time.monotonic()
-        try:
-            self._current = self._read()
-        except SettingsError as error:
-            self._problems = error.problems
-            self._complain()
-        except Exception as error:  # noqa: BLE001 - see below
-            # On gRPC's threads and in a signal's callback nobody would hear of it, and no handshake be answered.
-            self._problems = [f"unexpected {type(error).__name__}"]
-            self._complain(exc_info=True)
-        else:
-            self._problems = []
-            self._complaint.over()
-            log.info("TLS files read", certificate=str(self._certificate.path))
-            self._warn_of_the_end()
+    def _say_read(self, _: Contents | None, contents: Contents) -> None:
+        log.info("TLS files read", certificate=str(self._certificate.path))
+        self._warn_of_the_end(contents)
 
-    def _complain(self, *, exc_info: bool = False) -> None:
-        if self._complaint.due("\n".join(self._problems)):
-            problems = self._problems
-            log.error("TLS files are broken, the old ones stay in force", problems=problems, exc_info=exc_info)
+    def _say_broken(self, error: Exception) -> None:
+        unexpected = None if isinstance(error, SettingsError) else error
+        problems = problems_of(error)
+        log.error("TLS files are broken, the old ones stay in force", problems=problems, exc_info=unexpected)
 
-    def _warn_of_the_end(self) -> None:
-        ends = Certificate.first_of(self._current[1]).ends
+    def _warn_of_the_end(self, contents: Contents) -> None:
+        ends = Certificate.first_of(contents[1]).ends
         if ends <= dt.datetime.now(dt.UTC):
             path = str(self._certificate.path)
             log.warning("server certificate has expired", certificate=path, ended=ends.isoformat())
@@ -116,7 +94,7 @@ class TlsFiles:
     def _files(self) -> list[WatchedFile]:
         return [file for file in (self._certificate, self._key, self._client_ca) if file is not None]
 
-    def _read(self) -> tuple[bytes, bytes, bytes | None]:
+    def _read(self) -> Contents:
         for _ in range(_TRIES):
             contents = {file: _content(file) for file in self._files()}
             self._require_pair()
@@ -174,6 +152,6 @@ def _said(error: Exception) -> str:
     return getattr(error, "reason", None) or type(error).__name__
 
 
-def _configuration(current: tuple[bytes, bytes, bytes | None], *, mutual: bool) -> grpc.ServerCertificateConfiguration:
+def _configuration(current: Contents, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
     key, certificate, client_ca = current
     return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca if mutual else None)
