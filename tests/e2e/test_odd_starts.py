@@ -57,6 +57,30 @@ def test_a_hang_up_while_a_server_starts_or_stops_does_not_end_it() -> None:
             process.kill()
 
 
+# Says what SIGHUP would do when the server's modules, which take half a second to load, begin to be.
+ASKED_EARLY: Final = """
+import signal, sys
+class Asks:
+    def find_spec(self, name, *_):
+        if name == "billing_grpc.cli_server":
+            print(signal.getsignal(signal.SIGHUP).name)
+sys.meta_path.insert(0, Asks())
+from billing_grpc.cli import main
+main()
+"""
+
+
+def test_a_hang_up_is_ignored_before_anything_of_a_server_is_loaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED_EARLY, "serve", "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("SIG_IGN\n")
+
+
 def ignores_hang_ups(pid: int) -> bool:
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return bool((int(status["SigIgn"], 16) | int(status["SigCgt"], 16)) & 1 << (signal.SIGHUP - 1))
