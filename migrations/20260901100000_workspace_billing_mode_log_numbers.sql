@@ -88,7 +88,7 @@ BEGIN
                 number := greatest(
                     ((extract(epoch FROM clock_timestamp()) * 1000000)::bigint << 10) + pg_backend_pid() %% 1024,
                     (SELECT max(change_id) + 1 FROM %1$I.workspace_billing_mode_changes WHERE workspace_id = entry.id));
-                LOOP
+                FOR attempt IN 1..100 LOOP  -- not for ever: a rule or a trigger may drop what is inserted
                     INSERT INTO %1$I.workspace_billing_mode_changes
                         (change_id, workspace_id, change_time, previous_override, new_override, principal, database_user, reason,
                          request_id)

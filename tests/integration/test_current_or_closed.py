@@ -74,7 +74,7 @@ async def test_a_table_that_may_hold_old_values_closes(
     async with repository_of(owner) as repository:
         with capture_logs() as logged:
             await assert_closed(repository, DatabaseStale)
-        assert any("workspaces, or a partition of it, is" in line.get("text", "") for line in logged)
+        assert any("the table, or a partition of it, is" in line.get("text", "") for line in logged)
 
 
 async def test_a_table_that_a_subscription_fills_closes(owner: psycopg.Connection[Any], database_url: str) -> None:
@@ -117,7 +117,7 @@ async def test_an_id_with_several_rows_is_closed_in_every_read_and_never_written
     owner: psycopg.Connection[Any], empty_database_url: str
 ) -> None:
     owner.execute("CREATE TABLE workspaces (id uuid, region text, llm_billing_mode text)")
-    await asyncio.to_thread(migrations.up, empty_database_url)
+    await asyncio.to_thread(migrations.up, empty_database_url, allow_unsafe_table=True)
     for region, mode in (("eu", "byok"), ("us", "platform_managed"), ("ap", "byok")):
         owner.execute("INSERT INTO workspaces VALUES (%s, %s, %s)", [ONE, region, mode])
     owner.execute("INSERT INTO workspaces VALUES (%s, 'eu', 'byok')", [OTHER])
@@ -152,8 +152,28 @@ async def test_hidden_rows_close_whatever_the_session_says(
                 await call
         owner.execute("ALTER TABLE workspaces DISABLE ROW LEVEL SECURITY")
         owner.execute("ALTER TABLE workspace_billing_mode_changes ENABLE ROW LEVEL SECURITY")
-        with pytest.raises(DatabaseDenied):
-            await repository.list_changes(None, before=None, limit=10, budget=BUDGET)
+        # Without the log's last entry a stale etag would look current.
+        for hidden in (
+            repository.load_record(str(ONE), budget=BUDGET),
+            repository.save_override(str(ONE), BillingMode.BYOK, by=BY, budget=BUDGET),
+            repository.list_changes(None, before=None, limit=10, budget=BUDGET),
+            repository.check_administration(budget=BUDGET),
+        ):
+            with pytest.raises(DatabaseDenied):
+                await hidden
+
+
+async def test_functions_of_the_tenants_own_answer_nothing(owner: psycopg.Connection[Any]) -> None:
+    owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+    owner.execute("INSERT INTO workspaces VALUES (%s, 'platform_managed')", [ONE])
+    # A better match than the catalog's own aggregate, which takes any type.
+    owner.execute(
+        "CREATE FUNCTION opens(text[], text) RETURNS text[] LANGUAGE sql IMMUTABLE"
+        " AS $$ SELECT coalesce($1, '{}') || 'byok'::text $$"
+    )
+    owner.execute("CREATE AGGREGATE array_agg(text) (sfunc = opens, stype = text[])")
+    async with repository_of(owner) as repository:
+        assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("platform_managed")
 
 
 async def test_sessions_that_became_read_only_are_replaced_at_once(
@@ -209,7 +229,7 @@ async def test_a_read_only_database_closes_until_it_accepts_writes(
         assert await repository.load_override(str(ONE), budget=BUDGET) == StoredOverride("byok")
 
 
-RECORD: Final = ("current", None, ONE, "byok", 7, None, "somebody", "role")
+RECORD: Final = ("current", "current", None, ONE, "byok", 7, None, "somebody", "role", "byok")
 
 
 @pytest.mark.parametrize(
@@ -233,7 +253,7 @@ def test_a_record_of_another_workspace_is_no_answer() -> None:
     assert record_in([RECORD], ONE)[0].override == StoredOverride("byok")
     for rows, error in (
         ([RECORD, RECORD], ValueUnreadable),
-        ([(*RECORD[:2], OTHER, *RECORD[3:])], UnexpectedAnswer),
+        ([(*RECORD[:3], OTHER, *RECORD[4:])], UnexpectedAnswer),
         ([RECORD[:4]], ValueError),
     ):
         with pytest.raises(error):
@@ -243,4 +263,4 @@ def test_a_record_of_another_workspace_is_no_answer() -> None:
 def test_an_id_that_is_not_in_the_answer_does_not_exist() -> None:
     assert overrides_in([("current", None, None)], [ONE]) == {}
     assert overrides_in([("current", [ONE], [None])], [ONE, OTHER]) == {ONE: StoredOverride(None)}
-    assert record_in([("current", None, *[None] * 6)], ONE)[0].override == NO_WORKSPACE
+    assert record_in([("current", "current", None, *[None] * 7)], ONE)[0].override == NO_WORKSPACE

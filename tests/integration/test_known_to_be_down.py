@@ -24,7 +24,7 @@ from billing_grpc.postgres import PostgresRepository
 from billing_grpc.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
 from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
 from tests.faults.victim import Victim
-from tests.writes import BY
+from tests.writes import BY, add
 
 BUDGET: Final = 1.0
 POOL_SIZE: Final = 8
@@ -224,8 +224,7 @@ async def test_a_database_behind_an_address_that_hangs_is_found(victim: Victim, 
         ports = f"{silent.getsockname()[1]},{conninfo_to_dict(victim.url)['port']}"
         url = make_conninfo(victim.service_url, host=hosts, port=ports)
         async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
-            await known_to_be_down(repository, workspace)
-            await until(lambda: repository.available)
+            assert await read(repository, workspace, 1) == BYOK
 
 
 async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
@@ -357,8 +356,8 @@ async def test_sessions_that_somebody_ended_are_not_a_database_that_is_down(
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]
         )
-    assert await write(repository, workspace) is DatabaseUnreachable
-    assert await read(repository, workspace) == BYOK
+    assert await write(repository, workspace) is None
+    assert await read(repository, workspace) == StoredOverride("disabled")
     await until(lambda: repository.pool_stats().idle == POOL_SIZE)
     assert changes == []
 
@@ -483,3 +482,23 @@ async def test_a_write_that_failed_leaves_its_connection_fit_for_the_next_one(
             holder.execute("SELECT FROM workspaces WHERE id = %s FOR UPDATE", [workspace])
             assert await write(repository, workspace, 0.3) is DatabaseTimeout
         assert await write(repository, workspace) is None
+
+
+async def test_commits_that_wait_for_a_standby_that_is_away_take_few_of_the_servers_places(
+    victim: Victim, repository: PostgresRepository
+) -> None:
+    with psycopg.connect(victim.url, autocommit=True, options="-c synchronous_commit=local") as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            for workspaces in [[add(connection) for _ in range(4)] for _ in range(4)]:
+                told = await asyncio.gather(*(write(repository, each, 1.5) for each in workspaces))
+                assert set(told) == {DatabaseTimeout}
+            ((waiting,),) = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = %s", [SERVICE_ROLE]
+            ).fetchall()
+            assert waiting <= 2 * POOL_SIZE // 2
+            assert await read(repository, add(connection, "byok")) == BYOK
+        finally:
+            connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            connection.execute("SELECT pg_reload_conf()")

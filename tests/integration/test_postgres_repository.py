@@ -472,18 +472,19 @@ async def test_another_type_of_the_column_makes_no_difference(empty_database_url
         await repository.check_administration(budget=BUDGET)
 
 
-@pytest.mark.parametrize("kind", ["varchar(12)", "char(4)", "modes"])
+@pytest.mark.parametrize("kind", ["varchar(12)", "char(4)", "modes", "jsonb"])
 async def test_a_column_that_cannot_hold_every_mode_is_said(empty_database_url: str, kind: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("CREATE TYPE modes AS ENUM ('byok', 'disabled')")
         connection.execute(f"CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode {kind})")
         await asyncio.to_thread(migrations.up, empty_database_url)
+        stored = '"byok"' if kind == "jsonb" else "byok"
         workspace = str(uuid.uuid4())
-        connection.execute("INSERT INTO workspaces VALUES (%s, 'byok')", [workspace])
+        connection.execute("INSERT INTO workspaces VALUES (%s, %s)", [workspace, stored])
     async with PostgresRepository.opened(empty_database_url) as repository:
         with pytest.raises(WriteNotApplied):
             await repository.save_override(workspace, BillingMode.PLATFORM_MANAGED, by=BY, budget=BUDGET)
-        assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("byok")
+        assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride(stored)
         with capture_logs() as logged, pytest.raises(SchemaNotReady):
             await repository.check_administration(budget=BUDGET)
     assert ["llm_billing_mode" in line["text"] for line in logged] == [True]

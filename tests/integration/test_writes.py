@@ -8,6 +8,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import AsyncRawCursor
+from structlog.testing import capture_logs
 
 from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
@@ -122,6 +123,67 @@ async def test_a_write_that_the_database_undoes_is_rolled_back_and_said(
     assert unchanged.current == before
 
 
+# id: how a trigger of somebody else says no; none of these means that the database cannot be reached
+WAYS_TO_REFUSE: Final = {
+    "an error of its own": "RAISE 'no' USING ERRCODE = '45000'",
+    "a shutdown": "RAISE 'no' USING ERRCODE = '57P01'",
+    "a lost connection": "RAISE 'no' USING ERRCODE = '08006'",
+    "a missing right": "RAISE 'no' USING ERRCODE = '42501'",
+    "a read-only transaction": "RAISE 'no' USING ERRCODE = '25006'",
+    "an assertion": "ASSERT false",
+    "a missing column": "PERFORM NEW.no_such_column",
+    "two rows where one may be": "PERFORM (SELECT generate_series(1, 2))",
+}
+
+
+@pytest.mark.parametrize("how", WAYS_TO_REFUSE.values(), ids=WAYS_TO_REFUSE)
+async def test_a_trigger_that_refuses_a_write_is_not_taken_for_a_database_that_is_down(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], how: LiteralString
+) -> None:
+    workspace = add(owner, "disabled")
+    owner.execute(function(how + "; RETURN NEW;"))
+    owner.execute("CREATE TRIGGER undo BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION undo()")
+    with pytest.raises(WriteNotApplied):
+        await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
+    assert repository.available
+    assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("disabled")
+
+
+async def test_other_columns_of_a_row_stay_out_of_the_log(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    owner.execute("ALTER TABLE workspaces ADD token text DEFAULT 'sk-secret', ADD CHECK (llm_billing_mode <> 'byok')")
+    workspace = add(owner)
+    with capture_logs() as logged, pytest.raises(WriteNotApplied):
+        await repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
+    assert "sk-secret" not in str(logged)
+    assert [line["reason"] for line in logged] == ["WRITE_NOT_APPLIED"]
+
+
+async def test_what_is_acknowledged_is_durable_also_where_nothing_had_to_change(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner)
+    owner.execute("SET synchronous_commit = off")
+    for number in range(10):
+        mode = (BillingMode.BYOK, BillingMode.PLATFORM_MANAGED)[number % 2]
+        owner.execute("UPDATE workspaces SET llm_billing_mode = %s", [mode.value])
+        ((written,),) = owner.execute("SELECT pg_current_wal_insert_lsn()").fetchall()
+        change = await repository.save_override(workspace, mode, by=BY, budget=BUDGET)
+        assert not change.writes
+        assert owner.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", [written]).fetchall() == [(True,)]
+
+
+async def test_a_write_whose_connection_had_died_before_it_began_is_made_on_another(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner)
+    for mode in (BillingMode.BYOK, BillingMode.DISABLED):
+        owner.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'billing_grpc'")
+        change = await repository.save_override(workspace, mode, by=BY, budget=BUDGET)
+        assert change.current.override == StoredOverride(mode.value)
+
+
 @pytest.mark.parametrize(
     ("preferred", "expected"),
     [("off", "on"), ("local", "on"), ("remote_write", "on"), ("remote_apply", "remote_apply")],
@@ -178,12 +240,12 @@ async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, o
     async with connection:
         for seconds, error in ((-0.001, DatabaseTimeout), (BUDGET, None)):
             deadline = asyncio.get_running_loop().time() + seconds
-            write = OverrideWrite(UUID(workspace), BillingMode.BYOK, BY, "", "5s", deadline)
+            write = OverrideWrite(UUID(workspace), BillingMode.BYOK, BY, "", deadline)
             if error is None:
-                await save_override(connection, write)
+                await save_override(connection, write, "5s")
             else:
                 with pytest.raises(error):
-                    await save_override(connection, write)
+                    await save_override(connection, write, "5s")
             stored = owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone()
             assert stored == ("platform_managed" if error else "byok",)
 

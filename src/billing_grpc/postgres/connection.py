@@ -5,14 +5,17 @@ import socket
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Final, LiteralString, Self
+from typing import Any, ClassVar, Final, LiteralString, Self, cast
 
 import psycopg
 import structlog
 from psycopg import AsyncRawCursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Format
+
+from billing_grpc.errors import SchemaNotReady
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -22,26 +25,52 @@ CONNECT_TIMEOUT: Final = 2
 CONNECT_ERRORS: Final = (psycopg.Error, OSError, UnicodeError)
 """What a connect fails with; the last where a host's name cannot be put into the form that name services take."""
 
-# A transaction pooler gives each transaction whichever session of the server is free, with whatever others have set in it.
-# The server's process tells: a pooler invents the process id that it announces to its clients.
+# Asked of the server itself: a pooler repeats to new clients what its first session was told, long after a failover. And
+# a transaction pooler gives each transaction whichever session is free, with whatever others have set in it; the server's
+# process tells: a pooler invents the process id that it announces to its clients.
 _LOOK: Final = """
-SELECT pg_backend_pid(),
-       (SELECT reset_val FROM pg_settings WHERE name = 'search_path'),
-       (SELECT reset_val FROM pg_settings WHERE name = 'role')
+SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool,
+       pg_catalog.pg_backend_pid(),
+       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'),
+       coalesce((
+           SELECT pg_catalog.substr(setting, 6)
+           FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS setting
+           WHERE setrole = session_user::pg_catalog.regrole AND setting LIKE 'role=%'
+               AND (setdatabase = 0 OR setdatabase = (
+                   SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
+           ORDER BY setdatabase DESC LIMIT 1), 'none')
 """
+_STALE: Final = "the server is a standby, or its session is read-only"
 # Only where the session is ours alone. What an answer relies on never stands here: each read proves its own.
 _SESSION: Final = "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'"
-# Elsewhere each transaction begins with this: `workspaces` is the table that a new session would find, and a statement that
-# its caller has given up ends.
+# Elsewhere each transaction begins with these. Under another isolation level everything would be read as of the first of
+# these statements, and a table that is rewritten meanwhile would look empty.
+_BEGIN_OWN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _OWN_TRANSACTION: Final = """
-SELECT set_config('statement_timeout', $1, true), set_config('search_path', $2, true), set_config('role', $3, true)
+SELECT pg_catalog.set_config('statement_timeout', $1, true), pg_catalog.current_setting('search_path'),
+       pg_catalog.current_setting('role')
 """
+_FOREIGN_SESSION: Final = (
+    "a session of the pooler has another search path or role than a new one, or may lack the options of DATABASE_URL:"
+    " set them with ALTER ROLE billing_grpc SET ... alone, and let no other client use the pooler with this role"
+)
 _ANY_TEXT: Final = {"utf-8", "ascii"}
 """Python's names of the encodings in which every text can be sent; the second is that of a database that takes any bytes."""
 
 _FIRST_PATIENCE: Final = 0.5
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.4
+
+
+def each_host(conninfo: str) -> list[str]:
+    """Return the address once for each of its hosts, in their order."""
+    parts: dict[str, Any] = conninfo_to_dict(conninfo)
+    lists = {name: str(parts[name]).split(",") for name in ("host", "hostaddr", "port") if parts.get(name)}
+    count = max((len(values) for name, values in lists.items() if name != "port"), default=1)
+    return [
+        make_conninfo(**{**parts, **{name: values[min(at, len(values) - 1)] for name, values in lists.items()}})
+        for at in range(count)
+    ]
 
 
 async def _at_once() -> bool:
@@ -57,6 +86,10 @@ def _let_go(error: BaseException | None) -> None:
 def as_text(value: bytes | str, errors: str = "strict") -> str:
     """Return a text that `_TextAsBytes` may have left undecoded; `errors` as `bytes.decode` takes it."""
     return value.decode(errors=errors) if isinstance(value, bytes) else value
+
+
+class ForeignSession(Exception):
+    """A pooler's session looks `workspaces` up elsewhere than a new session would, because somebody changed its settings."""
 
 
 class _TextAsBytes(Loader):
@@ -77,16 +110,18 @@ class Connection(psycopg.AsyncConnection[Any]):
         direct: whether the session is ours alone; a pooler may put each transaction into another one.
         last_failure: the text of the last failed connect; None since the last successful one.
         may_connect: returns when a connection is worth an attempt; False when none is needed any more.
+        options: whether the address sets options of the session, which a pooler may not hand on.
         statement_timeout: after how long the server itself ends a statement, so that none outlives the longest call.
     """
 
     last_failure: ClassVar[str | None] = None
     may_connect: ClassVar[Callable[[], Awaitable[bool]]] = staticmethod(_at_once)
     statement_timeout: ClassVar[str] = "0"
+    options: ClassVar[bool] = False
 
     cur: AsyncRawCursor[Any]
     direct: bool
-    _own_transaction: tuple[str, str, str]
+    _settings: tuple[str, str]
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
@@ -110,34 +145,45 @@ class Connection(psycopg.AsyncConnection[Any]):
         raise psycopg.OperationalError("the pool closes")
 
     @classmethod
-    async def attempt(cls, patience: float | None, *args: Any, **kwargs: Any) -> Self:
-        """A ready connection, from one attempt.
+    async def attempt(cls, patience: float | None, conninfo: str, **kwargs: Any) -> Self:
+        """A ready connection to the first host that accepts writes, from one attempt at each.
 
         Args:
-            patience: seconds for connecting, and again for preparing the session; None leaves it to libpq, which gives
-                every address `CONNECT_TIMEOUT`.
-            args: as psycopg takes them.
+            patience: seconds for all hosts together, of which each gets its share for connecting, and again for preparing
+                the session: one that hangs must not hide the others. None gives every host `CONNECT_TIMEOUT`.
+            conninfo: the address.
             kwargs: as psycopg takes them.
 
         Raises:
-            TimeoutError: not connected within `patience`.
-            psycopg.Error: the server refused.
+            TimeoutError: a host did not connect within its share, and no other one could be used.
+            psycopg.Error: the server refused, or does not accept writes.
             OSError: there is no descriptor left for the socket.
             UnicodeError: the address is one that no name service can be asked for.
         """
-        try:
-            async with asyncio.timeout(patience):  # before there is a query, cancelling asks nobody
-                connection = await super().connect(*args, **kwargs)
-            await cls._prepare(connection, CONNECT_TIMEOUT if patience is None else patience)
-        except TimeoutError as error:
-            _let_go(error.__cause__)
-            raise
-        except CONNECT_ERRORS as error:
-            cls._remember(str(error).strip())
-            _let_go(error)
-            raise
-        cls.last_failure = None
-        return connection
+        hosts = each_host(conninfo)
+        share = None if patience is None else patience / len(hosts)
+        failures: list[Exception] = []
+        for host in hosts:
+            try:
+                async with asyncio.timeout(share):  # before there is a query, cancelling asks nobody
+                    connection = await super().connect(host, **kwargs)
+                await cls._prepare(connection, CONNECT_TIMEOUT if share is None else share)
+            except TimeoutError as error:
+                _let_go(error.__cause__)
+                failures.append(error)
+            except CONNECT_ERRORS as error:
+                _let_go(error)
+                failures.append(error)
+            else:
+                cls.last_failure = None
+                return connection
+        refusals = [error for error in failures if not isinstance(error, TimeoutError)]
+        if refusals:
+            cls._remember("; ".join(str(error).strip() for error in refusals))
+        slow = [error for error in failures if isinstance(error, TimeoutError)]
+        if slow or len(refusals) == 1:
+            raise (slow or refusals)[0]
+        raise psycopg.OperationalError(str(cls.last_failure)) from refusals[-1]
 
     async def _prepare(self, patience: float) -> None:
         if self.info.encoding in _ANY_TEXT:
@@ -147,9 +193,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
         try:
             await self.cur.execute(_LOOK)
-            pid, search_path, role = await self.cur.fetchone() or (None, "", "")
+            stale, pid, search_path, role = await self.cur.fetchone() or (True, None, "", "")
+            if stale:
+                raise psycopg.OperationalError(_STALE)
             self.direct = pid == self.pgconn.backend_pid
-            self._own_transaction = (self.statement_timeout, as_text(search_path), as_text(role))
+            self._settings = (as_text(search_path), as_text(role))
             if self.direct:
                 await self.cur.execute(_SESSION.format(statement_timeout=self.statement_timeout))
                 # Not on every platform. Where it is, a session whose caller has cut the connection ends soon and holds
@@ -177,15 +225,32 @@ class Connection(psycopg.AsyncConnection[Any]):
         if self.direct:
             await self.cur.execute(query, parameters, binary=True)
             return await self.cur.fetchall()
-        async with self.pipeline():  # up to its end one transaction, in one round trip
-            await self.begin_own()
+        async with self.pipeline():  # one round trip
+            await self.execute(_BEGIN_OWN)
+            own = await self.begin_own()
             cursor = await self.execute(query, parameters, binary=True)
+            await self.execute("COMMIT")
+        await self.require_own(own)
         return await cursor.fetchall()
 
-    async def begin_own(self) -> None:
-        """Makes the transaction that has just begun see the schema as a new session would, wherever it runs."""
-        if not self.direct:
-            await self.execute(_OWN_TRANSACTION, self._own_transaction)
+    async def begin_own(self) -> AsyncRawCursor[Any] | None:
+        """Bound the statements of the transaction that has begun, and ask where it looks up tables; `None` if direct."""
+        if self.direct:
+            return None
+        return cast("AsyncRawCursor[Any]", await self.execute(_OWN_TRANSACTION, [self.statement_timeout]))
+
+    async def require_own(self, own: AsyncRawCursor[Any] | None) -> None:
+        """Return if the transaction of `begin_own` saw the schema as a new session would.
+
+        Raises:
+            ForeignSession: it did not, or nobody knows.
+        """
+        if own is None:
+            return
+        _, search_path, role = await own.fetchone() or (None, None, None)
+        if self.options or (search_path, role) != self._settings:
+            log.warning("storage failed", reason=SchemaNotReady.reason, text=_FOREIGN_SESSION)
+            raise ForeignSession
 
     def storable(self, text: str) -> str:
         """The text as a database of another encoding than UTF-8 can store it, with a question mark for what it cannot."""

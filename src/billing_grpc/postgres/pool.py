@@ -10,10 +10,17 @@ import psycopg
 from psycopg import AsyncRawCursor
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, RequestError, StorageError
-from billing_grpc.postgres.address import complete_address
+from billing_grpc.errors import (
+    DatabaseStale,
+    DatabaseTimeout,
+    DatabaseUnreachable,
+    RequestError,
+    SchemaNotReady,
+    StorageError,
+)
+from billing_grpc.postgres.address import complete_address, parse_address
 from billing_grpc.postgres.breaker import Breaker
-from billing_grpc.postgres.connection import Connection
+from billing_grpc.postgres.connection import Connection, ForeignSession
 from billing_grpc.postgres.probe import DatabaseProbe
 from billing_grpc.postgres.standing import StaleSession
 from billing_grpc.postgres.translation import connect_error_kind, storage_error
@@ -109,6 +116,7 @@ class BoundedPool:
             """Remembers failures for this pool alone."""
 
             statement_timeout = server_timeout(longest_budget)
+            options = bool(parse_address(database_url).get("options"))
 
         own = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
         self._ask_anew = DatabaseProbe(PooledConnection, own, probe, longest_budget)
@@ -169,13 +177,22 @@ class BoundedPool:
         """When work that begins now must end, in the clock of the event loop; its connection is severed then."""
         return asyncio.get_running_loop().time() + budget * _SEVER_AT
 
-    async def run(self, work: Work[Result], *, budget: float, writes: bool = False, proves: bool = True) -> Result:
+    async def run(
+        self,
+        work: Work[Result],
+        *,
+        budget: float,
+        writes: bool = False,
+        repeatable: Callable[[], bool] = lambda: True,
+        proves: bool = True,
+    ) -> Result:
         """What `work` answers.
 
         Args:
             work: what to do with a connection.
             budget: seconds until this method has returned or raised.
-            writes: whether the work writes; it is then not done again when its connection turns out to be dead.
+            writes: whether the work writes, and so may use only some of the connections.
+            repeatable: whether the work may be done again when its connection turns out to be dead.
             proves: whether it reads what the probe reads, so that its success says that the database can be asked.
 
         Raises:
@@ -188,7 +205,7 @@ class BoundedPool:
         lease = _Lease()
         deadline = self.deadline(budget)
         expiry = loop.call_at(deadline, lease.expire)
-        task = loop.create_task(self._within(deadline, lease, work, writes=writes))
+        task = loop.create_task(self._within(deadline, lease, work, repeatable, writes=writes))
         task.add_done_callback(lambda _: expiry.cancel())
         self._track(task)
         self._working[task] = lease
@@ -272,7 +289,9 @@ class BoundedPool:
         self._running.add(task)
         task.add_done_callback(ended)
 
-    async def _within(self, deadline: float, lease: _Lease, work: Work[Result], *, writes: bool) -> Result:
+    async def _within(
+        self, deadline: float, lease: _Lease, work: Work[Result], repeatable: Callable[[], bool], *, writes: bool
+    ) -> Result:
         async with AsyncExitStack() as held:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -282,7 +301,7 @@ class BoundedPool:
             except TimeoutError:
                 raise DatabaseTimeout from None
             try:
-                return await self._repeatedly(deadline, lease, work, writes=writes)
+                return await self._repeatedly(deadline, lease, work, repeatable)
             except RequestError:
                 raise
             except StaleSession as error:
@@ -290,7 +309,9 @@ class BoundedPool:
             except Exception as error:
                 raise storage_error(error) from error
 
-    async def _repeatedly(self, deadline: float, lease: _Lease, work: Work[Result], *, writes: bool) -> Result:
+    async def _repeatedly(
+        self, deadline: float, lease: _Lease, work: Work[Result], repeatable: Callable[[], bool]
+    ) -> Result:
         for _ in range(self._size):
             try:
                 return await self._once(deadline, lease, work)
@@ -299,7 +320,7 @@ class BoundedPool:
             except psycopg.OperationalError as error:
                 if lease.expired:
                     raise DatabaseTimeout from error
-                if writes or not _connection_lost(error):
+                if not (_connection_lost(error) and repeatable()):
                     raise
         return await self._once(deadline, lease, work)
 
@@ -324,6 +345,9 @@ class BoundedPool:
         except (StaleSession, psycopg.errors.ReadOnlySqlTransaction) as error:
             await connection.close()
             raise StaleSession from error
+        except ForeignSession as error:
+            await connection.close()
+            raise SchemaNotReady from error
         finally:
             lease.connection = None
             if lease.expired:

@@ -24,7 +24,7 @@ from billing_grpc.model import (
 )
 from billing_grpc.postgres.connection import Connection, as_text
 from billing_grpc.postgres.standing import CHILDREN_STANDING, HAS_CHILDREN, require_current
-from billing_grpc.postgres.statements import LOAD_OVERRIDES, LOAD_RECORD
+from billing_grpc.postgres.statements import LOAD_OVERRIDES, LOAD_RECORD, LOG, WORKSPACES
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -47,7 +47,7 @@ async def load_overrides(
         StorageError: the table may hold old values, or hide rows.
     """
     rows = await connection.read(LOAD_OVERRIDES, [list(asked), _limit(asked)])
-    await require_current_rows(connection, rows)
+    await require_current_rows(connection, rows, WORKSPACES)
     return overrides_in(rows, asked)
 
 
@@ -60,20 +60,27 @@ async def load_record(connection: Connection, key: UUID) -> WorkspaceRecord:
         StorageError: the table may hold old values, hide rows, or hold the id more than once.
     """
     rows = await connection.read(LOAD_RECORD, [key])
-    await require_current_rows(connection, rows)
+    await require_current_rows(connection, rows, WORKSPACES, LOG)
     record, _ = record_in(rows, key)
     return record
 
 
-async def require_current_rows(connection: Connection, rows: Sequence[Row]) -> None:
-    """Return if the rows of one statement are current and complete; raises as `load_record`."""
+async def require_current_rows(connection: Connection, rows: Sequence[Row], *tables: str) -> None:
+    """Return if the rows of one statement are current and complete; raises as `load_record`.
+
+    Args:
+        connection: the connection that they came from.
+        rows: their first columns are the standings of the tables.
+        tables: the tables that the statement read.
+    """
     if not rows:
         raise UnexpectedAnswer
-    standing = as_text(rows[0][0])
-    require_current(standing)
-    if standing == HAS_CHILDREN:
-        ((of_children,),) = await connection.read(CHILDREN_STANDING, [])
-        require_current(as_text(of_children))
+    for table, said in zip(tables, rows[0], strict=False):
+        standing = as_text(said)
+        require_current(standing, table)
+        if standing == HAS_CHILDREN:
+            ((of_children,),) = await connection.read(CHILDREN_STANDING, [table])
+            require_current(as_text(of_children), table)
 
 
 def overrides_in(rows: Sequence[Row], asked: Collection[UUID]) -> dict[UUID, StoredOverride | ResolutionError]:
@@ -108,7 +115,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
         ValueUnreadable: several rows have this id.
         UnicodeDecodeError: the stored text is not UTF-8.
     """
-    _, now, found, override, change_id, change_time, principal, database_user, recorded = rows[0]
+    _, _, now, found, override, change_id, change_time, principal, database_user, recorded = rows[0]
     if len(rows) > 1:
         _doubled(key)
         raise ValueUnreadable

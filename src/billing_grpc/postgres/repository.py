@@ -22,7 +22,7 @@ from billing_grpc.model import (
 from billing_grpc.postgres.connection import Connection
 from billing_grpc.postgres.pool import BoundedPool, PoolStats, server_timeout
 from billing_grpc.postgres.reading import changes_in, load_overrides, load_record, require_current_rows
-from billing_grpc.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF
+from billing_grpc.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF, LOG
 from billing_grpc.postgres.writing import OverrideWrite, save_override
 
 log = structlog.stdlib.get_logger(__name__)
@@ -101,13 +101,13 @@ class PostgresRepository:
     ) -> OverrideChange:
         """As `Repository` says."""
         clock = asyncio.get_running_loop().time
-        asked, deadline = clock(), self._pool.deadline(budget)
+        asked = clock()
+        write = OverrideWrite(UUID(workspace_id), mode, by, etag, self._pool.deadline(budget))
 
         async def work(connection: Connection) -> OverrideChange:
-            timeout = server_timeout(budget, clock() - asked)
-            return await save_override(connection, OverrideWrite(UUID(workspace_id), mode, by, etag, timeout, deadline))
+            return await save_override(connection, write, server_timeout(budget, clock() - asked))
 
-        return await self._pool.run(work, budget=budget, writes=True)
+        return await self._pool.run(work, budget=budget, writes=True, repeatable=lambda: not write.commit_sent)
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
@@ -120,7 +120,7 @@ class PostgresRepository:
 
         async def work(connection: Connection) -> Sequence[RecordedChange]:
             rows = await connection.read(query, parameters)
-            await require_current_rows(connection, rows)
+            await require_current_rows(connection, rows, LOG)
             return changes_in(rows)
 
         return await self._pool.run(work, budget=budget, proves=False)

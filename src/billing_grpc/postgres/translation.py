@@ -47,6 +47,7 @@ _DENIED_HINTS: Final = (
     "ident authentication failed",
     "is not permitted to log in",
     "permission denied for database",
+    "no such user",  # a pooler
 )
 
 
@@ -72,18 +73,24 @@ def storage_error(error: Exception) -> StorageError:
         "storage failed",
         reason=kind.reason,
         error=type(error).__name__,
-        text=_CAUSES.get(getattr(error, "sqlstate", None) or "", str(error).strip()),
+        text=_CAUSES.get(getattr(error, "sqlstate", None) or "", _text(error)),
         exc_info=not isinstance(error, psycopg.Error),
     )
     return kind()
 
 
-# Said by libpq itself, of a server that `target_session_attrs` does not accept.
+# Said by us, and by libpq of a server that `target_session_attrs` does not accept.
 _STALE_HINTS: Final = ("session is read-only", "server is in hot standby mode")
 _FOREIGN_STATEMENTS: Final = (
     "a pooler shares sessions between clients, and another client of it prepares statements under names"
 )
 _CAUSES: Final = {"26000": _FOREIGN_STATEMENTS, "42P05": _FOREIGN_STATEMENTS}
+
+
+def _text(error: Exception) -> str:
+    """Return what the server said, without the row that its details repeat: other columns are no business of our log."""
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return primary or str(error).strip()
 
 
 def connect_error_kind(text: str) -> type[StorageError]:

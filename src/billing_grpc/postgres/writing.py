@@ -27,17 +27,27 @@ from billing_grpc.postgres.statements import (
     COMMIT,
     LOAD_RECORD,
     LOCK,
+    LOG,
     STILL_IN_TIME,
+    STUCK_COMMITS,
+    WORKSPACES,
     WRITE,
 )
 
 log = structlog.stdlib.get_logger(__name__)
 
-_REFUSED_BY_THE_TABLE: Final = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
-"""The column's type has no room for the mode, a constraint does not know it, or a trigger says no."""
+_REFUSALS: Final = frozenset({"09", "21", "22", "23", "27", "38", "39", "44", "45", "P0"})
+"""Classes of errors by which a table says no: its column's type, a constraint, a trigger."""
+_MORE_REFUSALS: Final = frozenset({"428C9", "55000"})
+"""The column is generated; the table is published and has no key to publish its changes by."""
+_IN_A_TRIGGER: Final = frozenset({"08", "25", "42", "57"})
+"""What says something of the database, or of the statement, unless a function of somebody else raised it."""
+_OUR_TRIGGER: Final = "record_workspace_billing_mode_change"
+_MOST_STUCK: Final = 4
+"""How many commits of the role may wait for a standby for longer than a second; each holds one of the server's places."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OverrideWrite:
     """A write to be made.
 
@@ -46,20 +56,25 @@ class OverrideWrite:
         mode: None to inherit.
         by: who writes, and why.
         etag: of the workspace as its caller knows it; empty writes unconditionally.
-        timeout: how long the server may work on a statement, or wait for the next one, as Postgres takes it.
         deadline: when its caller gives up, in the clock of the event loop.
+        commit_sent: whether it may have happened; until then it can be made again on another connection.
     """
 
     key: UUID
     mode: BillingMode | None
     by: Announcement
     etag: str
-    timeout: str
     deadline: float
+    commit_sent: bool = False
 
 
-async def save_override(connection: Connection, write: OverrideWrite) -> OverrideChange:
+async def save_override(connection: Connection, write: OverrideWrite, limit: str) -> OverrideChange:
     """Make the write and return what it found and left; nothing is committed unless it left what was asked for.
+
+    Args:
+        connection: in no transaction.
+        write: what to write.
+        limit: how long the server may work on a statement, or wait for the next one, as Postgres takes it.
 
     Raises:
         WriteUndone: the database did something else; rolled back.
@@ -68,15 +83,18 @@ async def save_override(connection: Connection, write: OverrideWrite) -> Overrid
         UnexpectedAnswer: as `reading.load_record`, like StaleSession and StorageError.
     """
     async with _rolled_back_unless_committed(connection):
-        previous = await _begin(connection, write)
+        previous, moment = await _begin(connection, write, limit)
         change = OverrideChange.planned(previous, write.mode, write.etag)
-        if not change.writes:
+        if change.stale or not previous.override.exists:
             return change
-        current, moment = await _write(connection, write, change)
+        if change.writes:
+            current, moment = await _write(connection, write, change)
+            change = OverrideChange(previous, current)
+        # Also where nothing changes: the state that is acknowledged may be another writer's, committed and not yet durable.
         # In the server's clock: it said the time before it answered, so the moment comes no later than the caller's.
         left = write.deadline - asyncio.get_running_loop().time()
-        await _commit(connection, moment + timedelta(seconds=left))
-        return OverrideChange(previous, current)
+        await _commit(connection, write, moment + timedelta(seconds=left))
+        return change
 
 
 @asynccontextmanager
@@ -89,20 +107,26 @@ async def _rolled_back_unless_committed(connection: Connection) -> AsyncIterator
                 await connection.execute("ROLLBACK")
 
 
-async def _begin(connection: Connection, write: OverrideWrite) -> WorkspaceRecord:
-    """Lock the row and return what it says: each statement sees what was committed when it began."""
+async def _begin(connection: Connection, write: OverrideWrite, limit: str) -> tuple[WorkspaceRecord, datetime]:
+    """Lock the row and return what it says, and when: each statement sees what was committed when it began."""
     texts = [connection.storable(each) for each in (write.by.principal, write.by.reason, write.by.request_id)]
     async with connection.pipeline():
         await connection.execute(BEGIN)
-        await connection.begin_own()
-        await connection.execute(ANNOUNCE, [*texts, write.timeout])
+        own = await connection.begin_own()
+        await connection.execute(ANNOUNCE, [*texts, limit])
+        stuck = await connection.execute(STUCK_COMMITS)
         locked = await connection.execute(LOCK, [write.key])
         loaded = await connection.execute(LOAD_RECORD, [write.key], binary=True)
+    await connection.require_own(own)
+    ((count,),) = await stuck.fetchall()
+    if count >= _MOST_STUCK:
+        log.warning("storage failed", reason=DatabaseTimeout.reason, text="commits wait for a synchronous standby")
+        raise DatabaseTimeout
     rows = await loaded.fetchall()
-    await require_current_rows(connection, rows)
-    record, _ = record_in(rows, write.key, errors="replace")
+    await require_current_rows(connection, rows, WORKSPACES, LOG)
+    record, moment = record_in(rows, write.key, errors="replace")
     # A row that appeared after the lock found none was not locked.
-    return record if locked.rowcount else WorkspaceRecord(NO_WORKSPACE)
+    return (record if locked.rowcount else WorkspaceRecord(NO_WORKSPACE)), moment
 
 
 async def _write(
@@ -113,23 +137,37 @@ async def _write(
             await connection.execute(WRITE, [write.key, change.current.override.text])
             await connection.execute(CHECK_NOW)
             loaded = await connection.execute(LOAD_RECORD, [write.key], binary=True)
-    except _REFUSED_BY_THE_TABLE as error:
-        log.warning("storage failed", reason=WriteNotApplied.reason, text=str(error).strip())
+    except psycopg.Error as error:
+        if not _is_refusal(error):
+            raise
+        log.warning("storage failed", reason=WriteNotApplied.reason, text=error.diag.message_primary)
         raise WriteNotApplied from error
     rows = await loaded.fetchall()
-    await require_current_rows(connection, rows)
+    await require_current_rows(connection, rows, WORKSPACES, LOG)
     current, moment = record_in(rows, write.key)
     if current.override != change.current.override:
         raise WriteNotApplied
-    if current.change_id == change.previous.change_id:
+    if current.change_id == change.previous.change_id or current.unrecorded:
         raise ChangeNotRecorded
     return current, moment
 
 
-async def _commit(connection: Connection, until: datetime) -> None:
+def _is_refusal(error: psycopg.Error) -> bool:
+    """Return whether the table refused the write, so that nothing is wrong with the connection or the server."""
+    state, context = error.sqlstate or "", error.diag.context or ""
+    if error.diag.severity_nonlocalized != "ERROR":
+        return False  # the session ends
+    if state[:2] in _REFUSALS or state in _MORE_REFUSALS:
+        return True
+    # The server's own words for a statement that was cancelled name the tuple, and no function.
+    return state != "57014" and state[:2] in _IN_A_TRIGGER and "function" in context and _OUR_TRIGGER not in context
+
+
+async def _commit(connection: Connection, write: OverrideWrite, until: datetime) -> None:
     try:
         async with connection.pipeline():
             await connection.execute(STILL_IN_TIME, [until])
+            write.commit_sent = True
             committed = await connection.execute(COMMIT)
     except psycopg.errors.InvalidTextRepresentation as error:
         raise DatabaseTimeout from error
