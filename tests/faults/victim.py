@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,10 +40,12 @@ class Victim:
         return make_conninfo(self.url, user=migrations.SERVICE_ROLE)
 
     def kill(self) -> None:
-        """Ends every process of it, without a word."""
+        """Ends every process of it, without a word; returns when the first of them is gone."""
         for pid in self.server.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        while self.server.pid is not None:
+            time.sleep(0.01)
 
     @contextmanager
     def hung(self) -> Iterator[None]:
@@ -61,11 +64,11 @@ class Victim:
 
 
 @contextmanager
-def running_victim() -> Iterator[Victim]:
+def running_victim(*, durable: bool = False) -> Iterator[Victim]:
     """A migrated server with the service's role, removed at the end."""
     place = Path(tempfile.gettempdir())
     name = f"billing-faults-{uuid.uuid4().hex[:8]}"
-    victim = Victim(EmbeddedPostgres(place / name, durable=False), place / f"{name}.s")
+    victim = Victim(EmbeddedPostgres(place / name, durable=durable), place / f"{name}.s")
     try:
         victim.start()
         migrations.up(victim.url)

@@ -1,0 +1,202 @@
+"""The service behind a real PgBouncer that gives each transaction whichever session is free."""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, LiteralString
+
+import psycopg
+import pytest
+
+from billing_grpc.client import BillingClient
+from billing_grpc.model import Announcement, BillingMode, Resolution
+from billing_grpc.postgres import PostgresRepository
+from tests.e2e.conftest import Serve, Server, serving, until
+from tests.faults.pooler import SESSION, TRANSACTION, Pooler, running_pooler
+from tests.faults.victim import Victim
+from tests.integration.conftest import add_workspace
+
+CALLERS: Final = 8
+SECONDS: Final = 2.0
+BUDGET: Final = 10.0
+ABSENT: Final = "00000000-0000-4000-8000-00000000dead"
+
+
+@pytest.fixture(scope="module")
+def pooler(kept: Victim) -> Iterator[Pooler]:
+    """In transaction mode, before the server of this module."""
+    with running_pooler(kept.sockets, kept, TRANSACTION) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(kept: Victim, pooler: Pooler) -> Iterator[Server]:
+    """Asks through the pooler, for an organisation whose default is `byok`."""
+    with serving() as serve:
+        yield start(serve, pooler.through(kept.service_url))
+
+
+def start(serve: Serve, url: str) -> Server:
+    return serve(
+        settings={
+            "DATABASE_URL": url,
+            "MOLECULE_LLM_BILLING_MODE": "byok",
+            "BILLING_GRPC_STORAGE_TIMEOUT": str(BUDGET),
+        }
+    )
+
+
+@asynccontextmanager
+async def reconnecting(pooler: Pooler) -> AsyncIterator[None]:
+    """New sessions all the while."""
+
+    async def run() -> None:
+        while True:
+            await asyncio.to_thread(pooler.renew_sessions)
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def short_lived(pooler: Pooler) -> AsyncIterator[None]:
+    """Sessions that live for a second."""
+    pooler.ask("SET server_lifetime = 1")
+    try:
+        yield
+    finally:
+        pooler.ask("SET server_lifetime = 3600")
+
+
+RENEWALS: Final = {"RECONNECT": reconnecting, "server_lifetime": short_lived}
+
+
+@contextmanager
+def rows_hidden(url: str) -> Iterator[None]:
+    """A policy lets the service's role see no row."""
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY")
+        try:
+            yield
+        finally:
+            owner.execute("ALTER TABLE workspaces DISABLE ROW LEVEL SECURITY")
+
+
+@contextmanager
+def read_only(url: str) -> Iterator[None]:
+    """A server whose every session is read-only."""
+    with psycopg.connect(url, autocommit=True) as owner:
+
+        def turn(statement: LiteralString, value: str) -> None:
+            owner.execute(statement)
+            owner.execute("SELECT pg_reload_conf()")
+            until(lambda: owner.execute("SHOW default_transaction_read_only").fetchone() == (value,))
+
+        turn("ALTER SYSTEM SET default_transaction_read_only = on", "on")
+        try:
+            yield
+        finally:
+            turn("ALTER SYSTEM RESET default_transaction_read_only", "off")
+
+
+async def ask_for_a_while(client: BillingClient, workspaces: list[str]) -> Counter[tuple[str, ...]]:
+    """Counts what many callers were told: workspace, mode, source and reason."""
+    seen: Counter[tuple[str, ...]] = Counter()
+
+    def note(resolution: Resolution) -> None:
+        reason = "" if resolution.error is None else resolution.error.reason
+        seen[resolution.workspace_id, resolution.mode.value, resolution.source.value, reason] += 1
+
+    async def call(first: int) -> None:
+        end = asyncio.get_running_loop().time() + SECONDS
+        for number in itertools.count(first):
+            if asyncio.get_running_loop().time() > end:
+                return
+            one = workspaces[number % len(workspaces)]
+            note(await client.resolve(one))
+            for resolution in [*await client.resolve_many([one]), *await client.resolve_many(workspaces)]:
+                note(resolution)
+
+    await asyncio.gather(*(call(first) for first in range(CALLERS)))
+    return seen
+
+
+@pytest.mark.parametrize("renewed", RENEWALS.values(), ids=RENEWALS)
+async def test_a_row_that_is_hidden_is_never_answered_as_the_organisation_s_default(
+    kept: Victim, pooler: Pooler, service: Server, renewed: Callable[[Pooler], Any]
+) -> None:
+    closed = [add_workspace(kept.url, "platform_managed") for _ in range(3)]
+    async with BillingClient(service.address, timeout=BUDGET) as client:
+        with rows_hidden(kept.url):
+            async with renewed(pooler):
+                seen = await ask_for_a_while(client, closed)
+    assert seen.keys() == {(each, "platform_managed", "constant_fallback", "DATABASE_DENIED") for each in closed}
+
+
+@pytest.mark.parametrize("renewed", RENEWALS.values(), ids=RENEWALS)
+async def test_each_workspace_gets_its_own_mode_and_every_call_its_answer(
+    kept: Victim, pooler: Pooler, service: Server, renewed: Callable[[Pooler], Any]
+) -> None:
+    stored = {add_workspace(kept.url, mode.value): mode.value for mode in [*BillingMode] * 4}
+    expected = {(each, mode, "workspace_override", "") for each, mode in stored.items()}
+    expected.add((ABSENT, "byok", "org_default", ""))
+    async with BillingClient(service.address, timeout=BUDGET) as client, renewed(pooler):
+        seen = await ask_for_a_while(client, [*stored, ABSENT])
+    assert seen.keys() == expected
+
+
+@pytest.mark.parametrize("mode", [SESSION, TRANSACTION])
+def test_what_a_pooler_remembers_keeps_nobody_from_a_server_that_is_writable_now(kept: Victim, mode: str) -> None:
+    workspace = add_workspace(kept.url, "byok")
+    with running_pooler(kept.sockets, kept, mode) as pooler, serving() as serve:
+        with read_only(kept.url):
+            service = start(serve, pooler.through(kept.service_url))
+            assert service.resolve(workspace).error.reason == "DATABASE_STALE"
+        until(lambda: not service.resolve(workspace).HasField("error"))
+        with psycopg.connect(pooler.through(kept.service_url)) as another:
+            assert another.pgconn.parameter_status(b"default_transaction_read_only") == b"on"  # it still says so
+
+
+async def test_each_change_is_recorded_for_its_own_principal_and_for_no_other(kept: Victim, pooler: Pooler) -> None:
+    shared = add_workspace(kept.url, "disabled")
+    own = {f"principal-{number}": add_workspace(kept.url, "disabled") for number in range(CALLERS)}
+    through = pooler.through(kept.service_url)
+
+    async def write(repository: PostgresRepository, principal: str) -> None:
+        for number, mode in enumerate([BillingMode.BYOK, BillingMode.DISABLED] * 5):
+            for workspace in (own[principal], shared):
+                by = Announcement(principal, f"{principal} {number}", f"request of {principal}")
+                await repository.save_override(workspace, mode, by=by, budget=BUDGET)
+
+    async def write_unannounced() -> None:
+        async with await psycopg.AsyncConnection.connect(through, autocommit=True) as another:
+            for mode in ["byok", "disabled"] * 20:
+                statement = "UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s"
+                await another.execute(statement, [mode, unannounced], prepare=False)
+
+    unannounced = add_workspace(kept.url, "disabled")
+    async with PostgresRepository.opened(through, longest_budget=BUDGET) as repository, reconnecting(pooler):
+        calls: list[Awaitable[None]] = [write(repository, principal) for principal in own]
+        await asyncio.gather(*calls, write_unannounced())
+
+    with psycopg.connect(kept.url) as owner:
+        entries = owner.execute(
+            "SELECT workspace_id::text, principal, reason, request_id FROM workspace_billing_mode_changes"
+            " WHERE database_user = 'billing_grpc'"
+        ).fetchall()
+    said = Counter(workspace for workspace, *_ in entries if workspace in {*own.values(), unannounced})
+    assert said == {**dict.fromkeys(own.values(), 10), unannounced: 40}
+    for workspace, principal, reason, request_id in entries:
+        if workspace == unannounced:
+            assert (principal, reason, request_id) == ("", "", "")
+        elif workspace in {shared, *own.values()}:
+            assert workspace in {shared, own[principal]}
+            assert (reason.split()[0], request_id) == (principal, f"request of {principal}")
