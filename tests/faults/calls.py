@@ -25,6 +25,9 @@ UNAVAILABLE: Final = "unavailable"
 LATE: Final = "late"
 WRONG: Final = "wrong"
 
+BYOK: Final = pb.BILLING_MODE_BYOK
+CLOSED_MODE: Final = pb.BILLING_MODE_PLATFORM_MANAGED
+
 CORRUPT: Final = "BYOK, please"
 KEY: Final = "OPENAI_API_KEY"
 REASONS: Final = {
@@ -70,8 +73,8 @@ def require(holds: object, what: str) -> None:
         raise UnexpectedAnswer(what)
 
 
-def judge(resolution: pb.BillingModeResolution) -> tuple[str, str]:
-    """The verdict over one resolution of a workspace that stores `byok`, in an organisation whose default is `byok`."""
+def judge(resolution: pb.BillingModeResolution, stored: "pb.BillingMode" = BYOK) -> tuple[str, str]:
+    """The verdict over one resolution of a workspace that stores this mode, in an organisation whose default is `byok`."""
     if resolution.HasField("error"):
         require(resolution.resolved_mode == pb.BILLING_MODE_PLATFORM_MANAGED, "an open answer with an error")
         require(resolution.source == pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK, "an error, and another source")
@@ -82,7 +85,7 @@ def judge(resolution: pb.BillingModeResolution) -> tuple[str, str]:
         require(resolution.resolved_mode == pb.BILLING_MODE_PLATFORM_MANAGED, "a corrupt override opened")
         return CORRUPT_SHOWN, ""
     require(resolution.source == pb.BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE, "not the override, and no error")
-    require(resolution.resolved_mode == pb.BILLING_MODE_BYOK, "not what is stored")
+    require(resolution.resolved_mode == stored, f"{pb.BillingMode.Name(resolution.resolved_mode)}, which is not stored")
     return TRUTH, ""
 
 
@@ -110,15 +113,21 @@ class Caller:
     Args:
         stub: the service.
         rpc: which one.
-        workspace_id: a stored workspace; written by nobody but this caller if the RPC is Set, else one that says `byok`.
+        workspace_id: a stored workspace; written by nobody but this caller if the RPC is Set.
         deadline: in seconds.
+        stored: what the workspace says, where it is only read.
     """
 
     def __init__(
-        self, stub: "service_grpc.BillingModeServiceAsyncStub", rpc: str, workspace_id: str, deadline: float
+        self,
+        stub: "service_grpc.BillingModeServiceAsyncStub",
+        rpc: str,
+        workspace_id: str,
+        deadline: float,
+        stored: "pb.BillingMode" = BYOK,
     ) -> None:
         self.rpc, self.workspace_id, self.deadline = rpc, workspace_id, deadline
-        self._stub = stub
+        self._stub, self._stored = stub, stored
         self._number = 0
         self._name = uuid.uuid4().hex[:8]
         self._token = ""
@@ -157,16 +166,22 @@ class Caller:
         except UnexpectedAnswer as wrong:
             return WRONG, str(wrong)
 
+    def _judge(self, resolution: pb.BillingModeResolution) -> tuple[str, str]:
+        return judge(resolution, self._stored)
+
+    def _opened(self, verdict: tuple[str, str]) -> bool:
+        return verdict[0] == TRUTH and self._stored == BYOK
+
     async def _resolve(self) -> tuple[str, str]:
         request = service_pb.ResolveBillingModeRequest(workspace_id=self.workspace_id)
-        return judge((await self._stub.ResolveBillingMode(request, timeout=self.deadline)).resolution)
+        return self._judge((await self._stub.ResolveBillingMode(request, timeout=self.deadline)).resolution)
 
     async def _batch(self) -> tuple[str, str]:
         absent = str(uuid.uuid4())
         request = service_pb.BatchResolveBillingModesRequest(workspace_ids=[self.workspace_id, absent])
         answer = await self._stub.BatchResolveBillingModes(request, timeout=self.deadline)
         require([each.workspace_id for each in answer.resolutions] == [self.workspace_id, absent], "not what was asked")
-        verdict = judge(answer.resolutions[0])
+        verdict = self._judge(answer.resolutions[0])
         other = answer.resolutions[1]
         if verdict[0] == CLOSED and verdict[1] != "VALUE_UNREADABLE":  # which belongs to one row alone
             require(judge(other) == verdict, "one element says something else")
@@ -175,17 +190,18 @@ class Caller:
     async def _secret(self) -> tuple[str, str]:
         request = service_pb.ValidateSecretWriteRequest(workspace_id=self.workspace_id, secret_keys=[KEY, "MINE"])
         answer = await self._stub.ValidateSecretWrite(request, timeout=self.deadline)
-        verdict = judge(answer.resolution)
-        wanted = pb.SECRET_VERDICT_ALLOWED if verdict[0] == TRUTH else pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED
+        verdict = self._judge(answer.resolution)
+        opened = self._opened(verdict)
+        wanted = pb.SECRET_VERDICT_ALLOWED if opened else pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED
         require([each.verdict for each in answer.verdicts] == [wanted, pb.SECRET_VERDICT_ALLOWED], "a wrong verdict")
-        require(answer.allowed == (verdict[0] == TRUTH), "allowed, with a blocked key")
+        require(answer.allowed is opened, "allowed, with a blocked key")
         return verdict
 
     async def _plan(self) -> tuple[str, str]:
         request = service_pb.PlanProvisionEnvRequest(workspace_id=self.workspace_id, env_keys=[KEY.lower(), "PATH"])
         answer = await self._stub.PlanProvisionEnv(request, timeout=self.deadline)
-        verdict = judge(answer.resolution)
-        opened = verdict[0] == TRUTH
+        verdict = self._judge(answer.resolution)
+        opened = self._opened(verdict)
         require(opened or {KEY, KEY.lower()} <= set(answer.strip_keys), "keys that are not stripped")
         require(not (opened and answer.strip_keys), "keys stripped from a byok workspace")
         require(answer.route_via_platform_proxy is not opened, "a wrong route")
@@ -198,7 +214,7 @@ class Caller:
         answer = await self._stub.GetWorkspaceBillingMode(request, timeout=self.deadline)
         require(not answer.billing_mode.resolution.HasField("error"), "administration that guesses")
         require(answer.billing_mode.etag, "no etag")
-        return judge(answer.billing_mode.resolution)
+        return self._judge(answer.billing_mode.resolution)
 
     async def _set(self) -> tuple[str, str]:
         self._number += 1

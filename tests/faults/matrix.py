@@ -2,30 +2,20 @@
 
 import asyncio
 import statistics
-import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, LiteralString
+from typing import Final
 
 import grpc
-import psutil
-import psycopg
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.migrations import SERVICE_ROLE
-from tests.e2e.conftest import Server, serving
-from tests.faults.calls import CORRUPT_SHOWN, DECISIONS, LATE, RPCS, SET, WRONG, Call, Caller
+from tests.faults.calls import CLOSED_MODE, CORRUPT_SHOWN, DECISIONS, LATE, RPCS, SET, WRONG, Call, Caller
+from tests.faults.deployments import Served, add_workspace
+from tests.faults.fault import READERS, Fault, Scene
 from tests.faults.ledger import half_writes
-from tests.faults.table import Fault, Scene
-from tests.faults.victim import Victim, running_victim
 
 LONGEST: Final = 1.0
 """Seconds: the longest answer that the contract allows, and the longest recovery."""
@@ -47,28 +37,6 @@ _BEFORE: Final = 0.3
 _AFTER: Final = 0.4
 _NEVER: Final = 6.0
 _POOL_SIZE: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A service under test, and what its faults may touch."""
-
-    server: Server
-    scene: Scene
-
-    @property
-    def open_files(self) -> int:
-        return psutil.Process(self.server.pid).num_fds()
-
-    @property
-    def sessions(self) -> int:
-        with psycopg.connect(self.scene.url) as connection:
-            row = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND datname = current_database()",
-                [SERVICE_ROLE],
-            ).fetchone()
-        assert row is not None
-        return int(row[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,63 +80,6 @@ class Outcome:
         return [*self.problems, *(f"{cell.rpc}: {each}" for cell in self.cells.values() for each in cell.problems)]
 
 
-@contextmanager
-def all_served() -> Iterator[dict[str, Served]]:
-    """The services by name: beside their server, behind a network that can fail, and on a database that takes any bytes."""
-    with ExitStack() as stack:
-        victim = stack.enter_context(running_victim())
-        serve = stack.enter_context(serving())
-        network, port = stack.enter_context(_network(victim))
-        through: dict[str, str | int] = {
-            "host": "127.0.0.1",
-            "port": port,
-            "sslmode": "disable",
-            "gssencmode": "disable",
-        }
-        behind = _add_database(victim, "behind", "")
-        any_bytes = _add_database(victim, "any_bytes", "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc")
-        addresses = {
-            "direct": (victim.url, victim.service_url, 0),
-            "behind": (behind, make_conninfo(behind, user=SERVICE_ROLE, **through), network),
-            "any_bytes": (any_bytes, make_conninfo(any_bytes, user=SERVICE_ROLE), 0),
-        }
-        yield {
-            name: Served(
-                serve(settings={"DATABASE_URL": service_url, "MOLECULE_LLM_BILLING_MODE": "byok"}),
-                Scene(victim, url, _add_workspace(url), _add_workspace(url), process),
-            )
-            for name, (url, service_url, process) in addresses.items()
-        }
-
-
-@contextmanager
-def _network(victim: Victim) -> Iterator[tuple[int, int]]:
-    """The process id and the port of a network to the server that can fail."""
-    command = [sys.executable, str(Path(__file__).with_name("proxy.py")), str(victim.sockets / ".s.PGSQL.5432")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.pid, int(process.stdout.readline())
-        finally:
-            process.terminate()
-
-
-def _add_database(victim: Victim, name: str, made_how: LiteralString) -> str:
-    with psycopg.connect(victim.url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} " + made_how).format(sql.Identifier(name)))
-    url = make_conninfo(victim.url, dbname=name)
-    migrations.up(url)
-    migrations.run_script(url, migrations.grants())
-    return url
-
-
-def _add_workspace(url: str) -> str:
-    made = str(uuid.uuid4())
-    with psycopg.connect(url) as connection:
-        connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [made])
-    return made
-
-
 async def suffer(served: Served, fault: Fault) -> Outcome:
     """Lets the service be called before, during and after the fault, and looks at everything it did.
 
@@ -194,6 +105,8 @@ def _waited_for_a_processor() -> float:
 
 
 async def _suffer_once(served: Served, fault: Fault) -> Outcome:
+    if fault.prepare is not None:
+        await asyncio.to_thread(fault.prepare, served.scene)
     async with grpc.aio.insecure_channel(served.server.address) as channel:
         stub: service_grpc.BillingModeServiceAsyncStub = service_grpc.BillingModeServiceStub(channel)
         load = _Load(stub, served.scene, fault)
@@ -205,11 +118,16 @@ async def _suffer_once(served: Served, fault: Fault) -> Outcome:
         with ExitStack() as lasting:
             began = time.monotonic()
             await asyncio.to_thread(lasting.enter_context, fault.during(served.scene))
+            complete = time.monotonic()
             await asyncio.sleep(fault.holds)
+            incomplete = time.monotonic()
             await asyncio.to_thread(lasting.close)
             ended = time.monotonic()
         problems = [] if await load.all_true_since(ended) else ["never answered truthfully again"]
         await load.stop()
+    if fault.repair is not None:
+        await asyncio.to_thread(fault.repair, served.scene)
+    problems += [] if not fault.stale else _told_from_the_past(load.calls, complete, incomplete)
     problems += half_writes(served.scene.url, load.calls)
     problems += await _leaks(served, files)
     problems += _log_problems(served)
@@ -223,6 +141,16 @@ async def _suffer_once(served: Served, fault: Fault) -> Outcome:
     return Outcome(cells, tuple(problems), known_down)
 
 
+def _told_from_the_past(calls: list[Call], complete: float, incomplete: float) -> list[str]:
+    """Answers from a server that may be old, other than those of calls that were under way when it became so."""
+    told = {
+        call.rpc
+        for call in calls
+        if complete < call.began and call.began + call.took < incomplete and not call.degraded
+    }
+    return [f"{rpc}: an answer from a server that may be old" for rpc in sorted(told)]
+
+
 class _Load:
     """Callers of every RPC, with a long deadline and a short one."""
 
@@ -230,10 +158,11 @@ class _Load:
         self.calls: list[Call] = []
         self._stopping = False
         self._callers = [
-            Caller(stub, rpc, _add_workspace(scene.url) if rpc == SET else scene.read, deadline)
+            Caller(stub, rpc, add_workspace(scene.url) if rpc == SET else scene.read, deadline)
             for rpc in RPCS
             for deadline in DEADLINES
         ]
+        self._callers += [Caller(stub, rpc, scene.closed, DEADLINES[0], stored=CLOSED_MODE) for rpc in sorted(READERS)]
         self._extra = [Caller(stub, SET, scene.written, DEADLINES[0]) for _ in range(fault.writers)]
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -26,7 +26,12 @@ class Network:
         self.kept.append(writer)
         if self.lost:
             return
-        there, back = await asyncio.open_unix_connection(self.target)
+        try:
+            there, back = await asyncio.open_unix_connection(self.target)
+        except OSError:  # no server
+            self.kept.remove(writer)
+            writer.close()
+            return
         ways = {asyncio.create_task(carry(reader, back)), asyncio.create_task(carry(there, writer))}
         self.running |= ways
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

@@ -3,11 +3,9 @@
 import os
 import signal
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 import psutil
@@ -15,82 +13,19 @@ import psycopg
 from psycopg import sql
 
 from billing_grpc.migrations import SERVICE_ROLE
-from tests.faults.calls import CORRUPT, DECISIONS, LIST, RPCS, SET
+from tests.faults.calls import CORRUPT, LIST, SET
+from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
+from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
+from tests.faults.pair import is_primary
+from tests.faults.pooler import SESSION, TRANSACTION
+from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
+from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
 from tests.faults.victim import Victim
 
-_PATIENCE: Final = 10.0
 _FILE_SIZE: Final = 16 * 2**20
 """Bytes; the server's write-ahead log is written in files of this size, so it still can be."""
 
 _ROW: Final = 600
-
-READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode"})
-ALL: Final = frozenset(RPCS)
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What a fault may touch.
-
-    Attributes:
-        victim: the server.
-        url: the owner's address of the database that is served.
-        read: the workspace that everybody reads.
-        written: a workspace that many write at once.
-        network: the process between the service and the server, where there is one.
-    """
-
-    victim: Victim
-    url: str
-    read: str
-    written: str
-    network: int = 0
-
-
-Begin = Callable[[Scene], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One row of the matrix.
-
-    Attributes:
-        says: what is done, for the page.
-        during: a context in which it is so.
-        degrades: the RPCs that must be seen to answer degraded, or the fault did not bite.
-        may_degrade: those that may, depending on the moment; all others must tell the truth throughout.
-        shows: those that must be seen to show a corrupt text.
-        reasons: the only reasons that degraded answers may give.
-        known: whether the database has to be known to be down soon, and answers to come at once.
-        holds: seconds for which it lasts.
-        writers: how many callers besides write to the one workspace.
-        where: which of the services is asked.
-    """
-
-    says: str
-    during: Begin
-    reasons: frozenset[str]
-    degrades: frozenset[str] = ALL
-    may_degrade: frozenset[str] = frozenset()
-    shows: frozenset[str] = frozenset()
-    known: bool = False
-    holds: float = 2.2
-    writers: int = 0
-    where: str = "direct"
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a fault could not be made")
-        time.sleep(0.02)
-
-
-def _execute(url: str, *statements: str) -> None:
-    with psycopg.connect(url) as connection:  # in one transaction
-        for statement in statements:
-            connection.execute(statement.encode())
 
 
 @contextmanager
@@ -98,7 +33,7 @@ def _killed(scene: Scene) -> Iterator[None]:
     pids = scene.victim.server.pids
     os.kill(pids[0], signal.SIGKILL)
     try:
-        _until(lambda: not any(psutil.pid_exists(pid) for pid in pids[1:]))
+        until(lambda: not any(psutil.pid_exists(pid) for pid in pids[1:]))
         yield
     finally:
         scene.victim.start()
@@ -117,14 +52,8 @@ def _session_killed(scene: Scene) -> Iterator[None]:
         found = connection.execute("SELECT pid FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
     assert found is not None
     os.kill(found[0], signal.SIGKILL)
-    _until(lambda: _answers(scene.url))
+    until(lambda: is_primary(scene.url))
     yield
-
-
-def _answers(url: str) -> bool:
-    with suppress(psycopg.OperationalError), psycopg.connect(url) as connection:
-        return connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,)
-    return False
 
 
 @contextmanager
@@ -154,7 +83,7 @@ def _full(scene: Scene) -> Iterator[None]:
             row = ours.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [SERVICE_ROLE]).fetchone()
             return row == (0,)
 
-        _until(nothing_left)
+        until(nothing_left)
         yield
 
 
@@ -167,17 +96,26 @@ def _row_locked(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _slow(scene: Scene) -> Iterator[None]:
-    """Every row takes longer to read than any call may wait."""
-    _execute(
+    """Every mode takes longer to read than any call may wait."""
+    execute_together(
         scene.url,
-        "ALTER TABLE workspaces RENAME TO workspaces_kept",
-        "CREATE VIEW workspaces AS SELECT * FROM workspaces_kept WHERE pg_sleep(5) IS NOT NULL",
+        "CREATE TYPE slow_mode AS ENUM ('platform_managed', 'byok', 'disabled')",
+        "CREATE FUNCTION slowly(slow_mode) RETURNS text LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(5); RETURN 'byok'; END $$",
+        "CREATE CAST (slow_mode AS text) WITH FUNCTION slowly",
+        "ALTER TABLE workspaces RENAME COLUMN llm_billing_mode TO kept",
+        "ALTER TABLE workspaces ADD COLUMN llm_billing_mode slow_mode NOT NULL DEFAULT 'byok'",
         f"GRANT SELECT, UPDATE (llm_billing_mode) ON workspaces TO {SERVICE_ROLE}",
     )
     try:
         yield
     finally:
-        _execute(scene.url, "DROP VIEW workspaces", "ALTER TABLE workspaces_kept RENAME TO workspaces")
+        execute_together(
+            scene.url,
+            "ALTER TABLE workspaces DROP COLUMN llm_billing_mode",
+            "ALTER TABLE workspaces RENAME COLUMN kept TO llm_billing_mode",
+            "DROP TYPE slow_mode CASCADE",
+        )
 
 
 @contextmanager
@@ -238,11 +176,11 @@ def _limit(pid: int, size: str) -> None:
 def _reversible(there: str, back: str) -> Begin:
     @contextmanager
     def during(scene: Scene) -> Iterator[None]:
-        _execute(scene.url, there)
+        execute_together(scene.url, there)
         try:
             yield
         finally:
-            _execute(scene.url, back)
+            execute_together(scene.url, back)
 
     return during
 
@@ -271,7 +209,7 @@ def _corrupt(scene: Scene) -> Iterator[None]:
 @contextmanager
 def _undecodable(scene: Scene) -> Iterator[None]:
     """Bytes that are no text, in a database that takes any."""
-    _execute(scene.url, "ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    execute_together(scene.url, "ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
     with psycopg.connect(scene.url) as connection:
         _store(connection, scene.read, b"\xff\xfe")
     try:
@@ -289,38 +227,31 @@ def _store(connection: psycopg.Connection, workspace: str, value: bytes) -> None
     )
 
 
-def _reasons(*names: str) -> frozenset[str]:
-    return frozenset(f"DATABASE_{name}" if name in {"UNREACHABLE", "TIMEOUT", "DENIED"} else name for name in names)
-
-
-_GONE: Final = _reasons("UNREACHABLE", "TIMEOUT")
 _COLUMN: Final = "ALTER TABLE workspaces RENAME COLUMN {} TO {}"
 _LOG: Final = "ALTER TABLE {} RENAME TO {}"
 
-FAULTS: Final[dict[str, Fault]] = {
-    "killed": Fault("kill -9 of the postmaster, started again later", _killed, _GONE, known=True),
-    "restarted": Fault("stopped and started again at once", _restarted, _GONE, frozenset(), ALL, holds=0),
+_DIRECT: Final[dict[str, Fault]] = {
+    "killed": Fault("kill -9 of the postmaster, started again later", _killed, GONE, known=True),
+    "restarted": Fault("stopped and started again at once", _restarted, GONE, frozenset(), ALL, holds=0),
     "session_killed": Fault(
-        "kill -9 of one session, for which the server ends them all", _session_killed, _GONE, frozenset(), ALL, holds=0
+        "kill -9 of one session, for which the server ends them all", _session_killed, GONE, frozenset(), ALL, holds=0
     ),
-    "stopped": Fault("SIGSTOP to every process of the server", _stopped, _GONE, known=True),
+    "stopped": Fault("SIGSTOP to every process of the server", _stopped, GONE, known=True),
     "locked": Fault(
-        "the table locked, ACCESS EXCLUSIVE", _locked, _GONE, READERS | {SET}, frozenset({LIST}), known=True
+        "the table locked, ACCESS EXCLUSIVE", _locked, GONE, READERS | {SET}, frozenset({LIST}), known=True
     ),
-    "full": Fault("every connection that the server allows taken by others", _full, _GONE, known=True),
+    "full": Fault("every connection that the server allows taken by others", _full, GONE, known=True),
     "busy": Fault(
-        "every connection of the pool waiting for one row's lock", _row_locked, _GONE, frozenset({SET}), ALL, writers=12
+        "every connection of the pool waiting for one row's lock", _row_locked, GONE, frozenset({SET}), ALL, writers=12
     ),
-    "slow": Fault("a query that takes 5 s", _slow, _GONE, READERS | {SET}, frozenset({LIST})),
-    "lost": Fault(
-        "a network that drops every packet, and forgets the connections", _lost, _GONE, known=True, where="behind"
-    ),
-    "paused": Fault("a proxy that neither reads nor closes", _paused, _GONE, known=True, where="behind"),
-    "disk_full": Fault("no room for another page of the log", _disk_full, _reasons("UNREACHABLE"), frozenset({SET})),
+    "slow": Fault("a query that takes 5 s", _slow, GONE, READERS | {SET}, frozenset({LIST})),
+    "lost": Fault("a network that drops every packet, and forgets the connections", _lost, GONE, known=True),
+    "paused": Fault("a proxy that neither reads nor closes", _paused, GONE, known=True),
+    "disk_full": Fault("no room for another page of the log", _disk_full, reasons("UNREACHABLE"), frozenset({SET})),
     "no_column": Fault(
         "the column missing",
         _reversible(_COLUMN.format("llm_billing_mode", "kept"), _COLUMN.format("kept", "llm_billing_mode")),
-        _reasons("SCHEMA_NOT_READY"),
+        reasons("SCHEMA_NOT_READY"),
         READERS | {SET},
     ),
     "no_log": Fault(
@@ -328,7 +259,7 @@ FAULTS: Final[dict[str, Fault]] = {
         _reversible(
             _LOG.format("workspace_billing_mode_changes", "kept"), _LOG.format("kept", "workspace_billing_mode_changes")
         ),
-        _reasons("SCHEMA_NOT_READY"),
+        reasons("SCHEMA_NOT_READY"),
         frozenset({"GetWorkspaceBillingMode", SET, LIST}),
     ),
     "no_rights": Fault(
@@ -339,11 +270,33 @@ FAULTS: Final[dict[str, Fault]] = {
             f"GRANT SELECT ON workspaces TO {SERVICE_ROLE}; GRANT UPDATE (llm_billing_mode) ON workspaces TO"
             f" {SERVICE_ROLE}",
         ),
-        _reasons("DENIED"),
+        reasons("DENIED"),
         READERS | {SET},
     ),
     "corrupt": Fault("a stored text that is no mode", _corrupt, frozenset(), frozenset(), shows=READERS),
-    "undecodable": Fault(
-        "a stored text that is not UTF-8", _undecodable, _reasons("VALUE_UNREADABLE"), READERS, where="any_bytes"
-    ),
+    "undecodable": Fault("a stored text that is not UTF-8", _undecodable, reasons("VALUE_UNREADABLE"), READERS),
 }
+_OTHERWISE_BEHIND: Final = {"lost": BEHIND, "paused": BEHIND, "undecodable": ANY_BYTES}
+_IN_EVERY_MODE: Final = ("killed", "restarted", "stopped", "locked", "busy", "no_column", "corrupt")
+
+
+def _runs() -> Iterator[tuple[str, str, Fault]]:
+    """Each fault on each way on which it may do something else."""
+    for name, fault in (_DIRECT | ROW_SECURITY | READ_ONLY | SESSIONS_READ_ONLY).items():
+        yield _OTHERWISE_BEHIND.get(name, DIRECT), name, fault
+    pooled = {name: _DIRECT[name] for name in _IN_EVERY_MODE} | ROW_SECURITY | READ_ONLY | POOLER
+    for name, fault in pooled.items():
+        yield SESSION, name, fault
+    for name, fault in (pooled | SHARED).items():
+        yield TRANSACTION, name, fault
+    for way, faults in (
+        (BOTH, PRIMARY_GONE | FAILED_OVER),
+        (LINK, NAME_MOVED),
+        (LINK_POOLED, NAME_MOVED | FAILED_OVER),
+    ):
+        for name, fault in faults.items():
+            yield way, name, fault
+
+
+RUNS: Final = {(way, name): fault for way, name, fault in _runs()}
+"""What is done, by the way to the database and the name of the fault."""

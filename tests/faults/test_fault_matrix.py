@@ -4,23 +4,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.matrix import Served, all_served, suffer
-from tests.faults.table import FAULTS
+from tests.faults.deployments import Deployments, all_deployments
+from tests.faults.matrix import suffer
+from tests.faults.table import RUNS
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[dict[str, Served]]:
+def deployments() -> Iterator[Deployments]:
     """The services, which no fault may end."""
-    with all_served() as services:
-        yield services
+    with all_deployments() as started:
+        yield started
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("where", "name"), RUNS)
 async def test_every_answer_is_in_time_and_safe_nothing_is_half_written_and_everything_recovers(
-    served: dict[str, Served], name: str
+    deployments: Deployments, where: str, name: str
 ) -> None:
-    fault = FAULTS[name]
-
-    outcome = await suffer(served[fault.where], fault)
+    outcome = await suffer(deployments.to(where), RUNS[where, name])
 
     assert outcome.everything_wrong == []
