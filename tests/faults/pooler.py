@@ -22,6 +22,8 @@ from tests.faults.victim import Victim
 
 SESSION: Final = "session"
 TRANSACTION: Final = "transaction"
+POOL_SIZE: Final = 40
+"""Sessions of the server that all clients share."""
 
 _ADMIN: Final = "pooler_admin"
 _PORT: Final = 6432
@@ -42,7 +44,7 @@ auth_file = {directory}/users
 admin_users = {admin}
 pool_mode = {mode}
 server_login_retry = 0.1
-default_pool_size = 40
+default_pool_size = {size}
 log_connections = 0
 log_disconnections = 0
 """
@@ -127,7 +129,9 @@ def running_pooler(sockets: Path, victim: Victim, mode: str) -> Iterator[Pooler]
     directory = private_directory("billing-pooler-", sockets.parent, account)
     try:
         write_own(directory / "users", "".join(f'"{user}" ""\n' for user in (SERVICE_ROLE, "billing", _ADMIN)), account)
-        text = _CONFIGURATION.format(sockets=sockets, port=_PORT, directory=directory, admin=_ADMIN, mode=mode)
+        text = _CONFIGURATION.format(
+            sockets=sockets, port=_PORT, directory=directory, admin=_ADMIN, mode=mode, size=POOL_SIZE
+        )
         write_own(directory / "pgbouncer.ini", text, account)
         pooler = Pooler(directory, account, [program(), str(directory / "pgbouncer.ini")])
         try:

@@ -2,19 +2,22 @@
 
 import asyncio
 import itertools
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, LiteralString
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from billing_grpc.client import BillingClient
+from billing_grpc.errors import SchemaNotReady
 from billing_grpc.model import Announcement, BillingMode, Resolution
 from billing_grpc.postgres import PostgresRepository
 from tests.e2e.conftest import Serve, Server, serving, until
-from tests.faults.pooler import SESSION, TRANSACTION, Pooler, running_pooler
+from tests.faults.pooler import POOL_SIZE, SESSION, TRANSACTION, Pooler, running_pooler
 from tests.faults.victim import Victim
 from tests.integration.conftest import add_workspace
 
@@ -200,3 +203,79 @@ async def test_each_change_is_recorded_for_its_own_principal_and_for_no_other(ke
         elif workspace in {shared, *own.values()}:
             assert workspace in {shared, own[principal]}
             assert (reason.split()[0], request_id) == (principal, f"request of {principal}")
+
+
+# id: what another session does to the table while a read waits for its lock; the workspace stays closed all the while
+REWRITES: Final[dict[str, tuple[LiteralString, ...]]] = {
+    "rewritten": ("ALTER TABLE workspaces ADD COLUMN {column} float8 DEFAULT random()",),
+    "loaded anew": (
+        "CREATE TEMPORARY TABLE kept_rows ON COMMIT DROP AS SELECT * FROM workspaces",
+        "TRUNCATE workspaces",
+        "INSERT INTO workspaces SELECT * FROM kept_rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("statements", REWRITES.values(), ids=REWRITES)
+async def test_a_read_that_waits_for_a_new_table_sees_what_is_in_it(
+    kept: Victim, pooler: Pooler, statements: tuple[LiteralString, ...], level: LiteralString
+) -> None:
+    closed = add_workspace(kept.url, "platform_managed")
+    role = "ALTER ROLE billing_grpc SET default_transaction_isolation = "
+    with psycopg.connect(kept.url, autocommit=True) as owner:
+        owner.execute(role + f"'{level}'")
+        try:
+            pooler.renew_sessions()
+            async with PostgresRepository.opened(pooler.through(kept.service_url), longest_budget=BUDGET) as repository:
+                assert (await repository.load_override(closed, budget=BUDGET)).text == "platform_managed"
+                column = "c" + uuid.uuid4().hex
+                with psycopg.connect(kept.url) as other:
+                    for statement in statements:
+                        other.execute(statement.replace("{column}", column))
+                    reading = asyncio.create_task(repository.load_override(closed, budget=BUDGET))
+                    await asyncio.to_thread(
+                        until, lambda: owner.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall()
+                    )
+                assert (await reading).text == "platform_managed"
+        finally:
+            owner.execute("ALTER ROLE billing_grpc RESET default_transaction_isolation")
+            pooler.renew_sessions()
+
+
+async def test_a_session_that_another_client_led_elsewhere_closes(kept: Victim, pooler: Pooler) -> None:
+    closed = add_workspace(kept.url, "platform_managed")
+    through = pooler.through(kept.service_url)
+    with psycopg.connect(kept.url, autocommit=True) as owner:
+        owner.execute("CREATE SCHEMA elsewhere")
+        owner.execute("CREATE TABLE elsewhere.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+        owner.execute("GRANT USAGE ON SCHEMA elsewhere TO billing_grpc")
+        owner.execute("GRANT SELECT ON elsewhere.workspaces TO billing_grpc")
+        try:
+            async with PostgresRepository.opened(through, size=2, longest_budget=BUDGET) as repository:
+                with ExitStack() as clients:
+                    others = [clients.enter_context(psycopg.connect(through)) for _ in range(POOL_SIZE)]
+                    for other in others:  # all transactions at once, so that each has a session of its own
+                        other.execute("SET search_path = elsewhere", prepare=False)
+                    for other in others:
+                        other.commit()
+                for _ in range(10):
+                    with pytest.raises(SchemaNotReady):
+                        await repository.load_override(closed, budget=BUDGET)
+                pooler.renew_sessions()
+                assert (await repository.load_override(closed, budget=BUDGET)).text == "platform_managed"
+        finally:
+            owner.execute("DROP SCHEMA elsewhere CASCADE")
+            pooler.renew_sessions()
+
+
+async def test_options_that_the_pooler_drops_close(kept: Victim, pooler: Pooler) -> None:
+    closed = add_workspace(kept.url, "platform_managed")
+    pooler.ask("SET ignore_startup_parameters = 'options'")
+    try:
+        url = make_conninfo(pooler.through(kept.service_url), options="-c search_path=public")
+        async with PostgresRepository.opened(url, size=2) as repository:
+            with pytest.raises(SchemaNotReady):
+                await repository.load_override(closed, budget=BUDGET)
+    finally:
+        pooler.ask("SET ignore_startup_parameters = ''")
