@@ -26,7 +26,7 @@ check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated
 	$(WITH_BIN) buf lint
 	$(WITH_BIN) buf format --diff --exit-code
 	$(WITH_BIN) buf breaking --against released/molecule.billing.v1.binpb
-	$(BIN)/python -c "from billing_grpc.migrations import names; print(*names(), sep='\n')"
+	$(BIN)/python -c "from billing_grpc.storage.migrations import names; print(*names(), sep='\n')"
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(WITH_BIN) buf generate --output "$$fresh" 2>/dev/null \
 		&& diff --recursive --exclude=__pycache__ "$$fresh/src/billing_grpc/_gen" src/billing_grpc/_gen \
 		&& echo "generated code is up to date"

@@ -15,8 +15,8 @@ from typing import Final
 
 import psycopg
 
-from billing_grpc import migrations
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.storage import migrations
+from billing_grpc.storage.embedded import EmbeddedPostgres
 
 ROWS: Final = 1_000_000
 PADDING: Final = 1000

@@ -20,11 +20,11 @@ import psycopg
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from billing_grpc import migrations
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.embedded import EmbeddedPostgres
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage import migrations
+from billing_grpc.storage.embedded import EmbeddedPostgres
+from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository, running_server
 
 ROUNDS: Final = 20

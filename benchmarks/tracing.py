@@ -11,18 +11,18 @@ from typing import Any, Final
 
 import grpc
 
-from billing_grpc import logs
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.metrics import Metrics
-from billing_grpc.observed_repository import ObservedRepository
-from billing_grpc.rpc_server import Entrance, RpcServer
-from billing_grpc.secrets import KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.telemetry import logs
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.observed_repository import ObservedRepository
+from billing_grpc.server.telemetry.spans import Tracing
+from billing_grpc.server.telemetry.trace_export import exporting
 from billing_grpc.testing import InMemoryRepository
-from billing_grpc.trace_export import exporting
-from billing_grpc.tracing import Tracing
 
 ROUNDS: Final = 20
 CALLS: Final = 200

@@ -13,8 +13,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.storage import migrations
+from billing_grpc.storage.embedded import EmbeddedPostgres
 
 TEMPLATE: Final = "billing_template"
 SKIPS_ARE_FAILURES: Final = "CI" in os.environ

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from billing_grpc import migrations
-from billing_grpc.client_settings import VARIABLES
-from billing_grpc.config import Settings
+from billing_grpc.cli.environment import VARIABLES
+from billing_grpc.server.settings.config import Settings
+from billing_grpc.storage import migrations
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "conformance").glob("*.md")])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from billing_grpc.model import BillingMode, ProvisionPlan, Resolution
-from billing_grpc.secrets import KeyList, names_in, normalise
+from billing_grpc.secret_keys import KeyList, names_in, normalise
 
 MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
 """Set in every container to the resolved mode's text, so that no stale or forged value survives."""

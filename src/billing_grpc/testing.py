@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.errors import DatabaseTimeout, StorageError
-from billing_grpc.limits import Limits
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import (
     NO_WORKSPACE,
     Announcement,
@@ -22,11 +20,13 @@ from billing_grpc.model import (
     author,
     unrecorded,
 )
-from billing_grpc.org_default import FixedOrgDefault, OrgDefault
-from billing_grpc.repository import Repository
-from billing_grpc.rpc_server import Entrance, RpcServer
-from billing_grpc.secrets import KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.org_default import FixedOrgDefault, OrgDefault
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.storage.repository import Repository
 
 _LONGEST_TEXT = 256
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from billing_grpc.errors import FieldViolation, InvalidArgument, quoted
-from billing_grpc.secrets import MAX_KEY_LENGTH, normalise
+from billing_grpc.secret_keys import MAX_KEY_LENGTH, normalise
 
 MAX_BATCH: Final = 1000
 MAX_SECRET_KEYS: Final = 256

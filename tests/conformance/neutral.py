@@ -6,7 +6,7 @@ from google.protobuf.message import Message
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.convert import MODE_FROM_PROTO, SOURCE_TO_PROTO, VERDICT_TO_PROTO
+from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_TO_PROTO, VERDICT_TO_PROTO
 
 SOURCES: Final = {number: source.value for source, number in SOURCE_TO_PROTO.items()}
 VERDICTS: Final = {number: verdict.value for verdict, number in VERDICT_TO_PROTO.items()}

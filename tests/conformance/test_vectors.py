@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.conformance.cases import BEHAVIOURS, DECISIONS, Case, load, load_apply, load_key_names, matches
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import Resolution, ResolutionError
-from billing_grpc.secrets import BLOCKED_KEYS, RESERVED_PREFIX, KeyList, is_reserved, normalise
+from billing_grpc.secret_keys import BLOCKED_KEYS, RESERVED_PREFIX, KeyList, is_reserved, normalise
 from billing_grpc.validation import MAX_ENV_KEYS, MAX_SECRET_KEYS
 
 FOLDER: Final = Path(__file__).parents[2] / "conformance"

@@ -12,19 +12,19 @@ from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from billing_grpc import access
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.credentials import Principals, token_digest
 from billing_grpc.errors import Unauthenticated
-from billing_grpc.interceptors.authentication import Authentication
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import Role
-from billing_grpc.principals_file import FixedPrincipals, PrincipalsFile
-from billing_grpc.rpc_server import Entrance, RpcServer
-from billing_grpc.secrets import KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.auth import roles
+from billing_grpc.server.auth.principals import Principals, token_digest
+from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalsFile
+from billing_grpc.server.calls.authentication import Authentication
+from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.net.tls import TlsFiles
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
-from billing_grpc.tls import TlsFiles
 from tests.certificates import Authority
 from tests.raw_http2 import EMPTY, connected
 
@@ -166,9 +166,9 @@ async def test_every_served_method_has_its_rule_and_every_rule_its_method(gate: 
     served = await gate.served()
     billing = {method for method in served if method.startswith(SERVICE)}
 
-    assert billing == set(access.MAY_CALL)
-    assert set(served) - billing <= access.OPEN
-    assert all(method.startswith(OPEN_PREFIXES) for method in access.OPEN)
+    assert billing == set(roles.MAY_CALL)
+    assert set(served) - billing <= roles.OPEN
+    assert all(method.startswith(OPEN_PREFIXES) for method in roles.OPEN)
 
 
 async def test_every_method_by_every_role_with_every_kind_of_credentials(gate: Gate) -> None:
@@ -248,7 +248,7 @@ async def test_every_handler_that_is_registered_is_in_the_table_or_open(monkeypa
     monkeypatch.setattr(kind, "add_generic_rpc_handlers", noted)
     RpcServer(service(), entrance=Entrance())
 
-    assert registered - access.OPEN == set(access.MAY_CALL)
+    assert registered - roles.OPEN == set(roles.MAY_CALL)
 
 
 def service() -> BillingModeService:
@@ -278,8 +278,8 @@ async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(tmp_
 
 def test_a_method_that_nobody_listed_may_be_called_by_nobody() -> None:
     for role in Role:
-        for method in ("", "/", SERVICE, f"{SERVICE}Forgotten", RESOLVE.lower(), *access.OPEN):
-            assert not access.may_call(role, method)
+        for method in ("", "/", SERVICE, f"{SERVICE}Forgotten", RESOLVE.lower(), *roles.OPEN):
+            assert not roles.may_call(role, method)
 
 
 @pytest.mark.parametrize("header", ["", "Bearer wrong", "Bearer ", "Basic x", b"\xff"], ids=repr)

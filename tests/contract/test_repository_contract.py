@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
-from billing_grpc.postgres import PostgresRepository
-from billing_grpc.repository import Repository
+from billing_grpc.storage import migrations
+from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.repository import Repository
 from billing_grpc.testing import InMemoryRepository
 from tests.writes import BY, overrides
 

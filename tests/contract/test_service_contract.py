@@ -15,9 +15,9 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import STORAGE_ERRORS, DatabaseTimeout, DatabaseUnreachable, StorageError
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import StoredOverride
-from billing_grpc.secrets import BLOCKED_KEYS
+from billing_grpc.secret_keys import BLOCKED_KEYS
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
 
 BYOK: Final = "7f1fc6a0-0000-4000-8000-000000000001"

@@ -14,9 +14,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
 from billing_grpc.model import BillingMode
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage import migrations
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.e2e.conftest import add_workspace, as_service
 from tests.writes import BY
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from billing_grpc.commands.asking import exit_code
+from billing_grpc.cli.session import exit_code
 from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,
@@ -29,7 +29,7 @@ from billing_grpc.errors import (
     WorkspaceNotFound,
 )
 from billing_grpc.provision import MODE_VARIABLES
-from billing_grpc.secrets import BLOCKED_KEYS
+from billing_grpc.secret_keys import BLOCKED_KEYS
 from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3

@@ -11,7 +11,7 @@ from typing import Final
 import click
 import pytest
 
-from billing_grpc import cli as command_line
+from billing_grpc.cli import main as command_line
 from tests.e2e.conftest import PATIENCE, billing_grpc, environment
 
 GROUP: Final = command_line.cli
@@ -28,7 +28,12 @@ SERVER_PARTS: Final = {
         "grpc_reflection.v1alpha",
         "rich",
     ),
-    *("billing_grpc.server", "billing_grpc.servicer", "billing_grpc.config", "billing_grpc.migrations"),
+    *(
+        "billing_grpc.server.compose",
+        "billing_grpc.server.servicer",
+        "billing_grpc.server.settings.config",
+        "billing_grpc.storage.migrations",
+    ),
 }
 PROGRAM: Final = Path(sys.executable).with_name("billing-grpc")
 
@@ -37,7 +42,7 @@ def loaded(*arguments: str) -> set[str]:
     """The modules that this command has loaded when it ends."""
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))"
     ended = subprocess.run(
-        [sys.executable, "-c", f"{code}; from billing_grpc.cli import main; main()", *arguments],
+        [sys.executable, "-c", f"{code}; from billing_grpc.cli.main import main; main()", *arguments],
         env=environment(),
         capture_output=True,
         text=True,
@@ -95,7 +100,7 @@ def test_the_help_states_the_exit_codes_and_the_settings() -> None:
 def test_the_entry_point_is_where_it_was() -> None:
     (script,) = entry_points(group="console_scripts", name="billing-grpc")
 
-    assert script.value == "billing_grpc.cli:main"
+    assert script.value == "billing_grpc.cli.main:main"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

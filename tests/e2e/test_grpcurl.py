@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from billing_grpc.secrets import BLOCKED_KEYS
+from billing_grpc.secret_keys import BLOCKED_KEYS
 from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service, until
 
 SERVICE: Final = "molecule.billing.v1.BillingModeService"

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from billing_grpc import migrations
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.storage import migrations
+from billing_grpc.storage.embedded import EmbeddedPostgres
 from tests.e2e.conftest import Changes, Serve, as_service, billing_grpc, decision, until
 from tests.e2e.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVICE, SERVING, Watch, check, watching
 

@@ -16,8 +16,9 @@ from typing import Final
 
 import pytest
 
-from billing_grpc import __version__, migrations
-from billing_grpc.credentials import token_digest
+from billing_grpc import __version__
+from billing_grpc.server.auth.principals import token_digest
+from billing_grpc.storage import migrations
 from tests.e2e.conftest import PATIENCE, environment, serving
 
 CHECKOUT: Final = Path(__file__).parents[2]

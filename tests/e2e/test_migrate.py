@@ -8,7 +8,8 @@ from typing import Final
 import psycopg
 import pytest
 
-from billing_grpc import __version__, migrations
+from billing_grpc import __version__
+from billing_grpc.storage import migrations
 from tests.e2e.conftest import COMMAND, billing_grpc
 
 FAILED, USAGE = 1, 2

@@ -16,7 +16,7 @@ NO_DATABASE: Final = "postgresql://x@127.0.0.1:1/x"
 EARLY: Final = 30
 """How often SIGHUP is sent while a server starts."""
 
-AS_PID_1: Final = "import os; os.getpid = lambda: 1; from billing_grpc.cli import main; main()"
+AS_PID_1: Final = "import os; os.getpid = lambda: 1; from billing_grpc.cli.main import main; main()"
 
 
 def listens(process: subprocess.Popen[bytes]) -> bool:
@@ -62,10 +62,10 @@ ASKED_EARLY: Final = """
 import signal, sys
 class Asks:
     def find_spec(self, name, *_):
-        if name == "billing_grpc.cli_server":
+        if name == "billing_grpc.cli.serve":
             print(signal.getsignal(signal.SIGHUP).name)
 sys.meta_path.insert(0, Asks())
-from billing_grpc.cli import main
+from billing_grpc.cli.main import main
 main()
 """
 
@@ -116,7 +116,7 @@ def test_its_command_gets_sigterm_as_if_started_by_hand() -> None:
 def test_several_workers_without_a_temporary_folder_say_which_setting_helps() -> None:
     nowhere = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/none']; "
     ended = subprocess.run(
-        [sys.executable, "-c", nowhere + "from billing_grpc.cli import main; main()", "serve"],
+        [sys.executable, "-c", nowhere + "from billing_grpc.cli.main import main; main()", "serve"],
         env=environment({"DATABASE_URL": NO_DATABASE, "BILLING_GRPC_WORKERS": "2"}),
         capture_output=True,
         text=True,
@@ -128,7 +128,7 @@ def test_several_workers_without_a_temporary_folder_say_which_setting_helps() ->
 def test_a_user_without_a_home_hears_where_to_put_the_embedded_database() -> None:
     homeless = "import pathlib\ndef home():\n raise RuntimeError\npathlib.Path.home = home\n"
     ended = subprocess.run(
-        [sys.executable, "-c", homeless + "from billing_grpc.cli import main; main()", "serve"],
+        [sys.executable, "-c", homeless + "from billing_grpc.cli.main import main; main()", "serve"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -42,8 +42,8 @@ STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 # A stop of the database that takes its time, as one with much to write.
 SLOW_STOP: Final = """
 import time
-from billing_grpc.cli import main
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.cli.main import main
+from billing_grpc.storage.embedded import EmbeddedPostgres
 
 stop = EmbeddedPostgres.stop
 

@@ -10,8 +10,8 @@ from tests.e2e.conftest import PATIENCE, serving
 # The real thing needs a gRPC with the bug; what the process sees of it is the server's end, with or without an error.
 ENDS: Final = """
 import asyncio
-from billing_grpc.cli import main
-from billing_grpc.rpc_server import RpcServer
+from billing_grpc.cli.main import main
+from billing_grpc.server.listener import RpcServer
 
 ended = RpcServer.ended
 

@@ -12,7 +12,8 @@ from typing import Final
 
 import pytest
 
-from billing_grpc import __version__, migrations
+from billing_grpc import __version__
+from billing_grpc.storage import migrations
 from tests.e2e.conftest import PATIENCE, decision, environment, serving
 
 CHECKOUT: Final = Path(__file__).parents[2]

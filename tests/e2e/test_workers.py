@@ -47,7 +47,7 @@ ALREADY_KILLED: Final = 3
 # A worker's interpreter that ends before the worker begins.
 BROKEN: Final = """
 import os, sys
-if "billing_grpc.worker" in sys.orig_argv:
+if "billing_grpc.server.processes.worker" in sys.orig_argv:
     os._exit(7)
 """
 
@@ -64,7 +64,11 @@ def settings(module_database_url: str) -> Changes:
 def workers(server: Server) -> set[psutil.Process]:
     """Its worker processes, dead ones excepted."""
     found = psutil.Process(server.pid).children()
-    return {each for each in found if each.status() != psutil.STATUS_ZOMBIE and "billing_grpc.worker" in each.cmdline()}
+    return {
+        each
+        for each in found
+        if each.status() != psutil.STATUS_ZOMBIE and "billing_grpc.server.processes.worker" in each.cmdline()
+    }
 
 
 @contextmanager

@@ -15,8 +15,8 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
-from billing_grpc.migrations import SERVICE_ROLE
+from billing_grpc.storage import migrations
+from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.e2e.conftest import Serve, Server, serving
 from tests.faults.fault import Scene
 from tests.faults.pair import Pair, running_pair

@@ -14,11 +14,11 @@ from typing import Final, LiteralString
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc.embedded import EmbeddedPostgres
-from billing_grpc.embedded.account import server_account
-from billing_grpc.embedded.cluster import data_directory
-from billing_grpc.embedded.directory import LOCK, open_own, prepare, previous_owner
-from billing_grpc.embedded.installation import find_installation
+from billing_grpc.storage.embedded import EmbeddedPostgres
+from billing_grpc.storage.embedded.account import server_account
+from billing_grpc.storage.embedded.cluster import data_directory
+from billing_grpc.storage.embedded.directory import LOCK, open_own, prepare, previous_owner
+from billing_grpc.storage.embedded.installation import find_installation
 from tests.faults.victim import Victim, running_victim
 
 _PATIENCE: Final = 20.0

@@ -11,7 +11,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc.migrations import SERVICE_ROLE
+from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.faults.calls import SET
 from tests.faults.fault import ALL, GONE, READERS, Fault, Scene, execute, reasons
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import psycopg
 
-from billing_grpc.migrations import SERVICE_ROLE
+from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.faults.fault import ALL, GONE, Fault, Scene, execute, reasons, until
 from tests.faults.pair import ask
 

@@ -12,7 +12,7 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from billing_grpc.migrations import SERVICE_ROLE
+from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.faults.calls import CORRUPT, LIST, SET
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
 from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until

@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from billing_grpc import migrations
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.storage import migrations
+from billing_grpc.storage.embedded import EmbeddedPostgres
 
 
 @dataclass

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc.client import BillingClient
+from billing_grpc.client.client import BillingClient
 from billing_grpc.errors import SchemaNotReady
 from billing_grpc.model import Announcement, BillingMode, Resolution
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.e2e.conftest import Serve, Server, serving, until
 from tests.faults.pooler import POOL_SIZE, SESSION, TRANSACTION, Pooler, running_pooler
 from tests.faults.victim import Victim

@@ -10,9 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseUnreachable
-from billing_grpc.limits import Limits
-from billing_grpc.metrics import Metrics
-from billing_grpc.rpc_server import Entrance
+from billing_grpc.server.listener import Entrance
+from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
 
 WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"

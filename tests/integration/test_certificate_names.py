@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.client_certificate import ClientCertificate
-from billing_grpc.credentials import Principals
-from billing_grpc.principals_file import FixedPrincipals
-from billing_grpc.rpc_server import Entrance
+from billing_grpc.server.auth.client_certificate import ClientCertificate
+from billing_grpc.server.auth.principals import Principals
+from billing_grpc.server.auth.principals_file import FixedPrincipals
+from billing_grpc.server.listener import Entrance
+from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from billing_grpc.tls import TlsFiles
 from tests.certificates import SERIALS, Authority, Issued
 
 DNS, URI, EMAIL, OTHER = 0x82, 0x86, 0x81, 0x88

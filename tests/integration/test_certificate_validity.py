@@ -14,10 +14,10 @@ from grpc.experimental import session_cache
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.principals_file import PrincipalsFile
-from billing_grpc.rpc_server import Entrance
+from billing_grpc.server.auth.principals_file import PrincipalsFile
+from billing_grpc.server.listener import Entrance
+from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from billing_grpc.tls import TlsFiles
 from tests.certificates import Authority, Issued
 
 URI: Final = ("spiffe://example/controlplane",)

@@ -16,10 +16,10 @@ from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
-from billing_grpc import migrations
 from billing_grpc.errors import DatabaseTimeout, StorageError, WriteNotApplied
 from billing_grpc.model import Announcement, BillingMode, RecordedChange, StoredOverride
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage import migrations
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.writes import BY, add
 
 BUDGET: Final = 10.0

@@ -11,11 +11,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
-from billing_grpc import migrations
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError, ValueUnreadable
 from billing_grpc.model import NO_WORKSPACE, BillingMode, ResolutionError, StoredOverride
-from billing_grpc.postgres import PostgresRepository
-from billing_grpc.postgres.reading import UnexpectedAnswer, overrides_in, record_in
+from billing_grpc.storage import migrations
+from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres.reading import UnexpectedAnswer, overrides_in, record_in
 from tests.writes import BY
 
 BUDGET: Final = 5.0

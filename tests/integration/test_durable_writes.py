@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage.migrations import SERVICE_ROLE
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.faults.victim import Victim, running_victim
 from tests.integration.conftest import add_workspace
 from tests.writes import BY, overrides

@@ -24,11 +24,11 @@ import psutil
 import psycopg
 import pytest
 
-from billing_grpc.embedded import EmbeddedPostgres, default_directory
-from billing_grpc.embedded.account import Account
-from billing_grpc.embedded.directory import prepare
-from billing_grpc.embedded.installation import find_installation
 from billing_grpc.errors import EmbeddedPostgresError
+from billing_grpc.storage.embedded import EmbeddedPostgres, default_directory
+from billing_grpc.storage.embedded.account import Account
+from billing_grpc.storage.embedded.directory import prepare
+from billing_grpc.storage.embedded.installation import find_installation
 
 ROOT = os.geteuid() == 0
 
@@ -36,7 +36,7 @@ ROOT = os.geteuid() == 0
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
-from billing_grpc.embedded import EmbeddedPostgres
+from billing_grpc.storage.embedded import EmbeddedPostgres
 signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 with EmbeddedPostgres(Path(sys.argv[1]), durable=False) as server:
@@ -506,7 +506,7 @@ if ROOT:  # what only root can arrange
     def test_a_program_that_a_signal_ended_is_not_taken_for_a_no(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(EmbeddedPostgresError, match=r"/bin/sh, run as nobody, was ended by SIGSEGV"):
             NOBODY.run("/bin/sh", "-c", "kill -SEGV $$", timeout=10)
-        monkeypatch.setattr("billing_grpc.embedded.account._BECOME", "import os; os.kill(os.getpid(), 11)")
+        monkeypatch.setattr("billing_grpc.storage.embedded.account._BECOME", "import os; os.kill(os.getpid(), 11)")
         with pytest.raises(EmbeddedPostgresError, match="postgres, run as nobody, was ended by SIGSEGV"):
             find_installation(NOBODY, None)
         with pytest.raises(EmbeddedPostgresError, match="/bin/sh, run as nobody, was ended by SIGSEGV"):

@@ -13,9 +13,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, StorageError
-from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage.migrations import SERVICE_ROLE
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.faults.pooler import TRANSACTION, running_pooler
 from tests.faults.victim import Victim
 from tests.integration.conftest import add_workspace

@@ -17,12 +17,12 @@ from structlog.testing import capture_logs
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.credentials import Principals, token_digest
-from billing_grpc.interceptors.concurrency_limit import WATCHERS_OF_A_CONNECTION
-from billing_grpc.limits import Limits
-from billing_grpc.metrics import Metrics
-from billing_grpc.principals_file import FixedPrincipals
-from billing_grpc.rpc_server import Entrance
+from billing_grpc.server.auth.principals import Principals, token_digest
+from billing_grpc.server.auth.principals_file import FixedPrincipals
+from billing_grpc.server.calls.concurrency_limit import WATCHERS_OF_A_CONNECTION
+from billing_grpc.server.listener import Entrance
+from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.raw_http2 import EMPTY, GOAWAY, HEADERS, RST_STREAM, Connection, connected, message
 

@@ -18,11 +18,11 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SchemaNotReady, StorageError
-from billing_grpc.migrations import SERVICE_ROLE
 from billing_grpc.model import BillingMode, StoredOverride
-from billing_grpc.postgres import PostgresRepository
-from billing_grpc.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
-from billing_grpc.postgres.connection import CONNECT_TIMEOUT, Connection
+from billing_grpc.storage.migrations import SERVICE_ROLE
+from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
+from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT, Connection
 from tests.faults.victim import Victim
 from tests.writes import BY, add
 

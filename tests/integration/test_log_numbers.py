@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from billing_grpc import migrations
+from billing_grpc.storage import migrations
 
 NUMBERS: Final = "20260901100000_workspace_billing_mode_log_numbers"
 FAR: Final = 2**62

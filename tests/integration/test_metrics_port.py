@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from billing_grpc import metrics_port
 from billing_grpc.addresses import TcpAddress
+from billing_grpc.server.telemetry import metrics_port
 
 
 @pytest.fixture

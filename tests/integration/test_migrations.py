@@ -18,9 +18,9 @@ import pytest
 from psycopg import errors, sql
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc import migrations
 from billing_grpc.errors import MigrationError, SettingsError
-from billing_grpc.migrations import MigrationStatus
+from billing_grpc.storage import migrations
+from billing_grpc.storage.migrations import MigrationStatus
 
 BASE: Final = "20260526110000_workspaces_base"
 MODE: Final = "20260526120000_workspaces_llm_billing_mode"

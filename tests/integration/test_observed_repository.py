@@ -9,10 +9,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import STORAGE_ERRORS, StorageError
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import Announcement, BillingMode, StoredOverride
-from billing_grpc.observed_repository import ObservedRepository
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.observed_repository import ObservedRepository
+from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
 
 WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from billing_grpc import migrations
+from billing_grpc.storage import migrations
 from tests.e2e.conftest import billing_grpc
 
 TABLES: Final = """

@@ -21,7 +21,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import running_server
 from tests.faults.victim import Victim
 from tests.writes import BY, overrides

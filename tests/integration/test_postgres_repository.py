@@ -20,7 +20,6 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
-from billing_grpc import migrations
 from billing_grpc.errors import (
     DatabaseDenied,
     DatabaseStale,
@@ -33,7 +32,8 @@ from billing_grpc.errors import (
     WriteNotApplied,
 )
 from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage import migrations
+from billing_grpc.storage.postgres import PostgresRepository
 from tests.writes import BY, add, overrides
 
 BUDGET: Final = 1.0
@@ -133,7 +133,7 @@ LOUD: Final = """
 import asyncio, sys
 from billing_grpc import logs
 from billing_grpc.errors import BillingError
-from billing_grpc.postgres import PostgresRepository
+from billing_grpc.storage.postgres import PostgresRepository
 logs.configure("json", "DEBUG")
 async def main():
     for url in sys.argv[1:]:

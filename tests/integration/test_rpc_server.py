@@ -16,10 +16,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from billing_grpc.addresses import TcpAddress, UnixAddress
 from billing_grpc.errors import ListenError
-from billing_grpc.metrics import Metrics
-from billing_grpc.rpc_server import Entrance, RpcServer
-from billing_grpc.secrets import KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
 from tests.raw_http2 import EMPTY, NO_WINDOW, connected
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from billing_grpc import migrations
 from billing_grpc.errors import MigrationError
+from billing_grpc.storage import migrations
 from tests.e2e.conftest import billing_grpc
 
 PARTITIONED: Final = "CREATE TABLE workspaces ({}) PARTITION BY {}; CREATE TABLE first PARTITION OF workspaces DEFAULT"

@@ -25,12 +25,12 @@ from structlog.testing import capture_logs
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Address, TcpAddress, UnixAddress
-from billing_grpc.credentials import Principals, token_digest
 from billing_grpc.errors import SettingsError
-from billing_grpc.principals_file import FixedPrincipals
-from billing_grpc.rpc_server import Entrance
+from billing_grpc.server.auth.principals import Principals, token_digest
+from billing_grpc.server.auth.principals_file import FixedPrincipals
+from billing_grpc.server.listener import Entrance
+from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from billing_grpc.tls import TlsFiles
 from tests.certificates import SERIALS, Authority, Issued
 
 TOKEN: Final = "a-token"
@@ -278,7 +278,7 @@ def test_an_expired_certificate_is_warned_of_with_its_end(
     self_signed(ec.generate_private_key(ec.SECP256R1()), ends).write(files.folder, "server")
     then = ends + dt.timedelta(seconds=1 if expired else -1)
     clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda _: then), UTC=dt.UTC)
-    monkeypatch.setattr("billing_grpc.tls.dt", clock)
+    monkeypatch.setattr("billing_grpc.server.net.tls.dt", clock)
 
     with capture_logs() as logs:
         tls = TlsFiles(files.certificate, files.key, None)
@@ -299,7 +299,7 @@ def test_an_encrypted_key_is_refused_without_asking_for_its_password(files: File
 import fcntl, pty, sys, termios
 from pathlib import Path
 from billing_grpc.errors import SettingsError
-from billing_grpc.tls import TlsFiles
+from billing_grpc.server.net.tls import TlsFiles
 _, terminal = pty.openpty()
 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 try:
@@ -342,7 +342,7 @@ def test_only_mutual_tls_hands_the_client_authorities_on(
         handed.append(authorities)
         return made(pairs, authorities)
 
-    monkeypatch.setattr("billing_grpc.tls.grpc.ssl_server_certificate_configuration", record)
+    monkeypatch.setattr("billing_grpc.server.net.tls.grpc.ssl_server_certificate_configuration", record)
     TlsFiles(files.certificate, files.key, files.ca).credentials(mutual=mutual)
 
     assert handed == [files.clients.pem if mutual else None]
@@ -359,7 +359,7 @@ def test_a_failure_nobody_thought_of_keeps_the_old_files_in_force(
         raise TypeError("unheard of")
 
     with monkeypatch.context() as only_here, capture_logs() as logs:
-        only_here.setattr("billing_grpc.tls._require_authorities", fail)
+        only_here.setattr("billing_grpc.server.net.tls._require_authorities", fail)
         assert tls.current() == before
         tls.reload()
         assert tls.current() == before
@@ -382,7 +382,7 @@ def test_a_file_that_is_replaced_while_it_is_checked_is_read_again(
                 del renewals[0]
             super().load_cert_chain(*arguments, **more)
 
-    monkeypatch.setattr("billing_grpc.tls.ssl.SSLContext", Overtaken)
+    monkeypatch.setattr("billing_grpc.server.net.tls.ssl.SSLContext", Overtaken)
     key, certificate, _ = TlsFiles(files.certificate, files.key, None).current()
     assert (key, certificate) == (files.key.read_bytes(), files.certificate.read_bytes())
     assert key != stale

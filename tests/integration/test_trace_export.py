@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from billing_grpc.metrics import Metrics
-from billing_grpc.trace_export import EXPORT_TIMEOUT, QUEUE, STOP_TIMEOUT, exporting
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.trace_export import EXPORT_TIMEOUT, QUEUE, STOP_TIMEOUT, exporting
 from tests.otlp import Collector, collecting
 
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
-from billing_grpc.postgres import PostgresRepository
-from billing_grpc.postgres.connection import Connection
-from billing_grpc.postgres.writing import OverrideWrite, save_override
+from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
 from tests.writes import BY, add
 
 BUDGET: Final = 5.0

@@ -8,9 +8,10 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_grpc import answers, closed, convert, provision
+from billing_grpc import provision
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.client import fallback, verified
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
     NO_WORKSPACE,
@@ -22,7 +23,8 @@ from billing_grpc.model import (
     StoredOverride,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace
-from billing_grpc.secrets import BLOCKED_KEYS, KeyList, normalise
+from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList, normalise
+from billing_grpc.wire import messages
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-00000000000a"
 KEYS = KeyList()
@@ -41,14 +43,14 @@ SHUT = resolve(WORKSPACE, StoredOverride("platform_managed"), None)
 
 @given(resolutions)
 def test_every_resolution_of_the_rule_is_taken_as_it_is(resolution: Resolution) -> None:
-    assert answers.resolution(convert.resolution_to_proto(resolution), WORKSPACE.upper()) == resolution
+    assert verified.resolution(messages.resolution_to_proto(resolution), WORKSPACE.upper()) == resolution
 
 
 @given(org_defaults)
 def test_every_resolution_without_a_workspace_is_taken_as_it_is(org_default: str | None) -> None:
     resolution = resolve_new_workspace(org_default)
 
-    assert answers.resolution(convert.resolution_to_proto(resolution), "") == resolution
+    assert verified.resolution(messages.resolution_to_proto(resolution), "") == resolution
 
 
 @given(
@@ -67,7 +69,7 @@ def test_whatever_is_sent_only_what_the_rule_could_have_said_is_open(
     message: pb.BillingModeResolution, asked: str
 ) -> None:
     try:
-        taken = answers.resolution(message, asked)
+        taken = verified.resolution(message, asked)
     except AnswerInvalid:
         return
 
@@ -82,8 +84,8 @@ def test_whatever_is_sent_only_what_the_rule_could_have_said_is_open(
             assert (taken.org_default, taken.workspace_override) == (taken.mode, None)
 
 
-HONEST = convert.resolution_to_proto(OPEN)
-INHERITED = convert.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok"))
+HONEST = messages.resolution_to_proto(OPEN)
+INHERITED = messages.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok"))
 OTHER = "7f1fc6a0-0000-4000-8000-00000000000b"
 CONTRADICTIONS: dict[str, tuple[pb.BillingModeResolution, str, dict[str, object]]] = {
     "another workspace": (HONEST, WORKSPACE, {"workspace_id": OTHER}),
@@ -123,19 +125,19 @@ def test_a_resolution_that_contradicts_itself_is_refused(
             setattr(broken, name, value)
 
     with pytest.raises(AnswerInvalid):
-        answers.resolution(broken, asked)
+        verified.resolution(broken, asked)
 
 
 def test_an_error_without_a_reason_or_without_a_workspace_is_refused() -> None:
-    closed_answer = convert.resolution_to_proto(resolve(WORKSPACE, ERROR, "byok"))
-    assert answers.resolution(closed_answer, WORKSPACE).error == ERROR
+    closed_answer = messages.resolution_to_proto(resolve(WORKSPACE, ERROR, "byok"))
+    assert verified.resolution(closed_answer, WORKSPACE).error == ERROR
 
     for broken in ({"error": pb.ResolutionError()}, {"workspace_override": "x"}):
         message = pb.BillingModeResolution(**{**_fields(closed_answer), **broken})
         with pytest.raises(AnswerInvalid):
-            answers.resolution(message, WORKSPACE)
+            verified.resolution(message, WORKSPACE)
     with pytest.raises(AnswerInvalid):
-        answers.resolution(pb.BillingModeResolution(**{**_fields(closed_answer), "workspace_id": ""}), "")
+        verified.resolution(pb.BillingModeResolution(**{**_fields(closed_answer), "workspace_id": ""}), "")
 
 
 def _fields(message: pb.BillingModeResolution) -> dict[str, Any]:
@@ -143,12 +145,12 @@ def _fields(message: pb.BillingModeResolution) -> dict[str, Any]:
 
 
 def test_a_resolution_that_ignores_what_was_supposed_is_refused() -> None:
-    supposed = convert.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok", what_if=True))
+    supposed = messages.resolution_to_proto(resolve(WORKSPACE, StoredOverride(None), "byok", what_if=True))
 
-    assert answers.resolution(supposed, WORKSPACE, what_if=" BYOK").mode is BillingMode.BYOK
+    assert verified.resolution(supposed, WORKSPACE, what_if=" BYOK").mode is BillingMode.BYOK
     for other in ("disabled", "", "garbage"):
         with pytest.raises(AnswerInvalid):
-            answers.resolution(supposed, WORKSPACE, what_if=other)
+            verified.resolution(supposed, WORKSPACE, what_if=other)
 
 
 @given(resolutions, st.lists(key_names, max_size=5), st.booleans())
@@ -158,11 +160,11 @@ def test_every_verdict_of_the_gate_is_taken_as_it_is(resolution: Resolution, sen
     allowed = all(verdict.verdict is SecretVerdict.ALLOWED for verdict in verdicts)
     answer = service_pb.ValidateSecretWriteResponse(
         allowed=allowed,
-        verdicts=[convert.verdict_to_proto(verdict) for verdict in verdicts],
-        resolution=convert.resolution_to_proto(resolution),
+        verdicts=[messages.verdict_to_proto(verdict) for verdict in verdicts],
+        resolution=messages.resolution_to_proto(resolution),
     )
 
-    decision = answers.secret_write(answer, sent, WORKSPACE, KEYS)
+    decision = verified.secret_write(answer, sent, WORKSPACE, KEYS)
 
     assert (decision.allowed, decision.verdicts, decision.resolution) == (allowed, tuple(verdicts), resolution)
 
@@ -173,15 +175,15 @@ def test_every_plan_of_the_service_is_taken_as_it_is(
 ) -> None:
     plan = provision.plan(resolution, KeyList(["NEW_VENDOR_KEY"] if extended else []), present)
 
-    assert answers.provision_plan(convert.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
+    assert verified.provision_plan(messages.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
 
 
 def _shut_plan() -> service_pb.PlanProvisionEnvResponse:
-    return convert.plan_to_proto(provision.plan(SHUT, KEYS, ["openai_api_key"]))
+    return messages.plan_to_proto(provision.plan(SHUT, KEYS, ["openai_api_key"]))
 
 
 def _open_plan() -> service_pb.PlanProvisionEnvResponse:
-    return convert.plan_to_proto(provision.plan(OPEN, KEYS))
+    return messages.plan_to_proto(provision.plan(OPEN, KEYS))
 
 
 BROKEN_PLANS: dict[str, tuple[Callable[[], service_pb.PlanProvisionEnvResponse], Callable[..., object]]] = {
@@ -211,12 +213,12 @@ def test_a_plan_that_contradicts_itself_is_refused(
     honest: Callable[[], service_pb.PlanProvisionEnvResponse], break_it: Callable[..., object]
 ) -> None:
     answer = honest()
-    answers.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+    verified.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
 
     break_it(answer)
 
     with pytest.raises(AnswerInvalid):
-        answers.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+        verified.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
 
 
 def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
@@ -225,16 +227,16 @@ def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
     answer.strip_keys.append("ACME_TOKEN")
     env = ["new_vendor_key", "acme_token", "\ufeffHF_TOKEN", "PATH"]
 
-    stripped = answers.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
+    stripped = verified.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
 
     assert {*env[:3], "HF_TOKEN", "NEW_VENDOR_KEY", "ACME_TOKEN", "openai_api_key"} <= set(stripped)
     assert "PATH" not in stripped
 
 
 def verdict_on(key: str, verdict: Any) -> SecretVerdict:
-    answer = service_pb.ValidateSecretWriteResponse(resolution=convert.resolution_to_proto(SHUT))
+    answer = service_pb.ValidateSecretWriteResponse(resolution=messages.resolution_to_proto(SHUT))
     answer.verdicts.add(secret_key=key, verdict=verdict)
-    return answers.secret_write(answer, [key], WORKSPACE, KEYS).verdicts[0].verdict
+    return verified.secret_write(answer, [key], WORKSPACE, KEYS).verdicts[0].verdict
 
 
 def test_a_reserved_name_is_refused_as_reserved_or_the_answer_is_invalid() -> None:
@@ -252,7 +254,7 @@ def test_an_invalid_answer_allows_no_key_that_it_does_not_plainly_allow() -> Non
     verdicts = [pb.SecretKeyVerdict(secret_key=key, verdict=each) for key, each in zip(sent, said, strict=True)]
     answer = service_pb.ValidateSecretWriteResponse(allowed=True, verdicts=verdicts)
 
-    decision = closed.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=answers.doubted(answer, sent))
+    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified.doubted(answer, sent))
 
     assert [each.verdict for each in decision.verdicts] == [
         SecretVerdict.ALLOWED,
@@ -268,15 +270,15 @@ def test_an_answer_about_other_keys_allows_none(about: list[str]) -> None:
     sent = ["SLACK_TOKEN", "OTHER"]
 
     with pytest.raises(AnswerInvalid):
-        answers.secret_write(answer, sent, WORKSPACE, KEYS)
-    decision = closed.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=answers.doubted(answer, sent))
+        verified.secret_write(answer, sent, WORKSPACE, KEYS)
+    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified.doubted(answer, sent))
     assert not any(each.verdict is SecretVerdict.ALLOWED for each in decision.verdicts)
 
 
 def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() -> None:
     sent = ["SLACK_TOKEN", " openai_api_key", "NEW_VENDOR_KEY", "MOLECULE_LLM_X", "no name"]
 
-    decision = closed.secret_write("", sent, ERROR, KeyList(["NEW_VENDOR_KEY"]))
+    decision = fallback.secret_write("", sent, ERROR, KeyList(["NEW_VENDOR_KEY"]))
 
     blocked = SecretVerdict.BLOCKED_PLATFORM_MANAGED
     expected = [SecretVerdict.ALLOWED, blocked, blocked, SecretVerdict.BLOCKED_RESERVED, blocked]
@@ -289,7 +291,7 @@ def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() ->
 def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted_stripped() -> None:
     wanted = ["New_Vendor_Key", "MOLECULE_LLM_X", "no name"]
 
-    plan = closed.provision_plan(WORKSPACE, ["hf_token", "PATH"], ERROR, KEYS, also_strip=wanted)
+    plan = fallback.provision_plan(WORKSPACE, ["hf_token", "PATH"], ERROR, KEYS, also_strip=wanted)
 
     assert set(plan.strip_keys) == {*BLOCKED_KEYS, "New_Vendor_Key", "hf_token"}
     assert set(plan.set_env.values()) == {"platform_managed"}
@@ -298,7 +300,7 @@ def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted
 
 @pytest.mark.parametrize(("asked", "named"), [(WORKSPACE.upper(), WORKSPACE), ("", ""), ("{x}", "")])
 def test_a_closed_resolution_names_the_workspace_where_its_id_is_one(asked: str, named: str) -> None:
-    resolution = closed.resolution(asked, ERROR)
+    resolution = fallback.resolution(asked, ERROR)
 
     assert resolution.workspace_id == named
     assert (resolution.mode, resolution.source) == (

@@ -5,8 +5,8 @@ from typing import Final
 
 import pytest
 
-from billing_grpc.credentials import is_name
 from billing_grpc.model import RecordedChange, author
+from billing_grpc.server.auth.principals import is_name
 from billing_grpc.testing import InMemoryRepository
 
 WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"

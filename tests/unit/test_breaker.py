@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from billing_grpc.errors import DatabaseTimeout, StorageError
-from billing_grpc.postgres.breaker import OVERLAP_AFTER, PROBE_EVERY, RIDE_OUT, Breaker
+from billing_grpc.storage.postgres.breaker import OVERLAP_AFTER, PROBE_EVERY, RIDE_OUT, Breaker
 
 PATIENCE = 10.0
 Probes = list["asyncio.Future[StorageError | None]"]

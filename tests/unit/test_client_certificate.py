@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from billing_grpc.client_certificate import ClientCertificate
+from billing_grpc.server.auth.client_certificate import ClientCertificate
 from tests.certificates import Authority, Issued
 
 NOW: Final = dt.datetime.now(dt.UTC).replace(microsecond=0)

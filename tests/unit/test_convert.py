@@ -5,11 +5,12 @@ from typing import Any, TypeVar
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from billing_grpc import convert, errors, validation
+from billing_grpc import errors, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.model import BillingMode, BillingModeSource, ResolutionError, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve
+from billing_grpc.wire import messages
 
 
 def leaves(root: type[errors.RequestError]) -> list[type[errors.RequestError]]:
@@ -63,7 +64,7 @@ def test_the_table_of_codes_lists_every_error_that_can_reach_a_client() -> None:
 @pytest.mark.parametrize(("kind", "code"), EXPECTED_CODES.items(), ids=lambda each: getattr(each, "__name__", None))
 def test_every_error_has_a_status_and_one_error_info(kind: type[errors.RequestError], code: int) -> None:
     error = example(kind)
-    status = convert.error_to_status(error)
+    status = messages.error_to_status(error)
 
     assert (status.code, status.message) == (code, error.message)
     infos = [packed for packed in status.details if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
@@ -76,7 +77,7 @@ def test_every_error_has_a_status_and_one_error_info(kind: type[errors.RequestEr
 
 @pytest.mark.parametrize("kind", EXPECTED_CODES, ids=lambda each: each.__name__)
 def test_only_an_unreachable_or_late_database_is_worth_a_retry(kind: type[errors.RequestError]) -> None:
-    retry = detail(convert.error_to_status(example(kind)), error_details_pb2.RetryInfo)
+    retry = detail(messages.error_to_status(example(kind)), error_details_pb2.RetryInfo)
 
     assert (retry is not None) == (kind in {errors.DatabaseUnreachable, errors.DatabaseTimeout})
 
@@ -84,7 +85,7 @@ def test_only_an_unreachable_or_late_database_is_worth_a_retry(kind: type[errors
 def test_bad_input_names_its_fields() -> None:
     violation = errors.FieldViolation("mode", "must be one of the three")
     bad = detail(
-        convert.error_to_status(errors.InvalidArgument("MODE_INVALID", violation)), error_details_pb2.BadRequest
+        messages.error_to_status(errors.InvalidArgument("MODE_INVALID", violation)), error_details_pb2.BadRequest
     )
 
     assert bad is not None
@@ -95,9 +96,9 @@ def test_bad_input_names_its_fields() -> None:
 
 def test_the_closed_resolution_travels_with_an_error() -> None:
     closed = resolve("w", ResolutionError("DATABASE_TIMEOUT", "late"), "byok")
-    status = convert.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
+    status = messages.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
 
-    assert detail(status, pb.BillingModeResolution) == convert.resolution_to_proto(closed)
+    assert detail(status, pb.BillingModeResolution) == messages.resolution_to_proto(closed)
 
 
 @pytest.mark.parametrize("bad", ["\U0001f600" * 1000, "x y", "\x00" * 300])
@@ -105,7 +106,7 @@ def test_the_largest_list_of_violations_stays_under_4_kb_and_names_all_twenty(ba
     for check, limit in ((validation.batch_ids, 1000), (validation.secret_names, 256)):
         with pytest.raises(errors.InvalidArgument) as refused:
             check([f"{bad} "] * limit)
-        status = convert.error_to_status(refused.value)
+        status = messages.error_to_status(refused.value)
         details = detail(status, error_details_pb2.BadRequest)
         assert status.ByteSize() < 4096
         assert details is not None
@@ -115,15 +116,15 @@ def test_the_largest_list_of_violations_stays_under_4_kb_and_names_all_twenty(ba
 def test_even_absurdly_long_violations_are_cut_to_4_kb() -> None:
     many = [errors.FieldViolation(f"f[{index}]", "x" * 1000) for index in range(20)]
 
-    assert convert.error_to_status(errors.InvalidArgument("MODE_INVALID", *many)).ByteSize() < 4096
+    assert messages.error_to_status(errors.InvalidArgument("MODE_INVALID", *many)).ByteSize() < 4096
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "prefix", "values"),
     [
-        (convert.MODE_TO_PROTO, pb.BillingMode, "BILLING_MODE_", BillingMode),
-        (convert.SOURCE_TO_PROTO, pb.BillingModeSource, "BILLING_MODE_SOURCE_", BillingModeSource),
-        (convert.VERDICT_TO_PROTO, pb.SecretVerdict, "SECRET_VERDICT_", SecretVerdict),
+        (messages.MODE_TO_PROTO, pb.BillingMode, "BILLING_MODE_", BillingMode),
+        (messages.SOURCE_TO_PROTO, pb.BillingModeSource, "BILLING_MODE_SOURCE_", BillingModeSource),
+        (messages.VERDICT_TO_PROTO, pb.SecretVerdict, "SECRET_VERDICT_", SecretVerdict),
     ],
     ids=["mode", "source", "verdict"],
 )
@@ -138,7 +139,7 @@ def test_every_value_has_its_number_and_every_number_but_zero_its_value(
 
 @pytest.mark.parametrize("override", [None, "", "byok", "corrupt"])
 def test_an_override_is_present_exactly_when_there_is_stored_text(override: str | None) -> None:
-    message = convert.resolution_to_proto(resolve("w", StoredOverride(override), None))
+    message = messages.resolution_to_proto(resolve("w", StoredOverride(override), None))
 
     assert message.HasField("workspace_override") == (override is not None)
     assert message.workspace_override == (override or "")
@@ -147,7 +148,7 @@ def test_an_override_is_present_exactly_when_there_is_stored_text(override: str 
 
 def test_a_change_must_be_explicit() -> None:
     with pytest.raises(errors.InvalidArgument) as refused:
-        convert.change_from_proto(service_pb.SetWorkspaceBillingModeRequest(reason="why"))
+        messages.change_from_proto(service_pb.SetWorkspaceBillingModeRequest(reason="why"))
 
     assert refused.value.reason == "CHANGE_REQUIRED"
 
@@ -158,7 +159,7 @@ def test_a_mode_that_is_none_of_the_three_is_refused_and_the_three_are_named(num
     request = service_pb.SetWorkspaceBillingModeRequest(**fields)
 
     with pytest.raises(errors.InvalidArgument) as refused:
-        convert.change_from_proto(request)
+        messages.change_from_proto(request)
 
     assert refused.value.reason == "MODE_INVALID"
     for name in ("BILLING_MODE_PLATFORM_MANAGED", "BILLING_MODE_BYOK", "BILLING_MODE_DISABLED", "inherit"):
@@ -168,6 +169,6 @@ def test_a_mode_that_is_none_of_the_three_is_refused_and_the_three_are_named(num
 def test_each_explicit_change_is_understood() -> None:
     request = service_pb.SetWorkspaceBillingModeRequest
 
-    assert convert.change_from_proto(request(inherit=pb.Inherit())) is None
-    for mode, number in convert.MODE_TO_PROTO.items():
-        assert convert.change_from_proto(request(mode=number)) is mode
+    assert messages.change_from_proto(request(inherit=pb.Inherit())) is None
+    for mode, number in messages.MODE_TO_PROTO.items():
+        assert messages.change_from_proto(request(mode=number)) is mode

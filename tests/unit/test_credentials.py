@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_grpc import credentials
-from billing_grpc.credentials import Principals, bearer_token, is_name, token_digest
 from billing_grpc.errors import SettingsError
 from billing_grpc.model import Principal, Role
+from billing_grpc.server.auth import principals as credentials
+from billing_grpc.server.auth.principals import Principals, bearer_token, is_name, token_digest
 
 DIGEST = token_digest("first")
 OTHER = token_digest("second")

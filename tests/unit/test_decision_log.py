@@ -6,10 +6,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from billing_grpc.caller import current_principal
-from billing_grpc.decision_log import DecisionLog
-from billing_grpc.logs import RARELY
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import (
     Announcement,
     OverrideChange,
@@ -23,6 +19,10 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace
+from billing_grpc.server.caller import current_principal
+from billing_grpc.server.decision_log import DecisionLog
+from billing_grpc.server.telemetry.logs import RARELY
+from billing_grpc.server.telemetry.metrics import Metrics
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-000000000001"
 DEGRADED = resolve(WORKSPACE, ResolutionError("DATABASE_TIMEOUT", "late"), "byok")

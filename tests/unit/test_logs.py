@@ -13,12 +13,12 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace import TracerProvider
 
-from billing_grpc import logs
-from billing_grpc.log_queue import DROPPED
-from billing_grpc.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
-from billing_grpc.request_id import current_request_id
+from billing_grpc.server.request_id import current_request_id
+from billing_grpc.server.telemetry import logs
+from billing_grpc.server.telemetry.log_queue import DROPPED
+from billing_grpc.server.telemetry.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
+from billing_grpc.server.telemetry.spans import Tracing, current_trace
 from billing_grpc.standing_reader import write_within
-from billing_grpc.tracing import Tracing, current_trace
 
 UNREADABLE: Final = UnicodeDecodeError("utf-8", b"a-token\xff", 7, 8, "invalid start byte")
 
@@ -109,7 +109,7 @@ def test_an_error_that_is_being_handled_is_in_the_line_of_another_thread(written
 
 def test_a_library_s_line_has_the_time_at_which_it_was_said(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as held:
-        held.setattr("billing_grpc.log_queue.write_all", lambda *_: time.sleep(0.3))
+        held.setattr("billing_grpc.server.telemetry.log_queue.write_all", lambda *_: time.sleep(0.3))
         structlog.stdlib.get_logger("ours").info("holds the writer up")
         before = dt.datetime.now(dt.UTC)
         logging.getLogger("a_library").warning("said")
@@ -128,7 +128,7 @@ def test_lines_that_cannot_be_written_or_made_are_counted(written: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as held:
-        held.setattr("billing_grpc.log_queue.write_all", full)
+        held.setattr("billing_grpc.server.telemetry.log_queue.write_all", full)
         log.info("no room")
         log.info("no room")
         logs.flush()
@@ -166,7 +166,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("billing_grpc.logs.time", clock)
+    monkeypatch.setattr("billing_grpc.server.telemetry.logs.time", clock)
     return clock
 
 

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing_grpc import access
 from billing_grpc.errors import STORAGE_ERRORS
-from billing_grpc.metrics import Metrics, multiprocess_registry
+from billing_grpc.server.auth import roles
+from billing_grpc.server.telemetry.metrics import Metrics, multiprocess_registry
 
 TYPES: Final = {
     "billing_grpc_resolutions": "counter",
@@ -86,7 +86,7 @@ def test_known_series_begin_at_zero_so_that_their_first_increment_is_seen() -> N
     assert samples(registry, "billing_grpc_degraded_resolutions_total") == {(reason,): 0 for reason in STORAGE_ERRORS}
     assert len(samples(registry, "billing_grpc_resolutions_total")) == 9
     calls = samples(registry, "billing_grpc_calls_total")
-    assert {method for _, method in calls} == {path.rpartition(".")[2] for path in access.MAY_CALL}
+    assert {method for _, method in calls} == {path.rpartition(".")[2] for path in roles.MAY_CALL}
     assert set(calls.values()) == {0}
 
 
@@ -127,7 +127,7 @@ def test_gauges_show_what_the_pool_and_the_database_say_at_the_last_refresh() ->
 WORKER: Final = """
 import sys
 from types import SimpleNamespace
-from billing_grpc.metrics import Metrics
+from billing_grpc.server.telemetry.metrics import Metrics
 
 metrics = Metrics("1.2.3", "1.83.2")
 up = sys.argv[1] == "up"

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc import watched_file
-from billing_grpc.org_default import FileOrgDefault, FixedOrgDefault
+from billing_grpc.server.org_default import FileOrgDefault, FixedOrgDefault
 
 
 def test_a_fixed_default_is_what_was_given() -> None:

@@ -11,9 +11,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc import watched_file
-from billing_grpc.credentials import token_digest
 from billing_grpc.errors import SettingsError
-from billing_grpc.principals_file import PrincipalsFile
+from billing_grpc.server.auth.principals import token_digest
+from billing_grpc.server.auth.principals_file import PrincipalsFile
 
 
 def content(*tokens: str) -> str:

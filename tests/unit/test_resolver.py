@@ -5,14 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing_grpc.errors import STORAGE_ERRORS
-from billing_grpc.model import (
-    NO_WORKSPACE,
-    BillingMode,
-    BillingModeSource,
-    Resolution,
-    ResolutionError,
-    StoredOverride,
-)
+from billing_grpc.model import NO_WORKSPACE, BillingMode, BillingModeSource, Resolution, ResolutionError, StoredOverride
 from billing_grpc.resolver import (
     recognise_org_default,
     recognise_override,

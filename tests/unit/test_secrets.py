@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from billing_grpc.model import NO_WORKSPACE, Resolution, ResolutionError, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
-from billing_grpc.secrets import BLOCKED_KEYS, KeyList, is_reserved, normalise
+from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList, is_reserved, normalise
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-000000000001"
 ALLOWED = SecretVerdict.ALLOWED

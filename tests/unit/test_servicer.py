@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 from billing_grpc import page_token
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.caller import current_principal
-from billing_grpc.credentials import LOCAL
 from billing_grpc.errors import DatabaseTimeout, RequestError
-from billing_grpc.metrics import Metrics
-from billing_grpc.secrets import BLOCKED_KEYS, KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList
+from billing_grpc.server.auth.principals import LOCAL
+from billing_grpc.server.caller import current_principal
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]

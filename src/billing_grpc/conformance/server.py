@@ -9,17 +9,18 @@ from typing import Final
 
 import grpc
 
-from billing_grpc import interceptors, logs
 from billing_grpc.addresses import Address, UnixAddress, parse
 from billing_grpc.conformance import cases
 from billing_grpc.conformance.answers import handler
 from billing_grpc.conformance.connections import Connections
-from billing_grpc.credentials import Principals
 from billing_grpc.errors import ListenError, SettingsError
-from billing_grpc.free_address import require_free
-from billing_grpc.limits import Limits
-from billing_grpc.metrics import Metrics
-from billing_grpc.principals_file import FixedPrincipals
+from billing_grpc.server.auth.principals import Principals
+from billing_grpc.server.auth.principals_file import FixedPrincipals
+from billing_grpc.server.calls import chain as interceptors
+from billing_grpc.server.net.ports import require_free
+from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry import logs
+from billing_grpc.server.telemetry.metrics import Metrics
 
 _BEHIND: Final = "127.0.0.1:0"
 

@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from billing_grpc.errors import STORAGE_ERRORS, ValueUnreadable
-from billing_grpc.metrics import Metrics
 from billing_grpc.model import ResolutionError, StoredOverride
-from billing_grpc.org_default import FixedOrgDefault
-from billing_grpc.secrets import KeyList
-from billing_grpc.servicer import BillingModeService
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.org_default import FixedOrgDefault
+from billing_grpc.server.servicer import BillingModeService
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
 
 _STORAGE_TIMEOUT: Final = 1.0

@@ -1,0 +1,66 @@
+"""`billing-grpc changes`: the change log."""
+
+from typing import Final
+
+import click
+
+from billing_grpc.cli import exit_codes, output
+from billing_grpc.cli import json_output as answers
+from billing_grpc.cli.options import Call, Connection, WorkspaceId
+from billing_grpc.cli.session import Server, asking
+from billing_grpc.model import ListedChange, author
+from billing_grpc.validation import DEFAULT_PAGE, MAX_PAGE
+
+_MOST: Final = 1_000_000
+_COLUMNS: Final[tuple[str, ...]] = ("when", "workspace", "from", "to", "who", "why")
+_INHERITED: Final = "(inherits)"
+_EPILOG: Final = """\b
+Examples:
+  billing-grpc changes --limit 10
+  billing-grpc changes 00000000-0000-4000-8000-000000000002 --json | jq -r 'select(.principal == "") | .database_user'"""
+
+
+@click.command("changes", cls=Call, epilog=_EPILOG)
+@click.argument("workspace_id", required=False, default="", type=WorkspaceId(may_be_empty=True))
+@click.option(
+    "--limit", type=click.IntRange(1, _MOST), default=DEFAULT_PAGE, show_default=True, help="At most so many."
+)
+@output.json_option
+@click.pass_obj
+def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: bool) -> int:
+    """List who changed what, and why, newest first.
+
+    Without a WORKSPACE_ID, of all workspaces. Each line: when, workspace, from, to, who, why; with --json, each is an object
+    on a line of its own.
+    """
+    with asking(connection) as server:
+        found = server.wait(_newest(server, workspace_id, limit))
+    if as_json:
+        for each in found:
+            output.json_line(answers.change(each))
+    else:
+        _show(found, of_one=bool(workspace_id))
+    return exit_codes.OK
+
+
+async def _newest(server: Server, workspace_id: str, limit: int) -> list[ListedChange]:
+    found: list[ListedChange] = []
+    async for each in server.client.changes(workspace_id, page_size=min(limit, MAX_PAGE)):
+        found.append(each)
+        if len(found) == limit:
+            break
+    return found
+
+
+def _show(found: list[ListedChange], *, of_one: bool) -> None:
+    columns, rows = _COLUMNS, [_row(each) for each in found]
+    if of_one and output.is_terminal():
+        # Who looks at one workspace knows which, and a narrow terminal is soon full.
+        columns, rows = columns[:1] + columns[2:], [row[:1] + row[2:] for row in rows]
+    output.table(columns, rows, prose=frozenset({"why"}))
+
+
+def _row(each: ListedChange) -> tuple[str, ...]:
+    before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
+    who = author(each.principal, each.database_user)
+    return answers.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason

@@ -1,0 +1,110 @@
+"""`billing-grpc get`, `set` and `inherit`: one workspace's own mode."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from billing_grpc import validation
+from billing_grpc.cli import exit_codes, output
+from billing_grpc.cli import json_output as answers
+from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
+from billing_grpc.cli.session import asking
+from billing_grpc.errors import InvalidArgument
+from billing_grpc.model import BillingMode, BillingModeUpdate, WorkspaceBillingMode
+
+_W: Final = "00000000-0000-4000-8000-000000000002"
+
+
+class _Reason(Text):
+    """A reason for the change log."""
+
+    name = "reason"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return validation.reason(super().convert(value, param, ctx))
+        except InvalidArgument as error:
+            self.fail(error.violations[0].description, param, ctx)
+
+
+def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        output.json_option,
+        click.option(
+            "--validate-only", is_flag=True, help="Check everything, permission and etag included; write nothing."
+        ),
+        click.option("--etag", type=Text(), default="", help="Write only if this is still the workspace's; see get."),
+        click.option("--reason", type=_Reason(), default="", help="Why, for the change log; at most 500 characters."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command("get", cls=Call, epilog=f"\b\nExample:\n  billing-grpc get {_W} --json | jq -r .etag")
+@click.argument("workspace_id", type=WorkspaceId())
+@output.json_option
+@click.pass_obj
+def get(connection: Connection, *, workspace_id: str, as_json: bool) -> int:
+    """Show an existing workspace's mode, its etag, and who set it."""
+    with asking(connection) as server:
+        found = server.wait(server.client.get(workspace_id))
+    if as_json:
+        output.json_line(answers.workspace(found))
+    else:
+        output.resolution(found.resolution)
+        _show_standing(found)
+    return exit_codes.OK
+
+
+@click.command(
+    "set", cls=Call, epilog=f'\b\nExample:\n  billing-grpc set {_W} byok --reason "pays with its own key from June on"'
+)
+@click.argument("workspace_id", type=WorkspaceId())
+@click.argument("mode", type=click.Choice([mode.value for mode in BillingMode]))
+@_change_options
+@click.pass_obj
+def set_mode(connection: Connection, /, *, workspace_id: str, mode: str, as_json: bool, **change: Any) -> int:
+    """Give a workspace its own mode.
+
+    It takes effect when the workspace next starts. May be repeated: setting what is set changes nothing.
+    """
+    with asking(connection, writes=not change["validate_only"]) as server:
+        written = server.wait(server.client.set(workspace_id, BillingMode(mode), **change))
+    return _show_update(written, as_json=as_json, validate_only=change["validate_only"])
+
+
+@click.command("inherit", cls=Call, epilog=f'\b\nExample:\n  billing-grpc inherit {_W} --reason "the trial is over"')
+@click.argument("workspace_id", type=WorkspaceId())
+@_change_options
+@click.pass_obj
+def inherit(connection: Connection, /, *, workspace_id: str, as_json: bool, **change: Any) -> int:
+    """Make a workspace inherit the organisation's default.
+
+    It takes effect when the workspace next starts. May be repeated.
+    """
+    with asking(connection, writes=not change["validate_only"]) as server:
+        written = server.wait(server.client.inherit(workspace_id, **change))
+    return _show_update(written, as_json=as_json, validate_only=change["validate_only"])
+
+
+def _show_update(written: BillingModeUpdate, *, as_json: bool, validate_only: bool) -> int:
+    if as_json:
+        output.json_line(answers.update(written, validate_only=validate_only))
+        return exit_codes.OK
+    output.resolution(written.current.resolution)
+    before = f"{written.previous.mode} ({written.previous.source})"
+    if validate_only:
+        output.line(f"It is {before}. Nothing was written: --validate-only.")
+    else:
+        output.line(f"It was {before}; the change takes effect when the workspace next starts.")
+    _show_standing(written.current)
+    return exit_codes.OK
+
+
+def _show_standing(now: WorkspaceBillingMode) -> None:
+    if now.update_time is None:
+        output.line("No change was ever recorded.")
+    else:
+        output.line(f"Last changed at {answers.time(now.update_time)} by {now.updated_by}.")
+    output.line(f"etag: {now.etag}")

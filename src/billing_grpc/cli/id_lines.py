@@ -1,0 +1,102 @@
+"""Ids from a file, batch by batch as they come, and how far that is."""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from itertools import count, islice
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
+
+import click
+
+from billing_grpc import validation
+from billing_grpc.cli import exit_codes
+from billing_grpc.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
+_NAMED: Final = 20
+_COMMENT: Final = "#"
+
+
+class IdLines:
+    """The ids of a file, one a line; blank lines and comments are passed over.
+
+    Attributes:
+        total: how many lines hold something; None when the file ends only when its writer says so.
+        problems: a sentence for each line that is no id, the first twenty of them, once they were read.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Reads the whole file when it is one; a pipe is read as it comes.
+
+        Raises:
+            outcome.Failed: it cannot be read; also while it is read as it comes.
+        """
+        self.problems: list[str] = []
+        self._bad = 0
+        self._lines = _read(file)
+        self.total: int | None = None
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            lines = list(self._lines)
+            self._lines, self.total = iter(lines), sum(_text(each) != "" for each in lines)
+
+    def batches(self, size: int) -> Iterator[list[str]]:
+        """The ids in order, in lists of at most this many."""
+        ids = self._ids()
+        while batch := list(islice(ids, size)):
+            yield batch
+
+    def _ids(self) -> Iterator[str]:
+        for number, each in enumerate(self._lines, start=1):
+            if not (text := _text(each)):
+                continue
+            try:
+                yield validation.workspace_id(text)
+            except InvalidArgument as error:
+                self._bad += 1
+                if self._bad <= _NAMED:
+                    self.problems.append(f"line {number}: {error.violations[0].description}")
+        if self._bad > _NAMED:
+            self.problems.append(f"and {self._bad - _NAMED} more lines that are no ids")
+
+
+class Progress:
+    """A bar on standard error, where that is a terminal and the answers do not scroll by on it themselves."""
+
+    def __init__(self, total: int | None) -> None:
+        self._shown: ProgressBar[int] | None = None
+        if sys.stderr.isatty() and not sys.stdout.isatty():
+            self._shown = click.progressbar(
+                count() if total is None else None, total, label="resolving", file=sys.stderr, show_pos=True
+            )
+
+    def __enter__(self) -> Self:
+        if self._shown is not None:
+            self._shown.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(kind, error, traceback)
+
+    def advance(self, done: int) -> None:
+        """So many more are done."""
+        if self._shown is not None:
+            self._shown.update(done)
+
+
+def _read(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from file
+    except OSError as error:
+        raise exit_codes.Failed(f"the ids cannot be read: {error.strerror}", exit_codes.USAGE) from error
+
+
+def _text(line: bytes) -> str:
+    text = line.decode("utf-8-sig", "replace").strip()
+    return "" if text.startswith(_COMMENT) else text

@@ -1,0 +1,145 @@
+"""The command line: which commands there are, the options they share, and how each ends. Loads a command when it is used."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+import click
+
+from billing_grpc import __version__
+from billing_grpc.cli import exit_codes
+from billing_grpc.cli.environment import load_client_settings, other_settings, quieten_grpc
+from billing_grpc.cli.options import Connection, options
+from billing_grpc.errors import SettingsError, StartupError
+
+_SERVE: Final = "serve"
+_OF_A_SERVER: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
+_EPILOG: Final = """\b
+Exit codes:
+  0  done, or allowed
+  1  refused: no such workspace, a stale etag, not permitted, a blocked key, or a failed start
+  2  wrong usage, settings or input
+  3  unavailable: the answer is the closed one, or there is none; try again later
+  130  interrupted
+
+The connection's options may also stand after the command. Reference: docs/cli.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """Where a command is, and its line in the help, which so need not load it."""
+
+    module: str
+    attribute: str
+    help: str
+
+
+_COMMANDS: Final = {
+    "resolve": _Command("billing_grpc.cli.resolve", "resolve", "Say who pays for workspaces, and why."),
+    "get": _Command("billing_grpc.cli.get_set", "get", "Show an existing workspace's mode, its etag, and who set it."),
+    "set": _Command("billing_grpc.cli.get_set", "set_mode", "Give a workspace its own mode."),
+    "inherit": _Command("billing_grpc.cli.get_set", "inherit", "Make a workspace inherit the organisation's default."),
+    "changes": _Command("billing_grpc.cli.changes", "changes", "List who changed what, and why, newest first."),
+    "validate-secret": _Command(
+        "billing_grpc.cli.validate_secret", "validate_secret", "Say whether secrets may be stored under these names."
+    ),
+    "plan": _Command("billing_grpc.cli.plan", "plan", "Show what a workspace's container loses and gets."),
+    "run": _Command("billing_grpc.cli.run", "run", "Run a command in the environment that its workspace may have."),
+    "watch-health": _Command(
+        "billing_grpc.cli.watch_health", "watch_health", "Say whether a server serves, and when that changes."
+    ),
+    _SERVE: _Command("billing_grpc.cli.serve", "serve", "Serve until SIGINT or SIGTERM."),
+    "migrate": _Command(
+        "billing_grpc.cli.serve", "migrate", "Change the database's schema, or look at where it stands."
+    ),
+    "token": _Command("billing_grpc.cli.serve", "token", "Make the tokens that callers show."),
+    "conformance-server": _Command(
+        "billing_grpc.conformance.command", "conformance_server", "For tests of clients: play the conformance vectors."
+    ),
+    "completion": _Command("billing_grpc.cli.completion", "completion", "Print a shell's completion script."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are loaded when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        exit_codes.open_missing_streams()
+        quieten_grpc()
+        if cmd_name == _SERVE:
+            # It means "read the files again", and its default would end the process until there is somebody to do so.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        found: click.Command = getattr(import_module(place.module), place.attribute)
+        return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # click would first write to standard error, whose reader may stand still.
+            raise click.Abort from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        added = {name: command.get_short_help_str() for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([*((name, each.help) for name, each in _COMMANDS.items()), *added.items()])
+
+
+def _warn_of_unknown_settings() -> None:
+    """Says which variables look like settings and are none.
+
+    Not an error as for a server: `run` starts containers, whose environment others may add to.
+    """
+    if other_settings():
+        # Who knows the server's settings as well takes as long to load as a server.
+        for problem in import_module("billing_grpc.server.settings.config").unknown_settings():
+            exit_codes.complain(problem)
+
+
+@click.group(
+    cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=_EPILOG
+)
+@click.version_option(__version__, prog_name="billing-grpc")
+@click.pass_context
+def cli(context: click.Context, /, **given: Any) -> None:
+    """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
+    context.obj = Connection(**given)
+    place = _COMMANDS.get(context.invoked_subcommand or "")
+    if place is not None and place.module not in _OF_A_SERVER:
+        _warn_of_unknown_settings()
+
+
+cli.params.extend(options())
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point; ends the process with an exit code of `billing-grpc --help`."""
+    exit_codes.honour_sigterm()
+    exit_codes.accept_any_text()
+    try:
+        code = cli.main(arguments, prog_name="billing-grpc", standalone_mode=False, default_map=load_client_settings())
+        exit_codes.flush()
+    except exit_codes.Failed as error:
+        exit_codes.complain(error.message)
+        code = error.code
+    except click.ClickException as error:
+        exit_codes.complain_of_usage(error)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        exit_codes.interrupted()
+    except SettingsError as error:
+        exit_codes.complain("wrong settings:", *error.problems)
+        code = exit_codes.USAGE
+    except StartupError as error:
+        exit_codes.last_words(str(error))
+        code = exit_codes.REFUSED
+    sys.exit(code if isinstance(code, int) else exit_codes.OK)

@@ -1,0 +1,88 @@
+"""`billing-grpc resolve`: who pays for a workspace, or for as many as a file names."""
+
+from typing import Any, BinaryIO, Final
+
+import click
+
+from billing_grpc.cli import exit_codes, output
+from billing_grpc.cli import json_output as as_json
+from billing_grpc.cli.id_lines import IdLines, Progress
+from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
+from billing_grpc.cli.session import Server, asking
+from billing_grpc.model import Resolution
+from billing_grpc.validation import MAX_BATCH
+
+_EPILOG: Final = """\b
+Examples:
+  billing-grpc resolve 00000000-0000-4000-8000-000000000002
+  billing-grpc resolve "" --org-default byok        # what if, for a workspace that does not exist yet
+  psql -Atc 'SELECT id FROM workspaces' | billing-grpc resolve --file - --json | jq -r .resolved_mode"""
+
+
+@click.command("resolve", cls=Call, epilog=_EPILOG)
+@click.argument("workspace_id", required=False, type=WorkspaceId(may_be_empty=True))
+@click.option(
+    "--file",
+    type=click.File("rb"),
+    help="A file of ids, one a line; - is standard input. Lines that begin with # are passed over.",
+)
+@click.option("--org-default", type=Text(), metavar="MODE", help="What if this were the organisation's default.")
+@output.json_option
+@click.pass_obj
+def resolve(
+    connection: Connection, *, workspace_id: str | None, file: BinaryIO | None, org_default: str | None, as_json: bool
+) -> int:
+    """Say who pays for workspaces, and why.
+
+    An empty id ("") asks for a workspace that does not exist yet. With --file, each answer is a line: id, mode, source, and
+    the reason of an error; with --json, each is an object on a line of its own.
+    """
+    if (workspace_id is None) == (file is None):
+        raise click.UsageError("give a WORKSPACE_ID or --file, one of them")
+    if file is not None and org_default is not None:
+        raise click.UsageError("--org-default is for one WORKSPACE_ID, not for --file")
+    with asking(connection) as server:
+        if file is not None:
+            return _resolve_all(server, IdLines(file), json_lines=as_json)
+        answer = server.wait(server.client.resolve(workspace_id or "", org_default=org_default))
+        _show(answer, json_lines=as_json)
+        exit_codes.flush()
+        server.warn(answer)
+        return exit_codes.OK if answer.error is None else exit_codes.UNAVAILABLE
+
+
+def _show(answer: Resolution, *, json_lines: bool) -> None:
+    if json_lines:
+        output.json_line(as_json.resolution(answer))
+        return
+    output.resolution(answer)
+
+
+def _resolve_all(server: Server, ids: IdLines, *, json_lines: bool) -> int:
+    closed: dict[str, int] = {}
+    with Progress(ids.total) as progress:
+        for batch in ids.batches(MAX_BATCH):
+            answers = server.wait(server.client.resolve_many(batch))
+            for each in answers:
+                if each.error is not None:
+                    why = server.why_closed(each.error)
+                    closed[why] = closed.get(why, 0) + 1
+                _show_row(each, json_lines=json_lines)
+            exit_codes.flush()
+            progress.advance(len(batch))
+    for why, count in closed.items():
+        exit_codes.complain(f"{count} without an answer, taken as platform_managed for safety: {why}")
+    for problem in ids.problems:
+        exit_codes.complain(problem)
+    if closed:
+        return exit_codes.UNAVAILABLE
+    return exit_codes.USAGE if ids.problems else exit_codes.OK
+
+
+def _show_row(each: Resolution, *, json_lines: bool) -> None:
+    if json_lines:
+        output.json_line(as_json.resolution(each))
+        return
+    error = "" if each.error is None else each.error.reason
+    cells: list[Any] = [(each.workspace_id, 36), (each.mode.value, 16), (each.source.value, 18), (error, 0)]
+    output.row(cells, output.STYLES[each.mode.value] if each.error is None else "bold red")

@@ -1,0 +1,114 @@
+"""The commands of those who run the server: serve, migrate, and the tokens that callers show."""
+
+import secrets
+from typing import Final
+
+import click
+from pydantic.fields import FieldInfo
+
+from billing_grpc.errors import SettingsError
+from billing_grpc.model import Role
+from billing_grpc.server.auth.principals import NAME_RULE, is_name, token_digest
+from billing_grpc.server.compose import run
+from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
+from billing_grpc.server.settings.limit_settings import LimitSettings
+from billing_grpc.standing_reader import announcing
+from billing_grpc.storage import migrations
+
+_STDOUT: Final = 1
+_PREFIX: Final = "bgrpc_"
+"""How every token begins, so that scanners for leaked secrets recognise one."""
+
+
+@click.group()
+@click.option("--database-url", help="The Postgres to migrate (setting: DATABASE_URL).")
+@click.pass_context
+def migrate(context: click.Context, database_url: str | None) -> None:
+    """Change the database's schema, or look at where it stands."""
+    context.obj = load_database_url(database_url)
+
+
+@migrate.command("up")
+@click.option(
+    "--allow-unsafe-table",
+    is_flag=True,
+    help="Migrate also where an id of `workspaces` may have two rows (decisions for it are closed), or where rows may be"
+    " lost or late: unlogged, or filled by a logical subscription.",
+)
+@click.pass_obj
+def migrate_up(database_url: str, *, allow_unsafe_table: bool) -> None:
+    """Apply every migration that is missing."""
+    applied = migrations.up(database_url, allow_unsafe_table=allow_unsafe_table)
+    for name in applied:
+        click.echo(f"applied {name}")
+    if not applied:
+        click.echo("nothing to apply")
+
+
+@migrate.command("down")
+@click.option("--all", "every", is_flag=True, help="Roll back all of them, newest first.")
+@click.pass_obj
+def migrate_down(database_url: str, *, every: bool) -> None:
+    """Roll back the newest applied migration. What it added is lost."""
+    rolled_back = migrations.down(database_url, every=every)
+    for name in rolled_back:
+        click.echo(f"rolled back {name}")
+    if not rolled_back:
+        click.echo("nothing to roll back")
+
+
+@migrate.command("status")
+@click.pass_obj
+def migrate_status(database_url: str) -> None:
+    """List every migration and whether it is applied. Writes nothing."""
+    for each in migrations.status(database_url):
+        note = "" if each.known else "  (unknown to this version)"
+        click.echo(f"{'applied' if each.applied else 'pending'}  {each.name}{note}")
+
+
+@click.group()
+def token() -> None:
+    """Make the tokens that callers show."""
+
+
+@token.command("new")
+@click.option("--name", required=True, help="Who will show it; stands in logs and in the change log.")
+@click.option("--role", required=True, type=click.Choice([role.value for role in Role]), help="What it may do.")
+def token_new(name: str, role: str) -> None:
+    """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
+    # A name that holds a quote would be valid TOML and more than a name.
+    if not is_name(name):
+        raise SettingsError([f"--name must be {NAME_RULE}"])
+    fresh = _PREFIX + secrets.token_urlsafe(32)
+    entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
+    click.echo(f"The token, shown this once:\n\n{fresh}\n")
+    click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")
+    click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
+
+
+def _serve(**flags: str | None) -> None:
+    by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
+    settings = load_settings(by_setting)
+    with announcing(_STDOUT) as say:
+        run(settings, say)
+
+
+def _setting(field: FieldInfo) -> str:
+    return str(field.alias)
+
+
+def _serve_command() -> click.Command:
+    """`serve` with one flag for every setting, so that the two cannot differ."""
+    options: list[click.Parameter] = [
+        click.Option(
+            [f"--{_setting(field).removeprefix('BILLING_GRPC_').lower().replace('_', '-')}", name],
+            help=f"{field.description} (setting: {_setting(field)})",
+            metavar="VALUE",
+        )
+        # The limits last: few people look for them.
+        for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in LimitSettings.model_fields)
+    ]
+    return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
+
+
+serve: Final = _serve_command()

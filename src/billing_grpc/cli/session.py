@@ -1,0 +1,194 @@
+"""Asks a server for a command: a client for as long as it is needed, and each way to fail as one line and an exit code."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import click
+
+from billing_grpc.cli import exit_codes, json_output
+from billing_grpc.cli.options import Connection
+from billing_grpc.client.client import BillingClient, ClientTls
+from billing_grpc.errors import (
+    AnswerInvalid,
+    BillingError,
+    CallError,
+    ClientMisused,
+    EtagStale,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    RequestError,
+    ServerRefused,
+    ServerUnreachable,
+    StorageError,
+    Unauthenticated,
+)
+from billing_grpc.model import Resolution, ResolutionError, WorkspaceBillingMode
+
+_AS_USAGE: Final = (InvalidArgument,)
+_AS_UNAVAILABLE: Final = (StorageError, ServerUnreachable, AnswerInvalid, Overloaded)
+_UNKNOWN_OUTCOME: Final = (StorageError, ServerUnreachable, AnswerInvalid)
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The way to the server, while a command runs.
+
+    Attributes:
+        client: the client.
+        wait: runs a coroutine to its end and answers what it answers.
+        causes: what kept the client from an answer so far, the newest last.
+        address: where it asks.
+    """
+
+    client: BillingClient
+    wait: Callable[[Coroutine[Any, Any, Value]], Value]
+    causes: list[BaseException]
+    address: str
+
+    def why_closed(self, error: ResolutionError) -> str:
+        """Why an answer is the closed one, with what to do about it as far as that is known here."""
+        if self.causes and error.reason in _CLIENT_REASONS:
+            return describe(self.causes[-1], self.address)
+        return f"{error.reason}: {error.message}"
+
+    def warn(self, resolution: Resolution) -> None:
+        """Says on standard error that, and why, an answer is the closed one."""
+        if resolution.error is not None:
+            exit_codes.complain(
+                f"no answer, taken as {resolution.mode} for safety: {self.why_closed(resolution.error)}"
+            )
+
+
+_CLIENT_REASONS: Final = frozenset(
+    each.reason for each in (ServerUnreachable, ServerRefused, AnswerInvalid, ClientMisused)
+)
+
+
+class _Causes(logging.Handler):
+    """Keeps why the client had no answer, which it tells its log and nobody else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[BaseException] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = getattr(record, "cause", None)
+        if isinstance(cause, BaseException):
+            self.seen.append(cause)
+
+
+@contextmanager
+def asking(connection: Connection, *, files: bool = True, writes: bool = False) -> Iterator[Server]:
+    """A server to ask.
+
+    Args:
+        connection: which, and how.
+        files: refuses files that cannot be read as wrong usage; otherwise nobody can be asked.
+        writes: whether an error can leave something changed.
+
+    Raises:
+        outcome.Failed: for every error of `errors`.
+        UsageError: the connection's options contradict each other.
+    """
+    if files:
+        check_files(connection)
+    client, causes = client_of(connection), _listen()
+    with asyncio.Runner() as runner:
+        try:
+            yield Server(client, runner.run, causes, connection.address)
+        except BillingError as error:
+            told = describe(error, connection.address)
+            if writes and isinstance(error, _UNKNOWN_OUTCOME):
+                told += "; the outcome is unknown: repeat the command"
+            raise exit_codes.Failed(told, exit_code(error)) from error
+        finally:
+            runner.run(client.close())
+
+
+def check_files(connection: Connection) -> None:
+    """Looks whether its files can be read.
+
+    Raises:
+        BadParameter: one cannot.
+    """
+    for option, path in connection.files.items():
+        try:
+            readable = path.is_file() and os.access(path, os.R_OK)
+        except OSError:
+            # A folder that may not be entered, or a name that is too long.
+            readable = False
+        if not readable:
+            raise click.BadParameter(f"{path} cannot be read as a file", param_hint=f"'{option}'")
+
+
+def client_of(connection: Connection) -> BillingClient:
+    """A client for this connection.
+
+    Raises:
+        UsageError: its options contradict each other.
+    """
+    try:
+        return BillingClient(
+            connection.target,
+            token=connection.token_file,
+            tls=tls_of(connection),
+            extra_blocked_keys=connection.extra_blocked_key,
+            timeout=connection.timeout,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def tls_of(connection: Connection) -> ClientTls | None:
+    """How to know the server; None for plain text."""
+    if not connection.secure:
+        return None
+    return ClientTls(connection.ca, connection.cert, connection.key, connection.server_name)
+
+
+def exit_code(error: BillingError) -> int:
+    """The exit code for an error."""
+    if isinstance(error, _AS_USAGE):
+        return exit_codes.USAGE
+    return exit_codes.UNAVAILABLE if isinstance(error, _AS_UNAVAILABLE) else exit_codes.REFUSED
+
+
+def describe(error: BaseException, address: str) -> str:
+    """One line: what happened, and what to do about it."""
+    match error:
+        case Unauthenticated():
+            return f"{error.reason}: nobody that {address} knows: give --token-file, or --cert and --key"
+        case PermissionDenied():
+            return f"{error.reason}: {error}; use a token of a role that may"
+        case EtagStale(attachments=[WorkspaceBillingMode() as now]):
+            return f"{error.reason}: {error}; {_standing(now)}"
+        case ServerUnreachable():
+            return f"{error.reason}: {error}; is a server listening on {address}, and with TLS if --ca is given?"
+        case RequestError(reason=reason) | CallError(reason=reason):
+            return f"{reason}: {error}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _standing(now: WorkspaceBillingMode) -> str:
+    by = f", changed by {now.updated_by} at {moment(now)}" if now.update_time else ""
+    return f"it is now {now.resolution.mode} ({now.resolution.source}){by}; etag {now.etag}"
+
+
+def moment(now: WorkspaceBillingMode) -> str:
+    """When the override last changed; empty when no change was ever recorded."""
+    return "" if now.update_time is None else json_output.time(now.update_time)
+
+
+def _listen() -> list[BaseException]:
+    handler = _Causes()
+    log = logging.getLogger("billing_grpc.client")
+    log.addHandler(handler)
+    log.propagate = False
+    return handler.seen

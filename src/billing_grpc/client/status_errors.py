@@ -1,0 +1,115 @@
+"""What a failed call means to its caller: a status and its details as one of our errors."""
+
+from typing import Final, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc.client import verified
+from billing_grpc.errors import (
+    STORAGE_ERRORS,
+    AnswerInvalid,
+    BillingError,
+    ChangeNotRecorded,
+    EtagStale,
+    FieldViolation,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    ServerRefused,
+    ServerUnreachable,
+    Unauthenticated,
+    WorkspaceNotFound,
+    WriteNotApplied,
+)
+from billing_grpc.wire.messages import ERROR_DOMAIN
+
+Detail = TypeVar("Detail", bound=Message)
+
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+_UNREACHABLE: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+)
+_BY_CODE: Final = {
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+}
+_WITHOUT_DETAILS: Final = {each.reason: each for each in (Overloaded, WriteNotApplied, ChangeNotRecorded)}
+
+
+def call_error(error: grpc.aio.AioRpcError) -> BillingError:
+    """Our error for a call that ended with a status.
+
+    The storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` only where the service itself
+    said so, in the details that the contract promises: what stands between may use the same statuses for reasons of its
+    own, and gRPC here says RESOURCE_EXHAUSTED of an answer that is too long.
+    """
+    code, details = error.code(), _details(error)
+    said = str(error.details() or "no details")
+    ours = _ours(details, said)
+    if ours is not None:
+        return ours
+    if code in _UNREACHABLE:
+        return ServerUnreachable(f"{code.name}: {said}")
+    if code in _BY_CODE:
+        return _BY_CODE[code]()
+    return ServerRefused(f"{code.name}: {said}")
+
+
+def _ours(details: status_pb2.Status, said: str) -> BillingError | None:
+    info = _unpacked(details, error_details_pb2.ErrorInfo())
+    reason = str(info.reason) if info.domain == ERROR_DOMAIN else ""
+    if reason in STORAGE_ERRORS:
+        return STORAGE_ERRORS[reason](attachments=_attached(details))
+    if reason in _WITHOUT_DETAILS:
+        return _WITHOUT_DETAILS[reason]()
+    if reason == WorkspaceNotFound.reason:
+        return WorkspaceNotFound(said)
+    if reason == EtagStale.reason:
+        return EtagStale(said, attachments=_attached(details))
+    if reason and details.code == code_pb2.INVALID_ARGUMENT:
+        return InvalidArgument(reason, *_violations(details, said))
+    return None
+
+
+def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                break
+    return status_pb2.Status()
+
+
+def _attached(details: status_pb2.Status) -> tuple[object, ...]:
+    """The closed resolution of a read that failed, the current state of a write that was stale; none that contradict."""
+    current = _unpacked(details, pb.WorkspaceBillingMode())
+    resolution = _unpacked(details, pb.BillingModeResolution())
+    try:
+        if current.ByteSize():
+            return (verified.workspace(current, current.resolution.workspace_id),)
+        if resolution.ByteSize():
+            return (verified.resolution(resolution, resolution.workspace_id),)
+    except AnswerInvalid:
+        return ()
+    return ()
+
+
+def _violations(details: status_pb2.Status, said: str) -> list[FieldViolation]:
+    bad_request = _unpacked(details, error_details_pb2.BadRequest())
+    return [FieldViolation(each.field, each.description) for each in bad_request.field_violations] or [
+        FieldViolation("request", said)
+    ]
+
+
+def _unpacked(details: status_pb2.Status, into: Detail) -> Detail:
+    for each in details.details:
+        try:
+            if each.Unpack(into):
+                break
+        except DecodeError:
+            break
+    return into

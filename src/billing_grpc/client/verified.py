@@ -1,0 +1,251 @@
+"""What a server answered, taken only where it follows from its own parts by the rule. Pure.
+
+A client acts on these answers with keys and money, so a mode it does not know, or an answer that contradicts itself, is no
+answer: `AnswerInvalid`, for which `closed` has the one to act on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from billing_grpc import provision
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.errors import AnswerInvalid, quoted
+from billing_grpc.model import (
+    BillingModeUpdate,
+    ListedChange,
+    ProvisionPlan,
+    Resolution,
+    ResolutionError,
+    SecretKeyVerdict,
+    SecretVerdict,
+    SecretWriteDecision,
+    StoredOverride,
+    WorkspaceBillingMode,
+)
+from billing_grpc.provision import MODE_VARIABLES
+from billing_grpc.resolver import CLOSED, recognise_org_default, resolve
+from billing_grpc.secret_keys import KeyList, is_reserved, normalise
+from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO, VERDICT_FROM_PROTO
+
+
+def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if: str | None = None) -> Resolution:
+    """The resolution of a workspace.
+
+    Args:
+        message: the answer.
+        workspace_id: the one asked about, in any case; empty for none.
+        what_if: the org default that the request supposed.
+
+    Raises:
+        AnswerInvalid: it is about another workspace, names a mode or source that is unknown here, or does not follow from
+            its own parts.
+    """
+    if message.workspace_id != workspace_id.lower():
+        _refuse("it is about another workspace")
+    mode = MODE_FROM_PROTO.get(message.resolved_mode)
+    source = SOURCE_FROM_PROTO.get(message.source)
+    default = MODE_FROM_PROTO.get(message.org_default)
+    if mode is None or source is None or default is None:
+        _refuse("it names a mode or a source that this version does not know")
+    if what_if is not None and default is not (recognise_org_default(what_if) or CLOSED):
+        _refuse("it does not use the org default of the request")
+    text = message.workspace_override if message.HasField("workspace_override") else None
+    error = ResolutionError(message.error.reason, message.error.message) if message.HasField("error") else None
+    known = error if error is not None else StoredOverride(text)
+    # An org default of platform_managed also stands for one that is unset, which another source then decided.
+    published = [default.value, None] if default is CLOSED else [default.value]
+    follows = {(each.mode, each.source) for each in (resolve(workspace_id, known, org) for org in published)}
+    unread = error is not None or not workspace_id
+    if (mode, source) not in follows or (unread and text is not None):
+        _refuse("it does not follow from its own parts")
+    if error is not None and not (error.reason and workspace_id):
+        _refuse("it holds an error without a reason, or where nothing had to be read")
+    return Resolution(message.workspace_id, mode, source, text, default, message.reason, error)
+
+
+def secret_write(
+    answer: service_pb.ValidateSecretWriteResponse,
+    secret_keys: Sequence[str],
+    workspace_id: str,
+    keys: KeyList,
+    *,
+    org_wide: bool = False,
+) -> SecretWriteDecision:
+    """Whether secrets may be stored under these names.
+
+    Args:
+        answer: the answer.
+        secret_keys: the names asked about.
+        workspace_id: where they would be stored; empty for no workspace and for the whole organisation.
+        keys: the vendor keys as the caller knows them.
+        org_wide: whether they are meant for the whole organisation.
+
+    Returns:
+        The decision. What this list holds and the server's does not is refused as well, unless the mode is open; if the
+        answer then has no resolution, the server was not asked about a mode, and has to be (`lacks_mode`).
+
+    Raises:
+        AnswerInvalid: it is about other keys, or contradicts its own resolution.
+    """
+    decided = resolution(answer.resolution, workspace_id) if answer.HasField("resolution") else None
+    if [each.secret_key for each in answer.verdicts] != list(secret_keys):
+        _refuse("it is not about the keys of the request")
+    verdicts = tuple(_verdict(each, decided) for each in answer.verdicts)
+    if answer.allowed != _all_allowed(verdicts):
+        _refuse("`allowed` contradicts the verdicts")
+    judged = tuple(_stricter(each, decided, keys, org_wide=org_wide) for each in verdicts)
+    return SecretWriteDecision(_all_allowed(judged), judged, decided)
+
+
+def lacks_mode(decision: SecretWriteDecision) -> bool:
+    """Whether a key is refused for want of a mode alone: the client lists it, and the server does not."""
+    blocked = (each.verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED for each in decision.verdicts)
+    return decision.resolution is None and any(blocked)
+
+
+def _all_allowed(verdicts: Sequence[SecretKeyVerdict]) -> bool:
+    return all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
+
+
+def _stricter(
+    theirs: SecretKeyVerdict, decided: Resolution | None, keys: KeyList, *, org_wide: bool
+) -> SecretKeyVerdict:
+    """The server's verdict, or ours where only ours refuses."""
+    if theirs.verdict is not SecretVerdict.ALLOWED:
+        return theirs
+    ours = keys.judge(theirs.secret_key, normalise(theirs.secret_key) or "", decided, org_wide=org_wide)
+    return theirs if ours.verdict is SecretVerdict.ALLOWED else ours
+
+
+def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str]) -> list[int]:
+    """Indexes of the keys that an invalid answer does not plainly allow.
+
+    All, when it answers fewer or more keys than were asked about, or refuses the whole without saying which.
+    """
+    plain = [each.verdict == pb.SECRET_VERDICT_ALLOWED for each in answer.verdicts]
+    if len(plain) != len(secret_keys) or (all(plain) and not answer.allowed):
+        return list(range(len(secret_keys)))
+    same = [each.secret_key == key for each, key in zip(answer.verdicts, secret_keys, strict=True)]
+    return [i for i in range(len(plain)) if not (plain[i] and same[i])]
+
+
+def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> SecretKeyVerdict:
+    verdict, name = VERDICT_FROM_PROTO.get(message.verdict), normalise(message.secret_key)
+    closes = decided is not None and decided.mode is CLOSED
+    if verdict is None or name is None:
+        _refuse("it holds a verdict that this version does not know, or one on what is no key's name")
+    if is_reserved(name) and verdict is not SecretVerdict.BLOCKED_RESERVED:
+        _refuse(f"the verdict on {quoted(name)} is not that on a reserved name")
+    if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not closes:
+        _refuse(f"it blocks {quoted(name)} as platform_managed, which its mode is not")
+    return SecretKeyVerdict(message.secret_key, verdict, message.message)
+
+
+def provision_plan(
+    answer: service_pb.PlanProvisionEnvResponse, env_keys: Sequence[str], workspace_id: str, keys: KeyList
+) -> ProvisionPlan:
+    """What to do to a container's environment.
+
+    Args:
+        answer: the answer.
+        env_keys: the names present in the environment, as asked about.
+        workspace_id: the container's workspace; empty before it exists.
+        keys: the vendor keys as the caller knows them, which are stripped beside the server's.
+
+    Raises:
+        AnswerInvalid: it strips under an open mode, or does not set what its mode says.
+    """
+    decided = resolution(answer.resolution, workspace_id)
+    strip, closes = set(answer.strip_keys), decided.mode is CLOSED
+    if strip and not closes:
+        _refuse("it strips keys under a mode that strips none")
+    if any(is_reserved(normalise(key) or "") for key in strip):
+        _refuse("it strips the platform's own variables")
+    if closes and any(map(keys.holds, answer.set_env)):
+        _refuse("it sets a vendor key under platform_managed")
+    if any(not provision.can_be_variable(name) or "\0" in value for name, value in answer.set_env.items()):
+        _refuse("it sets what can be no variable")
+    if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
+        _refuse("it does not set the mode that it resolved")
+    if answer.route_via_platform_proxy != closes:
+        _refuse("the proxy is for platform_managed and for nothing else")
+    made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
+    return stripping(made, strip, env_keys, keys)
+
+
+def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable[str], keys: KeyList) -> ProvisionPlan:
+    """A plan that strips what either list holds: the two may be of different releases, or configured differently.
+
+    Args:
+        made: the plan.
+        strip_keys: what the server strips, over all calls.
+        env_keys: the names present in the environment.
+        keys: the vendor keys as the caller knows them.
+    """
+    full = provision.plan(made.resolution, keys, env_keys, also_strip=strip_keys)
+    return replace(made, strip_keys=full.strip_keys)
+
+
+def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceBillingMode:
+    """A workspace as administration sees it.
+
+    Raises:
+        AnswerInvalid: as `resolution`, or its time is none.
+    """
+    return WorkspaceBillingMode(
+        resolution=resolution(message.resolution, workspace_id),
+        etag=message.etag,
+        update_time=_time(message.update_time) if message.HasField("update_time") else None,
+        updated_by=message.updated_by,
+    )
+
+
+def update(
+    answer: service_pb.SetWorkspaceBillingModeResponse, workspace_id: str, wanted: str | None
+) -> BillingModeUpdate:
+    """What a write left behind and found; `wanted` is the override that it was to leave.
+
+    Raises:
+        AnswerInvalid: as `workspace`, or it left another override.
+    """
+    current = workspace(answer.billing_mode, workspace_id)
+    if current.resolution.workspace_override != wanted:
+        _refuse("it says that another mode was written than the request's")
+    return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
+
+
+def change(message: pb.BillingModeChange, workspace_id: str) -> ListedChange:
+    """One entry of the change log.
+
+    Raises:
+        AnswerInvalid: it is about another workspace than the one asked about, or its time is none.
+    """
+    if workspace_id and message.workspace_id != workspace_id.lower():
+        _refuse("it is about another workspace")
+    return ListedChange(
+        change_id=message.change_id,
+        workspace_id=message.workspace_id,
+        change_time=_time(message.change_time),
+        previous_override=message.previous_override if message.HasField("previous_override") else None,
+        new_override=message.new_override if message.HasField("new_override") else None,
+        principal=message.principal,
+        database_user=message.database_user,
+        reason=message.reason,
+        request_id=message.request_id,
+    )
+
+
+def _time(sent: Timestamp) -> datetime:
+    try:
+        return sent.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise AnswerInvalid("the server's answer cannot be used: it holds a time that is none") from error
+
+
+def _refuse(why: str) -> NoReturn:
+    raise AnswerInvalid(f"the server's answer cannot be used: {why}")

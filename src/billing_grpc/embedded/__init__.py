@@ -1,5 +1,0 @@
-"""The Postgres that starts, in a directory of ours, when no database is configured: for a laptop and for tests."""
-
-from billing_grpc.embedded.server import EmbeddedPostgres, default_directory
-
-__all__ = ["EmbeddedPostgres", "default_directory"]

@@ -1,7 +1,0 @@
-"""Storage on PostgreSQL: a bounded connection pool, the SQL, and the driver's errors translated into ours."""
-
-from billing_grpc.postgres.address import parse_address
-from billing_grpc.postgres.pool import PoolStats
-from billing_grpc.postgres.repository import POOL_SIZE, PostgresRepository
-
-__all__ = ["POOL_SIZE", "PoolStats", "PostgresRepository", "parse_address"]

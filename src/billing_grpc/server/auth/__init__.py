@@ -1,0 +1,1 @@
+"""Callers: the names by which the server knows them, and what each role may call."""

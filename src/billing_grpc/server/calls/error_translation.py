@@ -1,0 +1,75 @@
+"""Turns our errors into rich statuses, and everything else into a constant text: the one place where errors end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+import grpc
+import structlog
+from google.rpc import code_pb2, status_pb2
+from grpc_status import rpc_status
+
+from billing_grpc.errors import RequestError
+from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.server.request_id import HEADER, current_request_id
+from billing_grpc.wire import messages
+
+log = structlog.stdlib.get_logger(__name__)
+
+_INTERNAL = status_pb2.Status(code=code_pb2.INTERNAL, message="internal error")
+_INTERRUPTED = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="the call was interrupted; retry")
+
+
+class ErrorTranslation(grpc.aio.ServerInterceptor):
+    """The outermost interceptor: no exception text of ours, of the driver or of Python leaves the server."""
+
+    async def intercept_service(
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """The method's handler, its errors translated; None for an unknown method, which gRPC answers itself."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return rebuild(handler, lambda context: _translated(context, handler_call_details.method))
+
+
+@asynccontextmanager
+async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
+    try:
+        yield
+    except grpc.aio.AbortError:
+        # The handler has already aborted; a second abort would raise.
+        raise
+    except grpc.aio.InternalError as error:
+        raise _gone() from error
+    except RequestError as error:
+        await _abort(context, messages.error_to_status(error))
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # A cancellation that this call did not cause would leave the client without any answer.
+        log.exception("call interrupted", method=method)
+        await _abort(context, _INTERRUPTED)
+    except Exception:
+        log.exception("unexpected error", method=method)
+        await _abort(context, _INTERNAL)
+
+
+def _gone() -> asyncio.CancelledError:
+    """The end of a call whose caller takes nothing any more, which is how gRPC fails to write to one."""
+    return asyncio.CancelledError("the caller is gone")
+
+
+async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
+    rich = rpc_status.to_status(status)
+    # An abort replaces the trailing metadata, and the call's name with it.
+    named = (*rich.trailing_metadata, (HEADER, current_request_id.get()))
+    try:
+        await context.abort_with_status(rich._replace(trailing_metadata=named))
+    except grpc.aio.InternalError as error:
+        raise _gone() from error
+    raise AssertionError("abort_with_status returned")

@@ -1,0 +1,90 @@
+"""What a decision leaves behind: a count, and a line in the log where somebody will look for it."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from billing_grpc.model import Announcement, OverrideChange, Resolution, SecretKeyVerdict
+from billing_grpc.resolver import is_corrupt
+from billing_grpc.server.caller import current_principal
+from billing_grpc.server.telemetry.metrics import Metrics
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class DecisionLog:
+    """Logs and counts what the service answered.
+
+    Args:
+        metrics: where it is counted.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def resolved(self, resolutions: Sequence[Resolution], *, what_if: bool = False) -> None:
+        """Counts resolutions; one WARNING for all of a call's that are degraded, one for all with a corrupt override.
+
+        Args:
+            resolutions: what one call answered.
+            what_if: whether it was under a supposition. Nobody acts on that, so it is logged and not counted.
+        """
+        for resolution in () if what_if else resolutions:
+            self._metrics.count_resolution(resolution)
+        degraded = [(each, each.error) for each in resolutions if each.error is not None]
+        if degraded:
+            first, error = degraded[0]
+            log.warning(
+                "billing mode could not be read, defaulting to platform_managed for safety",
+                workspace=first.workspace_id,
+                reason=error.reason,
+                org_default=first.org_default.value,
+                affected=len(degraded),
+            )
+
+        corrupt = [each for each in resolutions if is_corrupt(each)]
+        if corrupt:
+            # Without the text: it may be anything, and an administrator reads it with `GetWorkspaceBillingMode`.
+            log.warning(
+                "stored override is not a recognised mode, closed to platform_managed",
+                workspace=corrupt[0].workspace_id,
+                org_default=corrupt[0].org_default.value,
+                affected=len(corrupt),
+            )
+
+    def planned(self, resolution: Resolution) -> None:
+        """One INFO line a plan, in the words of the contract, section 5: operators search their logs for them."""
+        line = (
+            f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"
+            f" source={resolution.source} org_default={resolution.org_default}"
+        )
+        log.info(line)
+
+    def blocked(
+        self, refused: Sequence[tuple[str, SecretKeyVerdict]], workspace_id: str, resolution: Resolution | None
+    ) -> None:
+        """Counts and logs refused keys, given by their normalised names: a refusal leaves a trace (section 4)."""
+        for name, verdict in refused:
+            self._metrics.count_blocked_write(verdict.verdict)
+            log.info(
+                "secret write blocked",
+                workspace=workspace_id,
+                key=name,
+                verdict=verdict.verdict.value,
+                principal=current_principal.get().name,
+                mode=None if resolution is None else resolution.mode.value,
+                source=None if resolution is None else resolution.source.value,
+            )
+
+    def changed(self, workspace_id: str, change: OverrideChange, by: Announcement) -> None:
+        """Logs a write that changed something; as an error when the database did not record it."""
+        recorded = change.current.change_id != change.previous.change_id
+        (log.info if recorded else log.error)(
+            "workspace billing mode changed" if recorded else "workspace billing mode changed and not recorded",
+            workspace=workspace_id,
+            previous_override=change.previous.override.text,
+            new_override=change.current.override.text,
+            principal=by.principal,
+            request_id=by.request_id,
+            reason=by.reason,
+        )

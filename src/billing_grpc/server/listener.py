@@ -1,0 +1,179 @@
+"""The gRPC server: the billing service, health and reflection on the addresses it was given."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.addresses import Address, Security, UnixAddress
+from billing_grpc.errors import ListenError
+from billing_grpc.server import health, reflection
+from billing_grpc.server.auth.principals import Principals
+from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalDirectory
+from billing_grpc.server.calls import chain as interceptors
+from billing_grpc.server.net.ports import require_free
+from billing_grpc.server.net.tls import TlsFiles
+from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.spans import Tracing
+
+SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
+ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
+"""The name under which health tells whether administration works; the others tell whether decisions are answered."""
+
+_SPARE_CALLS: Final = 1024
+"""How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
+
+
+def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:
+    # A misspelt option is ignored without a word: each of these has a test of what it does.
+    return (
+        # By default several servers may share a port, silently; a taken port must be an error.
+        ("grpc.so_reuseport", int(shared_ports)),
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_metadata_size", limits.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams),
+        # Counts calls that have ended and are not yet tidied up too: a client that takes its calls back as fast as it opens
+        # them (CVE-2023-44487) gets no further than an honest one. The second option lets an honest client open its next
+        # call as soon as it has an answer: without it a quarter of such calls and more were refused.
+        ("grpc.http.overload_protection", 1),
+        ("grpc.http2.max_deallocating_streams", limits.max_streams),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.max_connection_idle)),
+        ("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(limits.max_connection_age_grace)),
+        ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(limits.min_ping_interval)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.handshake_timeout)),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Who is let in, and how.
+
+    Attributes:
+        principals: who is known.
+        local_admin: whether callers on this machine are the principal `local`.
+        tls: the certificates of `tls://` and `mtls://` listeners.
+        socket_mode: the file mode of Unix sockets.
+    """
+
+    principals: PrincipalDirectory = field(default_factory=lambda: FixedPrincipals(Principals({}, {}, {})))
+    local_admin: bool = False
+    tls: TlsFiles | None = None
+    socket_mode: int = 0o600
+
+
+class RpcServer:
+    """One gRPC server from start to stop.
+
+    Args:
+        servicer: answers the billing RPCs.
+        entrance: who is let in; nobody, unless it says otherwise.
+        limits: how much the server lets itself be asked.
+        reflection_on: whether the contract can be listed over the wire.
+        shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
+        metrics: where calls are counted.
+        tracing: makes the calls' spans; None for none.
+    """
+
+    def __init__(
+        self,
+        servicer: service_grpc.BillingModeServiceServicer,
+        *,
+        entrance: Entrance,
+        limits: Limits | None = None,
+        reflection_on: bool = True,
+        shared_ports: bool = False,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self._entrance = entrance
+        self._shared_ports = shared_ports
+        self._server = grpc.aio.server(
+            interceptors=interceptors.in_order(
+                entrance.principals,
+                local_admin=entrance.local_admin,
+                limits=limits,
+                metrics=metrics or Metrics(),
+                tracing=tracing,
+                client_authorities=bytes if entrance.tls is None else entrance.tls.client_authorities,
+            ),
+            options=_options(limits, shared_ports=shared_ports),
+            maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
+        )
+        self._health = health.HealthServicer()
+        service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflection_on:
+            reflection.serve(self._server, [SERVICE_NAME, health.SERVICE_NAME])
+
+    async def start(self, addresses: Sequence[Address]) -> list[Address]:
+        """Listens and serves; answers the addresses with their real ports.
+
+        Raises:
+            ListenError: an address is taken or cannot be used; names it.
+        """
+        bound = [self._listen(address) for address in addresses]
+        for name in ("", SERVICE_NAME):
+            self._health.set(name, serving=True)
+        await self._server.start()
+        return bound
+
+    def report_administration(self, *, works: bool) -> None:
+        """Makes health tell whether administration works; its name is unknown until this was called once."""
+        self._health.set(ADMINISTRATION, serving=works)
+
+    def leave(self) -> None:
+        """Says NOT_SERVING under every name, for good, and goes on answering."""
+        self._health.leave()
+
+    async def stop(self, grace: float) -> None:
+        """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
+        self.leave()
+        self._health.end()
+        await self._server.stop(grace)
+
+    async def ended(self) -> None:
+        """Comes back when the server has ended, told to or not. Never to be cancelled: `stop` would then fail."""
+        await self._server.wait_for_termination()
+
+    def _listen(self, address: Address) -> Address:
+        if not self._shared_ports:
+            require_free(address)
+        if isinstance(address, UnixAddress):
+            self._listen_unix(address)
+            return address
+        return replace(address, port=self._bind(address.target, address.security))
+
+    def _listen_unix(self, address: UnixAddress) -> None:
+        # Bound under a tight mask, then widened: no moment in which a user could connect who may not.
+        mask = os.umask(0o177)
+        try:
+            self._bind(str(address), "plain")
+        finally:
+            os.umask(mask)
+        Path(address.path).chmod(self._entrance.socket_mode)
+
+    def _bind(self, target: str, security: Security) -> int:
+        try:
+            if security == "plain":
+                return self._server.add_insecure_port(target)
+            if self._entrance.tls is None:
+                raise ListenError(f"cannot listen on {security}://{target}: it needs a certificate and its key")
+            return self._server.add_secure_port(target, self._entrance.tls.credentials(mutual=security == "mtls"))
+        except RuntimeError as error:
+            raise ListenError(f"cannot listen on {target}: it is taken, or not an address of this machine") from error

@@ -1,0 +1,1 @@
+"""The processes of a server: signals, workers and their supervisor."""

@@ -1,0 +1,253 @@
+"""The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+from billing_grpc import page_token, provision, validation
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
+from billing_grpc.model import (
+    NO_WORKSPACE,
+    Announcement,
+    BillingMode,
+    OverrideChange,
+    Resolution,
+    ResolutionError,
+    SecretVerdict,
+    StoredOverride,
+    WorkspaceRecord,
+    WorkspaceView,
+)
+from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
+from billing_grpc.secret_keys import KeyList
+from billing_grpc.server.caller import current_principal
+from billing_grpc.server.decision_log import DecisionLog
+from billing_grpc.server.request_id import current_request_id
+from billing_grpc.server.subject import current_subject
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.storage.repository import Repository
+from billing_grpc.wire import messages
+
+ANSWER_MARGIN: Final = 0.05
+"""Seconds of a call's time left that storage may not use: the answer has to travel too."""
+
+
+class CallContext(Protocol):
+    """The part of a gRPC context that the servicer uses."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline; None when it has none."""
+
+
+class BillingModeService(service_grpc.BillingModeServiceServicer):
+    """Answers the contract from a repository and an org default.
+
+    Args:
+        repository: where overrides are stored.
+        org_default: the organisation's default as published, asked anew for every call.
+        keys: the vendor keys.
+        storage_timeout: seconds of storage that a call may use.
+        metrics: where decisions are counted.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        org_default: Callable[[], str | None],
+        keys: KeyList,
+        storage_timeout: float,
+        metrics: Metrics,
+    ) -> None:
+        self._repository = repository
+        self._org_default = org_default
+        self._keys = keys
+        self._storage_timeout = storage_timeout
+        self._log = DecisionLog(metrics)
+
+    async def ResolveBillingMode(
+        self, request: service_pb.ResolveBillingModeRequest, context: CallContext
+    ) -> service_pb.ResolveBillingModeResponse:
+        """Who pays for this workspace, and why. Total (contract, sections 2 and 3)."""
+        workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
+        what_if = request.HasField("org_default")
+        org_default = request.org_default if what_if else self._org_default()
+        resolution = await self._decide(workspace_id, org_default, context, what_if=what_if)
+        return service_pb.ResolveBillingModeResponse(resolution=messages.resolution_to_proto(resolution))
+
+    async def BatchResolveBillingModes(
+        self, request: service_pb.BatchResolveBillingModesRequest, context: CallContext
+    ) -> service_pb.BatchResolveBillingModesResponse:
+        """Who pays for these workspaces, in one read. Total (contract, section 3)."""
+        ids = validation.batch_ids(request.workspace_ids)
+        current_subject.set(len(ids))
+        org_default = self._org_default()
+        overrides = await self._load_many(ids, context)
+        decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
+        resolutions = [decided[each] for each in ids]
+        self._log.resolved(resolutions)
+        return service_pb.BatchResolveBillingModesResponse(
+            resolutions=[messages.resolution_to_proto(each) for each in resolutions]
+        )
+
+    async def GetWorkspaceBillingMode(
+        self, request: service_pb.GetWorkspaceBillingModeRequest, context: CallContext
+    ) -> service_pb.GetWorkspaceBillingModeResponse:
+        """The billing mode of an existing workspace. Truthful (contract, section 3)."""
+        workspace_id = validation.workspace_id(request.workspace_id)
+        current_subject.set(workspace_id)
+        record = await self._load_record(workspace_id, context)
+        return service_pb.GetWorkspaceBillingModeResponse(
+            billing_mode=messages.billing_mode_to_proto(self._view(workspace_id, record))
+        )
+
+    async def SetWorkspaceBillingMode(
+        self, request: service_pb.SetWorkspaceBillingModeRequest, context: CallContext
+    ) -> service_pb.SetWorkspaceBillingModeResponse:
+        """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
+        workspace_id = validation.workspace_id(request.workspace_id)
+        current_subject.set(workspace_id)
+        mode = messages.change_from_proto(request)
+        by = Announcement(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
+        etag = validation.etag(request.etag)
+        if request.validate_only:
+            change = await self._would_save(workspace_id, mode, etag, context)
+        else:
+            budget = self._budget(context)
+            change = await self._repository.save_override(workspace_id, mode, by=by, etag=etag, budget=budget)
+        previous, current = self._view(workspace_id, change.previous), self._view(workspace_id, change.current)
+        if change.stale:
+            message = "the workspace changed since this etag was read; read it again, decide again, send its etag"
+            raise EtagStale(message, attachments=(previous,))
+        if change.writes and not request.validate_only:
+            self._log.changed(workspace_id, change, by)
+        return service_pb.SetWorkspaceBillingModeResponse(
+            billing_mode=messages.billing_mode_to_proto(current),
+            previous=messages.resolution_to_proto(previous.resolution),
+        )
+
+    async def _would_save(
+        self, workspace_id: str, mode: BillingMode | None, etag: str, context: CallContext
+    ) -> OverrideChange:
+        """What `save_override` would answer, with nothing written and so the etag as it is."""
+        previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
+        return OverrideChange.planned(previous, mode, etag)
+
+    async def ValidateSecretWrite(
+        self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
+    ) -> service_pb.ValidateSecretWriteResponse:
+        """May secrets be stored under these names. Total (contract, section 4)."""
+        scope = messages.secret_scope_from_proto(request)
+        workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
+        names = validation.secret_names(request.secret_keys)
+        org_wide = scope == "org_wide"
+        resolution: Resolution | None = None
+        if any(self._keys.needs_mode(name) for name in names):
+            if org_wide:
+                resolution = resolve_organisation(self._org_default())
+                self._log.resolved([resolution])
+            else:
+                resolution = await self._decide(workspace_id, self._org_default(), context)
+        verdicts = [
+            self._keys.judge(key, name, resolution, org_wide=org_wide)
+            for key, name in zip(request.secret_keys, names, strict=True)
+        ]
+        blocked = [
+            (name, verdict)
+            for name, verdict in zip(names, verdicts, strict=True)
+            if verdict.verdict is not SecretVerdict.ALLOWED
+        ]
+        self._log.blocked(blocked, workspace_id or "", resolution)
+        return service_pb.ValidateSecretWriteResponse(
+            allowed=not blocked,
+            verdicts=[messages.verdict_to_proto(verdict) for verdict in verdicts],
+            resolution=None if resolution is None else messages.resolution_to_proto(resolution),
+        )
+
+    async def PlanProvisionEnv(
+        self, request: service_pb.PlanProvisionEnvRequest, context: CallContext
+    ) -> service_pb.PlanProvisionEnvResponse:
+        """What to strip from a container's environment and what to set. Total (contract, section 5)."""
+        workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
+        env_keys = validation.env_keys(request.env_keys)
+        resolution = await self._decide(workspace_id, self._org_default(), context)
+        self._log.planned(resolution)
+        return messages.plan_to_proto(provision.plan(resolution, self._keys, env_keys))
+
+    async def ListBillingModeChanges(
+        self, request: service_pb.ListBillingModeChangesRequest, context: CallContext
+    ) -> service_pb.ListBillingModeChangesResponse:
+        """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
+        workspace_id = validation.workspace_id_or_none(request.workspace_id)
+        current_subject.set(workspace_id or "")
+        size = validation.page_size(request.page_size)
+        token_of = workspace_id or ""
+        before = page_token.decode(request.page_token, token_of) if request.page_token else None
+        # One more than is shown tells whether there is another page.
+        changes = await self._repository.list_changes(
+            workspace_id, before=before, limit=size + 1, budget=self._budget(context)
+        )
+        shown, more = changes[:size], len(changes) > size
+        return service_pb.ListBillingModeChangesResponse(
+            changes=[messages.change_to_proto(change) for change in shown],
+            next_page_token=page_token.encode(token_of, shown[-1].change_id) if more else "",
+        )
+
+    def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceView:
+        """A stored workspace as administration sees it.
+
+        Raises:
+            WorkspaceNotFound: there is none.
+        """
+        if record.override == NO_WORKSPACE:
+            raise WorkspaceNotFound("there is no workspace with this id; check it, or create the workspace first")
+        return WorkspaceView(resolve(workspace_id, record.override, self._org_default()), record)
+
+    async def _decide(
+        self, workspace_id: str | None, org_default: str | None, context: CallContext, *, what_if: bool = False
+    ) -> Resolution:
+        if workspace_id is None:
+            resolution = resolve_new_workspace(org_default, what_if=what_if)
+        else:
+            override = await self._load(workspace_id, context)
+            resolution = resolve(workspace_id, override, org_default, what_if=what_if)
+        self._log.resolved([resolution], what_if=what_if)
+        return resolution
+
+    async def _load(self, workspace_id: str, context: CallContext) -> StoredOverride | ResolutionError:
+        try:
+            return await self._repository.load_override(workspace_id, budget=self._budget(context))
+        except StorageError as error:
+            return ResolutionError(error.reason, error.message)
+
+    async def _load_record(self, workspace_id: str, context: CallContext) -> WorkspaceRecord:
+        try:
+            return await self._repository.load_record(workspace_id, budget=self._budget(context))
+        except StorageError as error:
+            # Whoever must have a mode finds the closed one, marked, among the error's details.
+            closed = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
+            raise type(error)(attachments=(closed,)) from error
+
+    async def _load_many(
+        self, workspace_ids: Sequence[str], context: CallContext
+    ) -> Mapping[str, StoredOverride | ResolutionError]:
+        wanted = dict.fromkeys(workspace_ids)
+        try:
+            return await self._repository.load_overrides(wanted, budget=self._budget(context))
+        except StorageError as error:
+            return dict.fromkeys(wanted, ResolutionError(error.reason, error.message))
+
+    def _budget(self, context: CallContext) -> float:
+        """Seconds of storage this call may use.
+
+        Raises:
+            DatabaseTimeout: none are left, so the database is not asked at all.
+        """
+        left = context.time_remaining()
+        budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)
+        if budget <= 0:
+            raise DatabaseTimeout
+        return budget

@@ -1,0 +1,259 @@
+"""What the service counts, under the names that dashboards use."""
+
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    values,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from billing_grpc.errors import STORAGE_ERRORS
+from billing_grpc.model import BillingMode, BillingModeSource, Resolution, SecretVerdict
+from billing_grpc.resolver import is_corrupt
+from billing_grpc.server.auth import roles
+
+OTHER: Final = "other"
+"""The label of every method that this server does not know: a stranger's text must not become a time series."""
+
+_METHODS: Final = {path: path.rpartition(".")[2] for path in roles.OPEN | roles.MAY_CALL.keys()}
+
+# What a method of the service can end with. Counters that begin at zero show their first increment to `rate()`.
+_CODES: Final = (
+    *("OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "UNAUTHENTICATED"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
+)
+
+# Close together where a healthy call ends (a millisecond) and where a call must have ended (a second of storage).
+_CALL_BUCKETS: Final = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+    2.5,
+    5.0,
+)
+_STORAGE_BUCKETS: Final = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.5)
+
+
+class PoolStats(Protocol):
+    """How a connection pool is doing at one moment."""
+
+    @property
+    def size(self) -> int:
+        """Connections that are to be held."""
+
+    @property
+    def idle(self) -> int:
+        """Those that exist and that nobody uses."""
+
+    @property
+    def in_use(self) -> int:
+        """Those that work."""
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for one."""
+
+
+class Metrics:
+    """The counters, gauges and histograms of one server.
+
+    In multiprocess mode, which prometheus_client enters when PROMETHEUS_MULTIPROC_DIR is set before its import, every
+    process writes into that directory, and what to expose is `multiprocess_registry`; there is nothing about a single
+    process then.
+
+    Attributes:
+        registry: where they are registered; what the metrics port of a single process exposes.
+    """
+
+    def __init__(self, version: str = "", grpc_version: str = "") -> None:
+        """All known series begin at zero; the versions stand in `billing_grpc_build_info`."""
+        self.registry = CollectorRegistry()
+        self._pool: Callable[[], PoolStats] | None = None
+        self._database: Callable[[], bool] | None = None
+        self._running: Callable[[], int] | None = None
+        self._resolutions = self._counter(
+            "resolutions",
+            "Resolutions answered, by resolved mode and the rule that decided.",
+            mode=BillingMode,
+            source=BillingModeSource,
+        )
+        self._degraded = self._counter(
+            "degraded_resolutions",
+            "Resolutions closed because the override could not be read, by reason.",
+            reason=STORAGE_ERRORS,
+        )
+        self._corrupt_overrides = self._counter(
+            "corrupt_overrides", "Resolutions closed because the stored override is a text that names no mode."
+        )
+        self._blocked_writes = self._counter(
+            "blocked_secret_writes",
+            "Secret keys that were refused, by verdict.",
+            verdict=[verdict for verdict in SecretVerdict if verdict is not SecretVerdict.ALLOWED],
+        )
+        self._calls = self._counter(
+            "calls",
+            "Calls that have ended, by method and status code.",
+            method=[_METHODS[path] for path in roles.MAY_CALL],
+            code=_CODES,
+        )
+        self._call_seconds = Histogram(
+            "billing_grpc_call_seconds",
+            "Seconds from a call's handler being found to its answer; streams of health and reflection are left out.",
+            ["method"],
+            buckets=_CALL_BUCKETS,
+            registry=self.registry,
+        )
+        self._in_flight = self._gauge("calls_in_flight", "Calls in progress; health and reflection are left out.")
+        self._storage_seconds = Histogram(
+            "billing_grpc_storage_seconds",
+            "Seconds a storage operation took, waiting for a connection included, by how it ended: ok, or a reason.",
+            ["operation", "outcome"],
+            buckets=_STORAGE_BUCKETS,
+            registry=self.registry,
+        )
+        self._tasks = self._gauge("tasks", "Tasks of the event loop; grows without end only where something leaks.")
+        self._database_up = self._gauge("database_up", "1 while the database answers.", mode="livemin")
+        self._pool_size = self._gauge("pool_size", "Database connections that are to be held.")
+        self._pool_idle = self._gauge("pool_idle", "Database connections that nobody uses.")
+        self._pool_in_use = self._gauge("pool_in_use", "Database connections that work.")
+        self._pool_waiting = self._gauge("pool_waiting", "Calls that wait for a database connection.")
+        self._export_failures = self._counter("trace_export_failures", "Batches of spans that no collector took.")
+        self._dropped_lines = self._counter("log_lines_dropped", "Log lines that could not be written.")
+        labels = {"version": version, "python": platform.python_version(), "grpc": grpc_version}
+        Gauge(
+            "billing_grpc_build_info",
+            "1; what is running stands in the labels.",
+            list(labels),
+            multiprocess_mode="max",
+            registry=self.registry,
+        ).labels(**labels).set(1)
+        if values.ValueClass is values.MutexValue:
+            # Custom collectors do not work with several processes.
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
+
+    def count_resolution(self, resolution: Resolution) -> None:
+        """Counts an answered resolution, and that it was degraded or its override corrupt when it was."""
+        self._resolutions.labels(mode=resolution.mode.value, source=resolution.source.value).inc()
+        if is_corrupt(resolution):
+            self._corrupt_overrides.inc()
+        if resolution.error is not None:
+            self._degraded.labels(reason=resolution.error.reason).inc()
+
+    def count_blocked_write(self, verdict: SecretVerdict) -> None:
+        """Counts one refused key."""
+        self._blocked_writes.labels(verdict=verdict.value).inc()
+
+    @contextmanager
+    def call_in_flight(self) -> Iterator[None]:
+        """Counts a call as in progress while the context lasts."""
+        self._in_flight.inc()
+        try:
+            yield
+        finally:
+            self._in_flight.dec()
+
+    def count_call(self, path: str, code: str, seconds: float | None) -> None:
+        """Counts a call that has ended.
+
+        Args:
+            path: as in `/package.Service/Method`; a method that is not ours counts as "other".
+            code: the name of its status.
+            seconds: how long it took; None for one whose length says nothing, as of a stream that somebody watches.
+        """
+        method = _METHODS.get(path, OTHER)
+        self._calls.labels(method, code).inc()
+        if seconds is not None:
+            self._call_seconds.labels(method).observe(seconds)
+
+    def count_storage(self, operation: str, outcome: str, seconds: float) -> None:
+        """Counts a storage operation by its name and how it ended: `ok`, or a reason of the contract."""
+        self._storage_seconds.labels(operation, outcome).observe(seconds)
+
+    def count_export_failure(self) -> None:
+        """Counts a batch of spans that was lost."""
+        self._export_failures.inc()
+
+    def count_dropped_line(self) -> None:
+        """Counts a log line that could not be written."""
+        self._dropped_lines.inc()
+
+    def observe_pool(self, stats: Callable[[], PoolStats]) -> None:
+        """Names who tells how the connection pool is doing; asked at every `refresh`."""
+        self._pool = stats
+
+    def observe_database(self, is_up: Callable[[], bool]) -> None:
+        """Names who tells whether the database answers; asked at every `refresh`."""
+        self._database = is_up
+
+    def observe_tasks(self, running: Callable[[], int]) -> None:
+        """Names who tells how many tasks the event loop has; asked at every `refresh`."""
+        self._running = running
+
+    def refresh(self) -> None:
+        """Brings the gauges that others know up to date."""
+        if self._running is not None:
+            self._tasks.set(self._running())
+        if self._database is not None:
+            self._database_up.set(self._database())
+        if self._pool is not None:
+            stats = self._pool()
+            self._pool_size.set(stats.size)
+            self._pool_idle.set(stats.idle)
+            self._pool_in_use.set(stats.in_use)
+            self._pool_waiting.set(stats.waiting)
+
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
+        counter = Counter(f"billing_grpc_{name}", text, list(labels), registry=self.registry)
+        if labels:
+            for combination in product(*labels.values()):
+                counter.labels(*combination)
+        return counter
+
+    def _gauge(self, name: str, text: str, *, mode: Literal["livesum", "livemin"] = "livesum") -> Gauge:
+        return Gauge(f"billing_grpc_{name}", text, multiprocess_mode=mode, registry=self.registry)
+
+
+def multiprocess_registry(directory: Path) -> CollectorRegistry:
+    """What several processes that share a directory expose as one.
+
+    Whoever watches the processes calls `forget_process` for one that has ended, so that
+    its gauges end too; its counters stay.
+
+    Raises:
+        ValueError: there is no such directory.
+    """
+    registry = CollectorRegistry()
+    collector: Any = MultiProcessCollector
+    collector(registry, str(directory))  # registers itself
+    return registry
+
+
+def forget_process(pid: int, directory: Path) -> None:
+    """Ends the gauges of a process that wrote into this directory; what it counted stays."""
+    forget: Any = mark_process_dead
+    forget(pid, str(directory))

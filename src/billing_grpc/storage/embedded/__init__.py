@@ -1,0 +1,5 @@
+"""The Postgres that starts, in a directory of ours, when no database is configured: for a laptop and for tests."""
+
+from billing_grpc.storage.embedded.server import EmbeddedPostgres, default_directory
+
+__all__ = ["EmbeddedPostgres", "default_directory"]

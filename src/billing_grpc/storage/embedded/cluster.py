@@ -1,0 +1,185 @@
+"""The files of the embedded Postgres and the programs run on them: made, guarded, served, asked."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from billing_grpc.errors import EmbeddedPostgresError
+from billing_grpc.storage.embedded.account import Account, run_as_ourselves
+from billing_grpc.storage.embedded.directory import open_own, private_directory, write_own
+from billing_grpc.storage.embedded.installation import Installation
+from billing_grpc.storage.embedded.postmaster import PORT, Record
+
+DATABASE: Final = "billing"
+"""The name of the database, and of the superuser that owns it."""
+
+_INITDB_SECONDS: Final = 60.0
+_QUERY_SECONDS: Final = 10.0
+_LOG_TAIL_BYTES: Final = 4000
+_INITDB_PREFIX: Final = "initdb-"
+_BUILTIN_LOCALE_SINCE: Final = 17
+_NOT_DURABLE: Final = ("fsync=off", "full_page_writes=off")
+
+
+def data_directory(directory: Path) -> Path:
+    """Where, in the directory of the embedded Postgres, its data is."""
+    return directory / "data"
+
+
+def data_major(directory: Path) -> int | None:
+    """The major version of Postgres that made the data, None when there is none yet.
+
+    Raises:
+        EmbeddedPostgresError: the file that says so is damaged.
+    """
+    version = data_directory(directory) / "PG_VERSION"
+    try:
+        return int(version.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise EmbeddedPostgresError(
+            f"{version} is damaged; restore {directory} from a backup, or choose another directory"
+        ) from error
+
+
+def ask(installation: Installation, sockets: Path, sql: str) -> subprocess.CompletedProcess[str]:
+    """The answer of the server behind a socket directory to one statement, unaligned.
+
+    A return code other than 0 means no connection, or an error of the statement.
+
+    Raises:
+        subprocess.TimeoutExpired: no answer in 10 seconds.
+    """
+    return run_as_ourselves(
+        installation.program("psql"),
+        "--no-psqlrc",
+        "--no-password",
+        "--no-align",
+        "--tuples-only",
+        f"--host={sockets}",
+        f"--port={PORT}",
+        f"--username={DATABASE}",
+        "--dbname=postgres",
+        f"--command={sql}",
+        timeout=_QUERY_SECONDS,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One database cluster in its directory, whose lock the caller holds.
+
+    Attributes:
+        directory: the directory of the embedded Postgres.
+        account: the account the server runs under.
+        installation: the programs, of the version that made the data.
+        durable: False trades the survival of power cuts and killed servers for speed.
+    """
+
+    directory: Path
+    account: Account
+    installation: Installation
+    durable: bool
+
+    def initialise(self) -> None:
+        """Makes the data directory, at once: it is there and whole, or not there.
+
+        Raises:
+            EmbeddedPostgresError: initdb failed; the message ends with what it said.
+        """
+        for leftover in self.directory.glob(f"{_INITDB_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        made = private_directory(_INITDB_PREFIX, self.directory, self.account)
+        # The same order and case rules on every platform, which the system's locales don't give.
+        builtin = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        answer = self.account.run(
+            self.installation.program("initdb"),
+            f"--pgdata={made}",
+            f"--username={DATABASE}",
+            "--auth-local=peer",
+            "--auth-host=reject",
+            "--encoding=UTF8",
+            "--locale=C",
+            *(builtin if self.installation.major >= _BUILTIN_LOCALE_SINCE else ()),
+            *(() if self.durable else ("--no-sync",)),
+            timeout=_INITDB_SECONDS,
+        )
+        if answer.returncode:
+            said = answer.stderr.strip()[-_LOG_TAIL_BYTES:]
+            raise EmbeddedPostgresError(f"initdb failed in {self.directory}: {said}")
+        made.rename(data_directory(self.directory))
+        if self.durable:
+            _sync_directory(self.directory)
+
+    def allow_only_ourselves(self) -> None:
+        """Lets this process's user and the server's account connect, under any role, nobody else.
+
+        Both can already do as they like with the files: no right is given that was not there.
+        """
+        write_own(self._hba_file, "local all all peer map=embedded\n", self.account)
+        users = sorted({self.account.name, self.account.client})
+        lines = "".join(f'embedded "{user}" all\n' for user in users)
+        write_own(self._ident_file, lines, self.account)
+
+    def serve(self, sockets: Path, stale: Record | None) -> subprocess.Popen[bytes]:
+        """Starts a server for the data; `stale` is what an earlier one, now gone, recorded."""
+        argv = [
+            os.fspath(self.installation.program("postgres")),
+            "-D",
+            os.fspath(data_directory(self.directory)),
+        ]
+        for setting in (
+            "listen_addresses=",
+            f"port={PORT}",
+            f"unix_socket_directories={sockets}",
+            "unix_socket_permissions=0700",
+            f"hba_file={self._hba_file}",
+            f"ident_file={self._ident_file}",
+            "logging_collector=off",
+            "log_checkpoints=off",  # the log is cut at starts only
+            *(() if self.durable else _NOT_DURABLE),
+        ):
+            argv += ["-c", setting]
+        # Postgres refuses to start while any process has the recorded id. This variable, pg_ctl's,
+        # says that the id proves nothing; its check of the shared memory, which removing
+        # postmaster.pid would disable, still finds sessions that outlived their server.
+        environment = {"PG_GRANDPARENT_PID": str(stale.pid)} if stale else {}
+        output = open_own(self._log_file, self.account)
+        try:
+            os.ftruncate(output, 0)
+            return self.account.spawn(argv, output, environment)
+        finally:
+            os.close(output)
+
+    def log_tail(self) -> str:
+        """The end of the server's log, at most 4,000 bytes of it."""
+        try:
+            text = self._log_file.read_bytes()[-_LOG_TAIL_BYTES:]
+        except OSError as error:
+            return str(error)
+        return text.decode("utf-8", errors="replace").strip()
+
+    @property
+    def _hba_file(self) -> Path:
+        return self.directory / "pg_hba.conf"
+
+    @property
+    def _ident_file(self) -> Path:
+        return self.directory / "pg_ident.conf"
+
+    @property
+    def _log_file(self) -> Path:
+        return self.directory / "postgres.log"
+
+
+def _sync_directory(directory: Path) -> None:
+    # initdb has synced the files, not the name they got afterwards.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""What is written in `DATABASE_URL`, and what we add to it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Conninfo
+
+from billing_grpc.errors import SettingsError
+from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT
+
+_DEFAULTS: Final[dict[str, str | int]] = {
+    # What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
+    "connect_timeout": CONNECT_TIMEOUT,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 900,
+}
+_LOOKED_AT: Final = frozenset({"read-write", "primary", "prefer-standby"})
+"""What libpq need not find out: each connection is asked whether it accepts writes, and the others are not used."""
+
+
+# What libpq checks only when it connects, and then repeats: in a wrong address that may be a part of the password.
+_CHOICES: Final = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslnegotiation": ("postgres", "direct"),
+    "sslcertmode": ("disable", "allow", "require"),
+    "gssencmode": ("disable", "prefer", "require"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    "load_balance_hosts": ("disable", "random"),
+}
+_WHOLE_NUMBERS: Final = (
+    *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+    "tcp_user_timeout",
+)
+_MAX_PORT: Final = 65_535
+
+
+def parse_address(database_url: str) -> dict[str, Any]:
+    """Return the parts of an address.
+
+    Raises:
+        SettingsError: libpq would not understand it. Repeats nothing of it.
+    """
+    if _has_a_stray_at(database_url):
+        raise SettingsError(["a user's name or a password holds @ or / as it is: write %40 and %2F instead"])
+    try:
+        parts = conninfo_to_dict(database_url)
+    except psycopg.ProgrammingError:
+        # Without the driver's text, which repeats the address and the password in it.
+        raise SettingsError(["not a Postgres address that libpq understands"]) from None
+    if problems := _problems(parts):
+        raise SettingsError(problems)
+    return parts
+
+
+def _has_a_stray_at(address: str) -> bool:
+    """Whether libpq would look for a host or a database with an @ in its name, as it does for one in a password."""
+    scheme, separator, rest = address.partition("://")
+    if not separator or scheme not in {"postgresql", "postgres"}:
+        return False
+    user, at, beyond = rest.partition("@")
+    if at and "/" not in user:
+        rest = beyond
+    return "@" in rest.partition("?")[0]
+
+
+def _problems(parts: Mapping[str, Any]) -> list[str]:
+    given = {name: str(value) for name, value in parts.items() if value not in {None, ""}}
+    # PGSSLMODE and its like, and what they are without.
+    by_default = {
+        each.keyword.decode(): (each.val or b"").decode("utf-8", "replace") for each in Conninfo.get_defaults()
+    }
+    values = {**by_default, **given}
+
+    def named(name: str) -> str:
+        return name if name in given else f"{name}, which the environment gives,"
+
+    problems = [
+        f"{named(name)} must be one of {', '.join(choices)}"
+        for name, choices in _CHOICES.items()
+        if values.get(name) and values[name] not in choices
+    ]
+    problems += [
+        f"{named(name)} must be a whole number" for name in _WHOLE_NUMBERS if not _is_whole(values.get(name) or "0")
+    ]
+    hosts, ports = (values["host"] or values["hostaddr"]).split(","), values["port"].split(",")
+    if not all(_is_port(port) for port in ports):
+        problems.append(f"{named('port')} must be a number from 1 to {_MAX_PORT}")
+    if len(ports) not in {1, len(hosts)}:
+        problems.append("name one port, or as many as there are hosts")
+    return problems
+
+
+def _is_whole(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) is not None
+
+
+def _is_port(text: str) -> bool:
+    return not text.strip() or (_is_whole(text) and 1 <= int(text) <= _MAX_PORT)
+
+
+def complete_address(database_url: str, application_name: str) -> str:
+    """The same address with our defaults and this name, where it does not bring its own.
+
+    Raises:
+        SettingsError: libpq does not understand it.
+    """
+    parts = parse_address(database_url)
+    if parts.get("target_session_attrs") in _LOOKED_AT:
+        parts["target_session_attrs"] = "any"
+    return make_conninfo(**{**_DEFAULTS, "application_name": application_name, **parts})

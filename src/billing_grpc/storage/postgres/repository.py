@@ -1,0 +1,147 @@
+"""The `Repository` on PostgreSQL: which work runs on which connection, within which budget."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Self
+from uuid import UUID
+
+import structlog
+
+from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError, ValueUnreadable
+from billing_grpc.model import (
+    NO_WORKSPACE,
+    Announcement,
+    BillingMode,
+    OverrideChange,
+    RecordedChange,
+    ResolutionError,
+    StoredOverride,
+    WorkspaceRecord,
+)
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats, server_timeout
+from billing_grpc.storage.postgres.reading import changes_in, load_overrides, load_record, require_current_rows
+from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF, LOG
+from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
+
+log = structlog.stdlib.get_logger(__name__)
+
+POOL_SIZE: Final = 8
+
+_NOBODY: Final = UUID(int=0)
+_AFTER_THE_LAST: Final = 2**63 - 1
+_NARROW_COLUMN: Final = "the type of workspaces.llm_billing_mode cannot hold every mode: make it text"
+
+
+class PostgresRepository:
+    """Overrides in the table `workspaces`; implements `Repository`."""
+
+    def __init__(self, pool: BoundedPool) -> None:
+        self._pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, database_url: str, *, longest_budget: float = 1.0, size: int = POOL_SIZE
+    ) -> AsyncIterator[Self]:
+        """A repository while its pool is open; does not wait for the database.
+
+        Args:
+            database_url: the Postgres.
+            longest_budget: the longest budget, in seconds, that any call will give.
+            size: how many connections to hold.
+        """
+        pool = BoundedPool(database_url, size=size, longest_budget=longest_budget, probe=_read_nothing)
+        async with pool.opened():
+            yield cls(pool)
+
+    @property
+    def last_error(self) -> StorageError | None:
+        """Why the database is known to be down, in which case every method raises this at once; None while it is not."""
+        return self._pool.breaker.error
+
+    @property
+    def available(self) -> bool:
+        """Whether the database is not known to be down."""
+        return self.last_error is None
+
+    def add_listener(self, listener: Callable[[StorageError | None], None]) -> None:
+        """Calls it, on the event loop, whenever `available` changes: with the error, or with None once it is back."""
+        self._pool.breaker.add_listener(listener)
+
+    def pool_stats(self) -> PoolStats:
+        """The connections at this moment."""
+        return self._pool.stats
+
+    async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
+        """As `Repository` says."""
+        override = (await self.load_overrides([workspace_id], budget=budget)).get(workspace_id, NO_WORKSPACE)
+        if isinstance(override, ResolutionError):
+            raise ValueUnreadable
+        return override
+
+    async def load_overrides(
+        self, workspace_ids: Collection[str], *, budget: float
+    ) -> Mapping[str, StoredOverride | ResolutionError]:
+        """As `Repository` says."""
+        asked = [UUID(each) for each in workspace_ids]
+
+        async def work(connection: Connection) -> Mapping[str, StoredOverride | ResolutionError]:
+            return {str(key): stored for key, stored in (await load_overrides(connection, asked)).items()}
+
+        return await self._pool.run(work, budget=budget)
+
+    async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
+        """As `Repository` says."""
+        return await self._pool.run(lambda connection: load_record(connection, UUID(workspace_id)), budget=budget)
+
+    async def save_override(
+        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+    ) -> OverrideChange:
+        """As `Repository` says."""
+        clock = asyncio.get_running_loop().time
+        asked = clock()
+        write = OverrideWrite(UUID(workspace_id), mode, by, etag, self._pool.deadline(budget))
+
+        async def work(connection: Connection) -> OverrideChange:
+            return await save_override(connection, write, server_timeout(budget, clock() - asked))
+
+        return await self._pool.run(work, budget=budget, writes=True, repeatable=lambda: not write.commit_sent)
+
+    async def list_changes(
+        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
+    ) -> Sequence[RecordedChange]:
+        """As `Repository` says."""
+        parameters: list[object] = [_AFTER_THE_LAST if before is None else before, limit]
+        query = LIST_CHANGES
+        if workspace_id is not None:
+            query, parameters = LIST_CHANGES_OF, [*parameters, UUID(workspace_id)]
+
+        async def work(connection: Connection) -> Sequence[RecordedChange]:
+            rows = await connection.read(query, parameters)
+            await require_current_rows(connection, rows, LOG)
+            return changes_in(rows)
+
+        return await self._pool.run(work, budget=budget, proves=False)
+
+    async def check_administration(self, *, budget: float) -> None:
+        """As `Repository` says."""
+
+        async def work(connection: Connection) -> None:
+            ((complete, allowed, takes_every_mode),) = await connection.read(CHECK_ADMINISTRATION, [])
+            if not complete:
+                raise SchemaNotReady
+            if not allowed:
+                raise DatabaseDenied
+            if not takes_every_mode:
+                log.warning("storage failed", reason=SchemaNotReady.reason, text=_NARROW_COLUMN)
+                raise SchemaNotReady
+            await load_record(connection, _NOBODY)
+
+        await self._pool.run(work, budget=budget)
+
+
+async def _read_nothing(connection: Connection) -> None:
+    """Run the query of a decision for an id that does not exist."""
+    await load_overrides(connection, [_NOBODY])
