@@ -17,6 +17,9 @@ from tests.faults.fault import ALL, GONE, READERS, Fault, Scene, execute, reason
 
 _OFTEN: Final = 0.05
 
+_WRITES: Final = frozenset({SET})
+"""RECONNECT may count a session that is just being opened as a failed login; a write is not repeated then, a read is."""
+
 # What changes no answer, as long as none relies on a session.
 _HARMLESS: Final = (
     "SET row_security = off",
@@ -129,20 +132,27 @@ def _settings_left(*settings: str) -> Callable[[Scene], AbstractContextManager[N
 
 ROW_SECURITY: Final[dict[str, Fault]] = {
     "rows_hidden": Fault(
-        "row-level security that hides every row", _rows_hidden, reasons("DENIED"), READERS | {SET}, holds=1.5
+        "row-level security that hides every row",
+        _rows_hidden,
+        reasons("DENIED", "UNREACHABLE"),
+        READERS | {SET},
+        holds=1.5,
     ),
     "policies_bypassed": Fault(
         "row-level security that the service's role bypasses",
         _policies_bypassed,
+        reasons("UNREACHABLE"),
         frozenset(),
-        frozenset(),
+        _WRITES,
         holds=1.0,
     ),
 }
 POOLER: Final[dict[str, Fault]] = {
     "pooler_restarted": Fault("the pooler killed and started again", _restarted, GONE, frozenset(), ALL, holds=0),
     "pooler_gone": Fault("the pooler stopped, started again later", _gone, GONE, known=True),
-    "reconnecting": Fault("`RECONNECT`, again and again", _reconnecting, frozenset(), frozenset(), holds=1.0),
+    "reconnecting": Fault(
+        "`RECONNECT`, again and again", _reconnecting, reasons("UNREACHABLE"), frozenset(), _WRITES, holds=1.0
+    ),
     "short_lived": Fault("`server_lifetime = 1`", _short_lived, frozenset(), frozenset(), holds=2.2),
 }
 SHARED: Final[dict[str, Fault]] = {

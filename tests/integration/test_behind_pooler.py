@@ -6,14 +6,15 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Final, LiteralString
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from billing_grpc.client.client import BillingClient
-from billing_grpc.errors import SchemaNotReady
+from billing_grpc.client import BillingClient
+from billing_grpc.errors import SchemaNotReady, StorageError
 from billing_grpc.model import Announcement, BillingMode, Resolution
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.e2e.conftest import Serve, Server, serving, until
@@ -168,6 +169,20 @@ def test_what_a_pooler_remembers_keeps_nobody_from_a_server_that_is_writable_now
             assert another.pgconn.parameter_status(b"default_transaction_read_only") == b"on"  # it still says so
 
 
+async def persistently(write: Callable[[], Awaitable[object]]) -> None:
+    """Makes a write until it works: RECONNECT may refuse one. Repeating one that was made changes nothing."""
+    while True:
+        with suppress(StorageError, psycopg.OperationalError):
+            await write()
+            return
+
+
+async def update(url: str, workspace: str, mode: str) -> None:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as another:
+        statement = "UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s"
+        await another.execute(statement, [mode, workspace], prepare=False)
+
+
 async def test_each_change_is_recorded_for_its_own_principal_and_for_no_other(kept: Victim, pooler: Pooler) -> None:
     shared = add_workspace(kept.url, "disabled")
     own = {f"principal-{number}": add_workspace(kept.url, "disabled") for number in range(CALLERS)}
@@ -177,13 +192,11 @@ async def test_each_change_is_recorded_for_its_own_principal_and_for_no_other(ke
         for number, mode in enumerate([BillingMode.BYOK, BillingMode.DISABLED] * 5):
             for workspace in (own[principal], shared):
                 by = Announcement(principal, f"{principal} {number}", f"request of {principal}")
-                await repository.save_override(workspace, mode, by=by, budget=BUDGET)
+                await persistently(partial(repository.save_override, workspace, mode, by=by, budget=BUDGET))
 
     async def write_unannounced() -> None:
-        async with await psycopg.AsyncConnection.connect(through, autocommit=True) as another:
-            for mode in ["byok", "disabled"] * 20:
-                statement = "UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s"
-                await another.execute(statement, [mode, unannounced], prepare=False)
+        for mode in ["byok", "disabled"] * 20:
+            await persistently(partial(update, through, unannounced, mode))
 
     unannounced = add_workspace(kept.url, "disabled")
     async with PostgresRepository.opened(through, longest_budget=BUDGET) as repository, reconnecting(pooler):
