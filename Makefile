@@ -23,6 +23,7 @@ check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(WITH_BIN) buf lint
 	$(WITH_BIN) buf format --diff --exit-code
 	$(WITH_BIN) buf breaking --against released/molecule.billing.v1.binpb

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from billing_grpc.cli.environment import VARIABLES
 from billing_grpc.server.settings.config import Settings
+from billing_grpc.setting_names import VARIABLES
 from billing_grpc.storage import migrations
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing_grpc.client.client import BillingClient
+from billing_grpc.client import BillingClient
 from billing_grpc.model import BillingMode, Resolution
 from billing_grpc.server.demo import BYOK, DISABLED, INHERITS
 

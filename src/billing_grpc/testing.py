@@ -1,133 +1,19 @@
 """For tests, ours and our users': a repository in memory and a real server in a context."""
 
-import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
 
 from billing_grpc.addresses import Address, TcpAddress
-from billing_grpc.errors import DatabaseTimeout, StorageError
-from billing_grpc.model import (
-    NO_WORKSPACE,
-    Announcement,
-    BillingMode,
-    OverrideChange,
-    RecordedChange,
-    ResolutionError,
-    StoredOverride,
-    WorkspaceRecord,
-    author,
-    unrecorded,
-)
 from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.listener import Entrance, RpcServer
 from billing_grpc.server.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.storage.memory import InMemoryRepository
 from billing_grpc.storage.repository import Repository
 
-_LONGEST_TEXT = 256
-
-
-class InMemoryRepository:
-    """A `Repository` over a dictionary, held to the same contract as the real one by the same tests.
-
-    Attributes:
-        overrides: stored text by workspace id, None for one that inherits. Change it as you like; nobody records that.
-        changes: the change log, oldest first.
-        failure: raised by every call while set.
-        delay: seconds every call takes; longer than the call's budget, it is a DatabaseTimeout.
-        calls: how many calls were made.
-    """
-
-    def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
-        self.overrides: dict[str, str | None] = dict(overrides or {})
-        self.changes: list[RecordedChange] = []
-        self.failure: StorageError | None = None
-        self.delay = 0.0
-        self.calls = 0
-
-    async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """As `Repository` says."""
-        await self._answer(budget)
-        return self._stored(workspace_id)
-
-    async def load_overrides(
-        self, workspace_ids: Collection[str], *, budget: float
-    ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """As `Repository` says."""
-        await self._answer(budget)
-        return {each: self._stored(each) for each in workspace_ids if each in self.overrides}
-
-    async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
-        """As `Repository` says."""
-        await self._answer(budget)
-        return self._record(workspace_id)
-
-    async def save_override(
-        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
-    ) -> OverrideChange:
-        """As `Repository` says."""
-        await self._answer(budget)
-        change = OverrideChange.planned(self._record(workspace_id), mode, etag)
-        if change.writes:
-            self.overrides[workspace_id] = change.current.override.text
-            self.changes.append(
-                RecordedChange(
-                    change_id=len(self.changes) + 1,
-                    workspace_id=workspace_id,
-                    change_time=datetime.now(UTC),
-                    previous_override=change.previous.override.text,
-                    new_override=change.current.override.text,
-                    principal=by.principal,
-                    database_user="in_memory",
-                    reason=by.reason,
-                    request_id=by.request_id,
-                )
-            )
-        return replace(change, current=self._record(workspace_id))
-
-    async def list_changes(
-        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[RecordedChange]:
-        """As `Repository` says."""
-        await self._answer(budget)
-        wanted = [
-            change
-            for change in reversed(self.changes)
-            if workspace_id in {None, change.workspace_id} and (before is None or change.change_id < before)
-        ]
-        return wanted[:limit]
-
-    async def check_administration(self, *, budget: float) -> None:
-        """As `Repository` says."""
-        await self._answer(budget)
-
-    def _record(self, workspace_id: str) -> WorkspaceRecord:
-        override = self._stored(workspace_id)
-        last = next((each for each in reversed(self.changes) if each.workspace_id == workspace_id), None)
-        if last is None or not override.exists:
-            return WorkspaceRecord(override, unrecorded=unrecorded(override.text, None))
-        by, recorded = author(last.principal, last.database_user), last.new_override
-        mark = unrecorded(override.text, recorded)
-        return WorkspaceRecord(override, last.change_id, last.change_time, by, mark)
-
-    async def _answer(self, budget: float) -> None:
-        self.calls += 1
-        if self.delay:
-            await asyncio.sleep(min(self.delay, budget))
-        if self.delay > budget:
-            raise DatabaseTimeout
-        if self.failure is not None:
-            raise self.failure
-
-    def _stored(self, workspace_id: str) -> StoredOverride:
-        if workspace_id not in self.overrides:
-            return NO_WORKSPACE
-        text = self.overrides[workspace_id]
-        return StoredOverride(None if text is None else text[:_LONGEST_TEXT])
+__all__ = ["InMemoryRepository", "running_server"]
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from billing_grpc.addresses import TcpAddress
-from billing_grpc.client.client import BillingClient
+from billing_grpc.client import BillingClient
 from billing_grpc.conformance.cases import METADATA_KEY, ApplyCase, Case, load, load_apply, matches
 from billing_grpc.conformance.server import serving
 from billing_grpc.model import ProvisionPlan, Resolution, SecretWriteDecision, StoredOverride

@@ -7,8 +7,8 @@ from typing import Final
 
 import pytest
 
-from billing_grpc.cli.environment import VARIABLES
 from billing_grpc.cli.options import Connection
+from billing_grpc.setting_names import VARIABLES
 from tests.certificates import Authority
 from tests.e2e.conftest import Changes, Serve, Server, add_workspace, as_service, billing_grpc
 

@@ -104,13 +104,18 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(status["SigCgt"], 16) & 1 << (signal.SIGTERM - 1))
 
 
+def standard_signals(masks: bytes) -> list[int]:
+    """The first 31 bits of each mask: what comes after them belongs to the C library."""
+    return [int(line.split()[1], 16) & (1 << 31) - 1 for line in masks.splitlines()]
+
+
 def test_its_command_gets_sigterm_as_if_started_by_hand() -> None:
     arguments = ["run", "--workspace", "", "--retry-for", "0", "--", "grep", "SigCgt\\|SigIgn", "/proc/self/status"]
     as_first = subprocess.run(
         [sys.executable, "-c", AS_PID_1, *arguments], env=environment(), capture_output=True, check=True
     )
     by_hand = subprocess.run(arguments[6:], env=environment(), capture_output=True, check=True)
-    assert as_first.stdout == by_hand.stdout
+    assert standard_signals(as_first.stdout) == standard_signals(by_hand.stdout)
 
 
 def test_several_workers_without_a_temporary_folder_say_which_setting_helps() -> None:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from billing_grpc import __version__
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.client.client import BillingClient
+from billing_grpc.client import BillingClient
 from billing_grpc.model import BillingMode
 from billing_grpc.server.auth.principals import token_digest
 from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc, until

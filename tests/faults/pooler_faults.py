@@ -29,11 +29,11 @@ _HARMLESS: Final = (
     "SET bytea_output = 'escape'",
     "SET statement_timeout = '1min'",
     "SET lock_timeout = 0",
-    "SET search_path = pg_catalog",
     "SET billing_grpc.principal = 'somebody else'",
 )
 # A session that is read-only may be one of a server that was demoted, as far as anybody can tell.
 _HARMFUL: Final = ("SET default_transaction_read_only = on",)
+_ELSEWHERE: Final = ("SET search_path = pg_catalog",)
 
 
 @contextmanager
@@ -157,7 +157,7 @@ POOLER: Final[dict[str, Fault]] = {
 }
 SHARED: Final[dict[str, Fault]] = {
     "settings_left": Fault(
-        "another client's `SET`s on the shared sessions: row_security, search_path, synchronous_commit, isolation",
+        "another client's `SET`s on the shared sessions: row_security, synchronous_commit, isolation",
         _settings_left(*_HARMLESS),
         frozenset(),
         frozenset(),
@@ -167,6 +167,14 @@ SHARED: Final[dict[str, Fault]] = {
         "another client's `SET default_transaction_read_only = on` on the shared sessions",
         _settings_left(*_HARMFUL),
         reasons("STALE", "TIMEOUT"),
+        frozenset(),
+        ALL,
+        holds=1.5,
+    ),
+    "path_left": Fault(
+        "another client's `SET search_path` on the shared sessions",
+        _settings_left(*_ELSEWHERE),
+        reasons("SCHEMA_NOT_READY"),
         frozenset(),
         ALL,
         holds=1.5,

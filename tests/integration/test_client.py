@@ -22,7 +22,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Security, TcpAddress
-from billing_grpc.client.client import BillingClient, ClientTls
+from billing_grpc.client import BillingClient, ClientTls
 from billing_grpc.errors import (
     STORAGE_ERRORS,
     AnswerInvalid,
@@ -46,7 +46,8 @@ from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import SERVICE_NAME, Entrance
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from billing_grpc.wire.messages import error_to_status, resolution_to_proto
+from billing_grpc.wire.messages import resolution_to_proto
+from billing_grpc.wire.statuses import error_to_status
 from tests.certificates import Authority
 from tests.one_name import one_name
 

@@ -20,7 +20,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
-from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
+from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import running_server
 from tests.faults.victim import Victim
@@ -304,7 +304,7 @@ async def test_writes_on_terminated_sessions_are_answered_in_time_until_one_succ
     assert overrides(done[0]) == (StoredOverride("byok"), StoredOverride("disabled"))
 
 
-async def test_a_write_whose_session_ends_in_the_middle_is_not_sent_again(
+async def test_a_write_whose_session_ends_before_its_commit_is_made_once_on_another(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
     with psycopg.connect(victim.url) as holder:
@@ -314,8 +314,9 @@ async def test_a_write_whose_session_ends_in_the_middle_is_not_sent_again(
         )
         await until(lambda: len(sessions(victim.url, "active")) == 1)
         holder.execute("SELECT pg_terminate_backend(%s)", sessions(victim.url, "active"))
-        assert type(await writing) is DatabaseUnreachable
-    assert await read(repository, workspace) == StoredOverride("byok")
+    assert isinstance(await writing, OverrideChange)
+    assert await read(repository, workspace) == StoredOverride("disabled")
+    assert len(await repository.list_changes(workspace, before=None, limit=10, budget=BUDGET)) == 2
 
 
 async def test_reads_survive_the_kill_of_a_single_session_which_restarts_all_of_them(

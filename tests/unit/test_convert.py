@@ -10,7 +10,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.model import BillingMode, BillingModeSource, ResolutionError, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve
-from billing_grpc.wire import messages
+from billing_grpc.wire import messages, statuses
 
 
 def leaves(root: type[errors.RequestError]) -> list[type[errors.RequestError]]:
@@ -64,7 +64,7 @@ def test_the_table_of_codes_lists_every_error_that_can_reach_a_client() -> None:
 @pytest.mark.parametrize(("kind", "code"), EXPECTED_CODES.items(), ids=lambda each: getattr(each, "__name__", None))
 def test_every_error_has_a_status_and_one_error_info(kind: type[errors.RequestError], code: int) -> None:
     error = example(kind)
-    status = messages.error_to_status(error)
+    status = statuses.error_to_status(error)
 
     assert (status.code, status.message) == (code, error.message)
     infos = [packed for packed in status.details if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
@@ -77,7 +77,7 @@ def test_every_error_has_a_status_and_one_error_info(kind: type[errors.RequestEr
 
 @pytest.mark.parametrize("kind", EXPECTED_CODES, ids=lambda each: each.__name__)
 def test_only_an_unreachable_or_late_database_is_worth_a_retry(kind: type[errors.RequestError]) -> None:
-    retry = detail(messages.error_to_status(example(kind)), error_details_pb2.RetryInfo)
+    retry = detail(statuses.error_to_status(example(kind)), error_details_pb2.RetryInfo)
 
     assert (retry is not None) == (kind in {errors.DatabaseUnreachable, errors.DatabaseTimeout})
 
@@ -85,7 +85,7 @@ def test_only_an_unreachable_or_late_database_is_worth_a_retry(kind: type[errors
 def test_bad_input_names_its_fields() -> None:
     violation = errors.FieldViolation("mode", "must be one of the three")
     bad = detail(
-        messages.error_to_status(errors.InvalidArgument("MODE_INVALID", violation)), error_details_pb2.BadRequest
+        statuses.error_to_status(errors.InvalidArgument("MODE_INVALID", violation)), error_details_pb2.BadRequest
     )
 
     assert bad is not None
@@ -96,7 +96,7 @@ def test_bad_input_names_its_fields() -> None:
 
 def test_the_closed_resolution_travels_with_an_error() -> None:
     closed = resolve("w", ResolutionError("DATABASE_TIMEOUT", "late"), "byok")
-    status = messages.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
+    status = statuses.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
 
     assert detail(status, pb.BillingModeResolution) == messages.resolution_to_proto(closed)
 
@@ -106,7 +106,7 @@ def test_the_largest_list_of_violations_stays_under_4_kb_and_names_all_twenty(ba
     for check, limit in ((validation.batch_ids, 1000), (validation.secret_names, 256)):
         with pytest.raises(errors.InvalidArgument) as refused:
             check([f"{bad} "] * limit)
-        status = messages.error_to_status(refused.value)
+        status = statuses.error_to_status(refused.value)
         details = detail(status, error_details_pb2.BadRequest)
         assert status.ByteSize() < 4096
         assert details is not None
@@ -116,7 +116,7 @@ def test_the_largest_list_of_violations_stays_under_4_kb_and_names_all_twenty(ba
 def test_even_absurdly_long_violations_are_cut_to_4_kb() -> None:
     many = [errors.FieldViolation(f"f[{index}]", "x" * 1000) for index in range(20)]
 
-    assert messages.error_to_status(errors.InvalidArgument("MODE_INVALID", *many)).ByteSize() < 4096
+    assert statuses.error_to_status(errors.InvalidArgument("MODE_INVALID", *many)).ByteSize() < 4096
 
 
 @pytest.mark.parametrize(

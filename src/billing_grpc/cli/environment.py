@@ -4,26 +4,11 @@ Apart from `config`, because that loads the driver and TLS of a server, which wo
 """
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-VARIABLES: Final = {
-    "address": "BILLING_GRPC_ADDRESS",
-    "token_file": "BILLING_GRPC_TOKEN_FILE",
-    "ca": "BILLING_GRPC_CA",
-    "cert": "BILLING_GRPC_CERT",
-    "key": "BILLING_GRPC_KEY",
-    "server_name": "BILLING_GRPC_SERVER_NAME",
-    "timeout": "BILLING_GRPC_TIMEOUT",
-    "extra_blocked_key": "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
-}
-"""The variable of each option that says where to ask and how; the last is comma-separated, and the server's too."""
-
-_PREFIX: Final = "BILLING_GRPC_"
-_OF_A_KUBERNETES_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?$")
-_KUBERNETES_PORT: Final = re.compile(r"[a-z]+://\S+:\d+$")
+from billing_grpc.setting_names import VARIABLES
 
 _VERBOSITY: Final = "GRPC_VERBOSITY"
 _LOCALE: Final = b"LC_CTYPE="
@@ -38,26 +23,6 @@ def load_client_settings() -> dict[str, str | list[str]]:
     if isinstance(keys, str):
         given["extra_blocked_key"] = [name for part in keys.split(",") if (name := part.strip())]
     return given
-
-
-def other_settings() -> list[str]:
-    """The variables named like a setting of this program that are none of a call's, whatever the case of their letters.
-
-    Without those that Kubernetes sets in every container for a service whose name begins with `billing-grpc`.
-    """
-    return sorted(
-        name
-        for name, value in os.environ.items()
-        if name.upper().startswith(_PREFIX) and name not in VARIABLES.values() and not _is_a_service(name, value)
-    )
-
-
-def _is_a_service(name: str, value: str) -> bool:
-    # `..._PORT` alone could be a setting by its name, and holds an address like tcp://10.0.0.1:50051.
-    rest = name.removeprefix(_PREFIX.removesuffix("_"))
-    return _OF_A_KUBERNETES_SERVICE.search(rest) is not None or (
-        rest.endswith("_PORT") and _KUBERNETES_PORT.match(value) is not None
-    )
 
 
 def process_environment() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final, NoReturn
 
@@ -10,11 +11,14 @@ import click
 
 from billing_grpc import __version__
 from billing_grpc.cli import exit_codes
-from billing_grpc.cli.environment import load_client_settings, other_settings, quieten_grpc
+from billing_grpc.cli.environment import load_client_settings, process_environment, quieten_grpc
 from billing_grpc.cli.options import Connection, options
 from billing_grpc.errors import SettingsError, StartupError
+from billing_grpc.setting_names import VARIABLES, other_settings
 
 _SERVE: Final = "serve"
+_LOOKS_LIKE: Final = 0.85
+"""The likeness, of 1, from which on a variable's name may be a misspelt one of ours."""
 _OF_A_SERVER: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
 _EPILOG: Final = """\b
 Exit codes:
@@ -99,8 +103,9 @@ def _warn_of_unknown_settings() -> None:
 
     Not an error as for a server: `run` starts containers, whose environment others may add to.
     """
-    if other_settings():
-        # Who knows the server's settings as well takes as long to load as a server.
+    # Who knows the server's settings as well takes as long to load as a server: only where a name looks like one of ours.
+    others = other_settings(process_environment())
+    if any(get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE) for name in others):
         for problem in import_module("billing_grpc.server.settings.config").unknown_settings():
             exit_codes.complain(problem)
 

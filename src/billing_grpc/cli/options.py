@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 
 from billing_grpc import validation
-from billing_grpc.cli.environment import VARIABLES
 from billing_grpc.errors import InvalidArgument
+from billing_grpc.setting_names import VARIABLES
 
 _DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _OVER_TLS: Final = ("tls://", "mtls://")

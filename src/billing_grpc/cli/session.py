@@ -12,7 +12,7 @@ import click
 
 from billing_grpc.cli import exit_codes, json_output
 from billing_grpc.cli.options import Connection
-from billing_grpc.client.client import BillingClient, ClientTls
+from billing_grpc.client import BillingClient, ClientTls
 from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,

@@ -28,7 +28,7 @@ from billing_grpc.errors import (
     StorageError,
 )
 from billing_grpc.model import ResolutionError
-from billing_grpc.server.telemetry import spans
+from billing_grpc.wire import trace_context
 
 # The application's own logging and metrics, not the service's: this module lives in other people's processes.
 log = logging.getLogger("billing_grpc.client")
@@ -130,7 +130,7 @@ class Calls:
         if authorization is not None:
             metadata.append(("authorization", authorization))
         asking = method(Stub(self._dialer.channel()))
-        running = asking(request, timeout=seconds, metadata=tuple(spans.inject(metadata)))
+        running = asking(request, timeout=seconds, metadata=tuple(trace_context.inject(metadata)))
         self._running.add(running)
         try:
             async with asyncio.timeout(seconds + _SLACK):

@@ -24,7 +24,7 @@ from billing_grpc.errors import (
     WorkspaceNotFound,
     WriteNotApplied,
 )
-from billing_grpc.wire.messages import ERROR_DOMAIN
+from billing_grpc.wire.statuses import ERROR_DOMAIN
 
 Detail = TypeVar("Detail", bound=Message)
 

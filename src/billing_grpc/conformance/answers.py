@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.conformance.cases import DECISIONS, METADATA_KEY, Case
 from billing_grpc.conformance.states import service_in
-from billing_grpc.wire.messages import ERROR_DOMAIN
+from billing_grpc.wire.statuses import ERROR_DOMAIN
 
 # In quotes: grpcio's classes take type parameters in its type stubs only.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

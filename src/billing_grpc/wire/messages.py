@@ -2,26 +2,11 @@
 
 from typing import Final, Literal
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import (
-    DatabaseTimeout,
-    DatabaseUnreachable,
-    EtagStale,
     FieldViolation,
     InvalidArgument,
-    Overloaded,
-    PermissionDenied,
-    RequestError,
-    StorageError,
-    Unauthenticated,
-    WorkspaceNotFound,
-    WriteUndone,
 )
 from billing_grpc.model import (
     BillingMode,
@@ -33,12 +18,6 @@ from billing_grpc.model import (
     SecretVerdict,
     WorkspaceView,
 )
-
-ERROR_DOMAIN: Final = "billing.molecule"
-MAX_DETAILS_BYTES: Final = 4000
-"""gRPC drops the details of a larger status."""
-
-_RETRY_AFTER: Final = Duration(seconds=1)
 
 MODE_TO_PROTO: Final = {
     BillingMode.PLATFORM_MANAGED: pb.BILLING_MODE_PLATFORM_MANAGED,
@@ -58,18 +37,6 @@ VERDICT_TO_PROTO: Final = {
     SecretVerdict.BLOCKED_RESERVED: pb.SECRET_VERDICT_BLOCKED_RESERVED,
 }
 VERDICT_FROM_PROTO: Final = {number: verdict for verdict, number in VERDICT_TO_PROTO.items()}
-
-STATUS_CODES: Final[dict[type[RequestError], int]] = {
-    InvalidArgument: code_pb2.INVALID_ARGUMENT,
-    WorkspaceNotFound: code_pb2.NOT_FOUND,
-    EtagStale: code_pb2.ABORTED,
-    Unauthenticated: code_pb2.UNAUTHENTICATED,
-    PermissionDenied: code_pb2.PERMISSION_DENIED,
-    Overloaded: code_pb2.RESOURCE_EXHAUSTED,
-    StorageError: code_pb2.UNAVAILABLE,
-    WriteUndone: code_pb2.FAILED_PRECONDITION,
-}
-"""The status of every error that can reach a client, by its class or the nearest base of it."""
 
 
 def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
@@ -162,43 +129,3 @@ def secret_scope_from_proto(request: service_pb.ValidateSecretWriteRequest) -> L
         problem = "send workspace_id (empty before the workspace exists) or org_wide"
         raise InvalidArgument("SCOPE_REQUIRED", FieldViolation("scope", problem))
     return scope
-
-
-def status_code(error: RequestError) -> int:
-    """The number of the status that an error becomes."""
-    return next(STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES)
-
-
-def error_to_status(error: RequestError) -> status_pb2.Status:
-    """An error as a rich status: ErrorInfo, what the reason calls for, and the error's attachments.
-
-    Stays under 4 KB by leaving out the last field violations.
-    """
-    status = status_pb2.Status(code=status_code(error), message=error.message)
-    _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
-    if isinstance(error, (DatabaseUnreachable, DatabaseTimeout)):
-        _attach(status, error_details_pb2.RetryInfo(retry_delay=_RETRY_AFTER))
-    for value in error.attachments:
-        if isinstance(value, Resolution):
-            _attach(status, resolution_to_proto(value))
-        elif isinstance(value, WorkspaceView):
-            _attach(status, billing_mode_to_proto(value))
-    if isinstance(error, InvalidArgument):
-        bad_request = error_details_pb2.BadRequest(
-            field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(
-                    field=violation.field, description=violation.description, reason=error.reason
-                )
-                for violation in error.violations
-            ]
-        )
-        while bad_request.ByteSize() + status.ByteSize() > MAX_DETAILS_BYTES:
-            del bad_request.field_violations[-1]
-        _attach(status, bad_request)
-    return status
-
-
-def _attach(status: status_pb2.Status, detail: Message) -> None:
-    packed = AnyMessage()
-    packed.Pack(detail)
-    status.details.append(packed)

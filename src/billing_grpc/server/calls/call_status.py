@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from billing_grpc.errors import RequestError
-from billing_grpc.wire import messages
+from billing_grpc.wire import statuses
 
 if TYPE_CHECKING:
     from billing_grpc.server.calls.rebuild import Context
@@ -19,7 +19,7 @@ def code_of(error: BaseException, context: "Context") -> str:
     """The name of the status that a call with this error ends with."""
     match error:
         case RequestError():
-            return _NAMES[messages.status_code(error)]
+            return _NAMES[statuses.status_code(error)]
         case grpc.aio.AbortError():
             # A number or the enum's member, whatever the type stubs say.
             code: Any = context.code()

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from billing_grpc.errors import RequestError
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
 from billing_grpc.server.request_id import HEADER, current_request_id
-from billing_grpc.wire import messages
+from billing_grpc.wire import statuses
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -46,7 +46,7 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
     except grpc.aio.InternalError as error:
         raise _gone() from error
     except RequestError as error:
-        await _abort(context, messages.error_to_status(error))
+        await _abort(context, statuses.error_to_status(error))
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

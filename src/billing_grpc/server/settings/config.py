@@ -15,7 +15,6 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from billing_grpc.addresses import Address, TcpAddress, UnixAddress
-from billing_grpc.cli.environment import VARIABLES, other_settings
 from billing_grpc.errors import SettingsError
 from billing_grpc.secret_keys import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.server.auth.principals_file import PrincipalsFile
@@ -33,6 +32,7 @@ from billing_grpc.server.settings.types import (
     Switch,
 )
 from billing_grpc.server.telemetry.spans import require_exporter
+from billing_grpc.setting_names import VARIABLES, other_settings
 from billing_grpc.storage.postgres import POOL_SIZE, parse_address
 
 _MAX_STORAGE_TIMEOUT: Final = 60
@@ -340,7 +340,7 @@ def unknown_settings() -> list[str]:
     known = {*(str(field.alias) for field in Settings.model_fields.values()), *VARIABLES.values()}
     return [
         f"{name}: there is no such setting; the nearest is {get_close_matches(name.upper(), sorted(known), 1, 0)[0]}"
-        for name in other_settings()
+        for name in other_settings(os.environ)
         if name not in known
     ]
 

@@ -11,8 +11,8 @@ import structlog
 
 from billing_grpc.server.request_id import current_request_id
 from billing_grpc.server.telemetry.log_queue import LogQueue
-from billing_grpc.server.telemetry.spans import current_trace
 from billing_grpc.standing_reader import PATIENCE
+from billing_grpc.wire.trace_context import current_trace
 
 RARELY: Final = frozenset({"storage failed", "stored override is not a recognised mode, closed to platform_managed"})
 """What every call may have to say for a long time, and nobody has to read more than once in a while: metrics count it."""
