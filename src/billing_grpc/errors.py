@@ -199,7 +199,10 @@ class SchemaNotReady(StorageError):
     """A table or column this service needs is missing."""
 
     reason = "SCHEMA_NOT_READY"
-    public_message = "the database lacks the billing mode schema; run: billing-grpc migrate up"
+    public_message = (
+        "the database lacks the billing mode schema where the service's role looks for it;"
+        " run: billing-grpc migrate up, or correct the role's search path"
+    )
 
 
 class DatabaseDenied(StorageError):

@@ -11,16 +11,19 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.client import BillingClient
-from billing_grpc.errors import SchemaNotReady, StorageError
+from billing_grpc.errors import SchemaNotReady, StorageError, WriteNotApplied
 from billing_grpc.model import Announcement, BillingMode, Resolution
+from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.e2e.conftest import Serve, Server, serving, until
 from tests.faults.pooler import POOL_SIZE, SESSION, TRANSACTION, Pooler, running_pooler
 from tests.faults.victim import Victim
 from tests.integration.conftest import add_workspace
+from tests.writes import add
 
 CALLERS: Final = 8
 SECONDS: Final = 2.0
@@ -282,13 +285,61 @@ async def test_a_session_that_another_client_led_elsewhere_closes(kept: Victim, 
             pooler.renew_sessions()
 
 
-async def test_options_that_the_pooler_drops_close(kept: Victim, pooler: Pooler) -> None:
+@pytest.mark.parametrize("given", ["in the address", "in the environment"])
+async def test_options_that_the_pooler_drops_close(
+    kept: Victim, pooler: Pooler, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = add_workspace(kept.url, "platform_managed")
     pooler.ask("SET ignore_startup_parameters = 'options'")
     try:
-        url = make_conninfo(pooler.through(kept.service_url), options="-c search_path=public")
+        options = "-c search_path=public"
+        url = pooler.through(kept.service_url)
+        if given == "in the address":
+            url = make_conninfo(url, options=options)
+        else:
+            monkeypatch.setenv("PGOPTIONS", options)
         async with PostgresRepository.opened(url, size=2) as repository:
             with pytest.raises(SchemaNotReady):
                 await repository.load_override(closed, budget=BUDGET)
     finally:
         pooler.ask("SET ignore_startup_parameters = ''")
+
+
+CHILDREN: Final[dict[str, LiteralString]] = {
+    "partitions": (
+        "CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text) PARTITION BY HASH (id);"
+        "CREATE TABLE part PARTITION OF workspaces FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+    ),
+    "a child that is gone": (
+        "CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text);"
+        "CREATE TABLE child () INHERITS (workspaces); DROP TABLE child"
+    ),
+}
+
+
+@pytest.mark.parametrize("table", CHILDREN.values(), ids=CHILDREN)
+async def test_a_write_to_a_table_with_children_is_one_transaction(
+    kept: Victim, pooler: Pooler, table: LiteralString
+) -> None:
+    name = "children_" + uuid.uuid4().hex
+    with psycopg.connect(kept.url, autocommit=True) as owner:
+        owner.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    url = make_conninfo(kept.url, dbname=name)
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute(table)
+        await asyncio.to_thread(migrations.up, url)
+        await asyncio.to_thread(migrations.run_script, url, migrations.grants())
+        workspace = add(owner, "platform_managed")
+        through = make_conninfo(pooler.through(kept.service_url), dbname=name)
+        by = Announcement("alice", "a reason", "request-1")
+        async with PostgresRepository.opened(through, size=2, longest_budget=BUDGET) as repository:
+            change = await repository.save_override(workspace, BillingMode.DISABLED, by=by, budget=BUDGET)
+            assert change.current.changed_by == "alice"
+            owner.execute(
+                "CREATE FUNCTION opens() RETURNS trigger LANGUAGE plpgsql"
+                " AS $$ BEGIN NEW.llm_billing_mode = 'byok'; RETURN NEW; END $$"
+            )
+            owner.execute("CREATE TRIGGER opens BEFORE UPDATE ON workspaces FOR EACH ROW EXECUTE FUNCTION opens()")
+            with pytest.raises(WriteNotApplied):
+                await repository.save_override(workspace, BillingMode.PLATFORM_MANAGED, by=by, budget=BUDGET)
+            assert (await repository.load_override(workspace, budget=BUDGET)).text == "disabled"

@@ -131,7 +131,7 @@ BREAKAGES: Final = {
 # Connects with a password in every way that fails, at the most talkative level, and prints what was raised.
 LOUD: Final = """
 import asyncio, sys
-from billing_grpc import logs
+from billing_grpc.server.telemetry import logs
 from billing_grpc.errors import BillingError
 from billing_grpc.storage.postgres import PostgresRepository
 logs.configure("json", "DEBUG")
@@ -530,6 +530,32 @@ async def test_a_failure_is_named_and_the_drivers_words_stay_in_the_log(
                 assert type(raised.value) is breakage.error
                 assert str(raised.value) == breakage.error.public_message
                 assert raised.value.attachments == ()
+
+
+@pytest.mark.parametrize("name", ["svc@proj.iam", "Billing Prod", "billing.prod"])
+async def test_a_login_role_may_have_any_name(owner: psycopg.Connection[Any], database_url: str, name: str) -> None:
+    login = f"{name} {uuid.uuid4().hex[:6]}"
+    owner.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE billing_grpc").format(sql.Identifier(login)))
+    workspace = add(owner, "byok")
+    async with PostgresRepository.opened(make_conninfo(database_url, user=login), size=2) as repository:
+        assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("byok")
+
+
+async def test_a_database_that_no_client_can_read_costs_one_connection_at_a_time(
+    cluster_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    name = "mule_" + uuid.uuid4().hex
+    owner.execute(
+        sql.SQL(
+            "CREATE DATABASE {} TEMPLATE template0 ENCODING 'MULE_INTERNAL' LOCALE_PROVIDER libc LOCALE 'C'"
+        ).format(sql.Identifier(name))
+    )
+    async with PostgresRepository.opened(make_conninfo(cluster_url, dbname=name), size=2) as repository:
+        for _ in range(10):
+            with pytest.raises(StorageError):
+                await repository.load_override(str(uuid.uuid4()), budget=0.3)
+        ((count,),) = owner.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = %s", [name]).fetchall()
+        assert count <= 4
 
 
 async def test_reads_work_as_soon_as_the_migrations_have_run_while_the_repository_is_open(

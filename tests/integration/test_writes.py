@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from typing import Any, Final, LiteralString
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -14,7 +16,7 @@ from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotAppl
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connection import Connection
-from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
+from billing_grpc.storage.postgres.writing import OverrideWrite, moment_after, save_override
 from tests.writes import BY, add
 
 BUDGET: Final = 5.0
@@ -248,6 +250,13 @@ async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, o
                     await save_override(connection, write, "5s")
             stored = owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone()
             assert stored == ("platform_managed" if error else "byok",)
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 3599.0, -1.0])
+def test_a_deadline_is_right_in_the_night_in_which_summer_time_ends(seconds: float) -> None:
+    for fold in (0, 1):
+        moment = datetime(2026, 11, 1, 1, 59, 59, 700_000, tzinfo=ZoneInfo("America/New_York"), fold=fold)
+        assert moment_after(moment, seconds).timestamp() - moment.timestamp() == pytest.approx(seconds)
 
 
 async def test_reads_go_on_while_as_many_writes_as_there_are_connections_wait_for_a_row(

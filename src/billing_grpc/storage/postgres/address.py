@@ -19,9 +19,9 @@ _DEFAULTS: Final[dict[str, str | int]] = {
     "keepalives_interval": 2,
     "keepalives_count": 2,
     "tcp_user_timeout": 900,
+    # Of several servers, the one that accepts writes: every other may hold old values.
+    "target_session_attrs": "read-write",
 }
-_LOOKED_AT: Final = frozenset({"read-write", "primary", "prefer-standby"})
-"""What libpq need not find out: each connection is asked whether it accepts writes, and the others are not used."""
 
 
 # What libpq checks only when it connects, and then repeats: in a wrong address that may be a part of the password.
@@ -111,7 +111,4 @@ def complete_address(database_url: str, application_name: str) -> str:
     Raises:
         SettingsError: libpq does not understand it.
     """
-    parts = parse_address(database_url)
-    if parts.get("target_session_attrs") in _LOOKED_AT:
-        parts["target_session_attrs"] = "any"
-    return make_conninfo(**{**_DEFAULTS, "application_name": application_name, **parts})
+    return make_conninfo(**{**_DEFAULTS, "application_name": application_name, **parse_address(database_url)})

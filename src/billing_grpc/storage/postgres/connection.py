@@ -13,9 +13,10 @@ from psycopg import AsyncRawCursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 
 from billing_grpc.errors import SchemaNotReady
+from billing_grpc.storage.postgres.statements import BEGIN, COMMIT
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -35,17 +36,18 @@ SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction
        coalesce((
            SELECT pg_catalog.substr(setting, 6)
            FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS setting
-           WHERE setrole = session_user::pg_catalog.regrole AND setting LIKE 'role=%'
+           WHERE setting LIKE 'role=%'
+               AND (setrole = 0 OR setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
                AND (setdatabase = 0 OR setdatabase = (
                    SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
-           ORDER BY setdatabase DESC LIMIT 1), 'none')
+           ORDER BY setrole = 0, setdatabase = 0 LIMIT 1), 'none')
 """
 _STALE: Final = "the server is a standby, or its session is read-only"
+# Said by us, and by libpq of a server that `target_session_attrs` does not accept.
+_STALE_HINTS: Final = ("session is read-only", "server is in hot standby mode")
 # Only where the session is ours alone. What an answer relies on never stands here: each read proves its own.
 _SESSION: Final = "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'"
-# Elsewhere each transaction begins with these. Under another isolation level everything would be read as of the first of
-# these statements, and a table that is rewritten meanwhile would look empty.
-_BEGIN_OWN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# Elsewhere each transaction begins with this.
 _OWN_TRANSACTION: Final = """
 SELECT pg_catalog.set_config('statement_timeout', $1, true), pg_catalog.current_setting('search_path'),
        pg_catalog.current_setting('role')
@@ -60,6 +62,16 @@ _ANY_TEXT: Final = {"utf-8", "ascii"}
 _FIRST_PATIENCE: Final = 0.5
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 0.4
+
+
+def is_stale(failure: str) -> bool:
+    """Return whether a failed connect says that the server does not accept writes."""
+    return any(hint in failure for hint in _STALE_HINTS)
+
+
+def _require_writable(*, stale: bool) -> None:
+    if stale:
+        raise psycopg.OperationalError(_STALE)
 
 
 def each_host(conninfo: str) -> list[str]:
@@ -110,14 +122,12 @@ class Connection(psycopg.AsyncConnection[Any]):
         direct: whether the session is ours alone; a pooler may put each transaction into another one.
         last_failure: the text of the last failed connect; None since the last successful one.
         may_connect: returns when a connection is worth an attempt; False when none is needed any more.
-        options: whether the address sets options of the session, which a pooler may not hand on.
         statement_timeout: after how long the server itself ends a statement, so that none outlives the longest call.
     """
 
     last_failure: ClassVar[str | None] = None
     may_connect: ClassVar[Callable[[], Awaitable[bool]]] = staticmethod(_at_once)
     statement_timeout: ClassVar[str] = "0"
-    options: ClassVar[bool] = False
 
     cur: AsyncRawCursor[Any]
     direct: bool
@@ -166,7 +176,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         for host in hosts:
             try:
                 async with asyncio.timeout(share):  # before there is a query, cancelling asks nobody
-                    connection = await super().connect(host, **kwargs)
+                    connection = await cls._reach(host, **kwargs)
                 await cls._prepare(connection, CONNECT_TIMEOUT if share is None else share)
             except TimeoutError as error:
                 _let_go(error.__cause__)
@@ -185,17 +195,30 @@ class Connection(psycopg.AsyncConnection[Any]):
             raise (slow or refusals)[0]
         raise psycopg.OperationalError(str(cls.last_failure)) from refusals[-1]
 
+    @classmethod
+    async def _reach(cls, conninfo: str, **kwargs: Any) -> Self:
+        """A connection to the first address of this host that accepts writes, by what libpq was told.
+
+        Where each says that it does not, the first that answers: a pooler repeats what an old server said.
+        """
+        try:
+            return await super().connect(conninfo, **kwargs)
+        except psycopg.OperationalError as error:
+            if not is_stale(str(error)):
+                raise
+            _let_go(error)
+        return await super().connect(make_conninfo(conninfo, target_session_attrs="any"), **kwargs)
+
     async def _prepare(self, patience: float) -> None:
-        if self.info.encoding in _ANY_TEXT:
-            self.adapters.register_loader("text", _TextAsBytes)
-        self.cur = AsyncRawCursor(self)
         # A server that hangs right here is cut off.
         cut_off = asyncio.get_running_loop().call_later(patience, self.sever)
         try:
+            if self.info.encoding in _ANY_TEXT:
+                self.adapters.register_loader("text", _TextAsBytes)
+            self.cur = AsyncRawCursor(self)
             await self.cur.execute(_LOOK)
             stale, pid, search_path, role = await self.cur.fetchone() or (True, None, "", "")
-            if stale:
-                raise psycopg.OperationalError(_STALE)
+            _require_writable(stale=stale)
             self.direct = pid == self.pgconn.backend_pid
             self._settings = (as_text(search_path), as_text(role))
             if self.direct:
@@ -204,8 +227,10 @@ class Connection(psycopg.AsyncConnection[Any]):
                 # none of the server's few places.
                 with suppress(psycopg.errors.InvalidParameterValue):
                     await self.cur.execute("SET client_connection_check_interval = 100")
-        except psycopg.Error:
+        except BaseException as error:
             await self.close()
+            if isinstance(error, (ValueError, TypeError)):
+                raise psycopg.OperationalError("the server's answer to the first question is none") from error
             raise
         finally:
             cut_off.cancel()
@@ -222,16 +247,26 @@ class Connection(psycopg.AsyncConnection[Any]):
         Raises:
             psycopg.Error: the statement failed.
         """
+        if self.info.transaction_status is not TransactionStatus.IDLE:
+            raise RuntimeError("a read would commit the transaction that is open; use `rows`")
         if self.direct:
             await self.cur.execute(query, parameters, binary=True)
             return await self.cur.fetchall()
         async with self.pipeline():  # one round trip
-            await self.execute(_BEGIN_OWN)
+            await self.execute(BEGIN)
             own = await self.begin_own()
             cursor = await self.execute(query, parameters, binary=True)
-            await self.execute("COMMIT")
+            await self.execute(COMMIT)
         await self.require_own(own)
         return await cursor.fetchall()
+
+    async def rows(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        """The rows that one statement answers, in the transaction that is open.
+
+        Raises:
+            psycopg.Error: the statement failed.
+        """
+        return await (await self.execute(query, parameters, binary=True)).fetchall()
 
     async def begin_own(self) -> AsyncRawCursor[Any] | None:
         """Bound the statements of the transaction that has begun, and ask where it looks up tables; `None` if direct."""
@@ -248,7 +283,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         if own is None:
             return
         _, search_path, role = await own.fetchone() or (None, None, None)
-        if self.options or (search_path, role) != self._settings:
+        # Wherever they come from: the address, the environment, a service file.
+        options = any(each.keyword == b"options" and each.val for each in self.pgconn.info)
+        if options or (search_path, role) != self._settings:
             log.warning("storage failed", reason=SchemaNotReady.reason, text=_FOREIGN_SESSION)
             raise ForeignSession
 

@@ -14,6 +14,7 @@ from billing_grpc.errors import (
     StorageError,
     ValueUnreadable,
 )
+from billing_grpc.storage.postgres.connection import is_stale
 from billing_grpc.storage.postgres.standing import StaleSession
 
 log = structlog.stdlib.get_logger(__name__)
@@ -51,6 +52,12 @@ _DENIED_HINTS: Final = (
 )
 
 
+_FOREIGN_STATEMENTS: Final = (
+    "a pooler shares sessions between clients, and another client of it prepares statements under names"
+)
+_CAUSES: Final = {"26000": _FOREIGN_STATEMENTS, "42P05": _FOREIGN_STATEMENTS}
+
+
 def error_kind(error: Exception) -> type[StorageError]:
     """Return what an error of the driver, or of reading what it answered, means."""
     if isinstance(error, StorageError):
@@ -79,14 +86,6 @@ def storage_error(error: Exception) -> StorageError:
     return kind()
 
 
-# Said by us, and by libpq of a server that `target_session_attrs` does not accept.
-_STALE_HINTS: Final = ("session is read-only", "server is in hot standby mode")
-_FOREIGN_STATEMENTS: Final = (
-    "a pooler shares sessions between clients, and another client of it prepares statements under names"
-)
-_CAUSES: Final = {"26000": _FOREIGN_STATEMENTS, "42P05": _FOREIGN_STATEMENTS}
-
-
 def _text(error: Exception) -> str:
     """Return what the server said, without the row that its details repeat: other columns are no business of our log."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
@@ -95,7 +94,7 @@ def _text(error: Exception) -> str:
 
 def connect_error_kind(text: str) -> type[StorageError]:
     """Return what a failed connect means, by its text."""
-    if any(hint in text for hint in _STALE_HINTS):
+    if is_stale(text):
         return DatabaseStale
     denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
     return DatabaseDenied if denied else DatabaseUnreachable

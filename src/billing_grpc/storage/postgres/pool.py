@@ -18,7 +18,7 @@ from billing_grpc.errors import (
     SchemaNotReady,
     StorageError,
 )
-from billing_grpc.storage.postgres.address import complete_address, parse_address
+from billing_grpc.storage.postgres.address import complete_address
 from billing_grpc.storage.postgres.breaker import Breaker
 from billing_grpc.storage.postgres.connection import Connection, ForeignSession
 from billing_grpc.storage.postgres.driver_errors import connect_error_kind, storage_error
@@ -116,7 +116,6 @@ class BoundedPool:
             """Remembers failures for this pool alone."""
 
             statement_timeout = server_timeout(longest_budget)
-            options = bool(parse_address(database_url).get("options"))
 
         own = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
         self._ask_anew = DatabaseProbe(PooledConnection, own, probe, longest_budget)
@@ -256,7 +255,7 @@ class BoundedPool:
                 except psycopg.OperationalError as error:
                     if lease.expired or not _connection_lost(error):
                         return False
-                except (psycopg.Error, StorageError, StaleSession):
+                except Exception:  # noqa: BLE001 - whatever it is, it is no answer
                     return False
                 else:
                     return True
@@ -316,6 +315,8 @@ class BoundedPool:
             try:
                 return await self._once(deadline, lease, work)
             except StaleSession:
+                if not repeatable():
+                    raise
                 continue  # before anything was written; this connection is gone, and a new one may lead elsewhere
             except psycopg.OperationalError as error:
                 if lease.expired:
@@ -358,4 +359,6 @@ class BoundedPool:
 
 
 def _connection_lost(error: psycopg.OperationalError) -> bool:
+    if error.diag.severity_nonlocalized == "ERROR":
+        return False  # said by a function, whatever its code: the session goes on
     return error.sqlstate is None or error.sqlstate.startswith(("57P", "08"))

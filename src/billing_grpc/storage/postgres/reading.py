@@ -5,9 +5,9 @@ does not exist.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import structlog
@@ -29,6 +29,7 @@ from billing_grpc.storage.postgres.statements import LOAD_OVERRIDES, LOAD_RECORD
 log = structlog.stdlib.get_logger(__name__)
 
 Row = tuple[Any, ...]
+Ask = Callable[[LiteralString, Sequence[object]], Awaitable[list[Row]]]
 _UNREADABLE: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
 
 
@@ -47,7 +48,7 @@ async def load_overrides(
         StorageError: the table may hold old values, or hide rows.
     """
     rows = await connection.read(LOAD_OVERRIDES, [list(asked), _limit(asked)])
-    await require_current_rows(connection, rows, WORKSPACES)
+    await require_current_rows(connection.read, rows, WORKSPACES)
     return overrides_in(rows, asked)
 
 
@@ -60,16 +61,17 @@ async def load_record(connection: Connection, key: UUID) -> WorkspaceRecord:
         StorageError: the table may hold old values, hide rows, or hold the id more than once.
     """
     rows = await connection.read(LOAD_RECORD, [key])
-    await require_current_rows(connection, rows, WORKSPACES, LOG)
+    await require_current_rows(connection.read, rows, WORKSPACES, LOG)
     record, _ = record_in(rows, key)
     return record
 
 
-async def require_current_rows(connection: Connection, rows: Sequence[Row], *tables: str) -> None:
+async def require_current_rows(ask: Ask, rows: Sequence[Row], *tables: str) -> None:
     """Return if the rows of one statement are current and complete; raises as `load_record`.
 
     Args:
-        connection: the connection that they came from.
+        ask: answers the rows of another statement on the connection that they came from: `Connection.read`, or
+            `Connection.rows` inside of a transaction.
         rows: their first columns are the standings of the tables.
         tables: the tables that the statement read.
     """
@@ -79,7 +81,7 @@ async def require_current_rows(connection: Connection, rows: Sequence[Row], *tab
         standing = as_text(said)
         require_current(standing, table)
         if standing == HAS_CHILDREN:
-            ((of_children,),) = await connection.read(CHILDREN_STANDING, [table])
+            ((of_children,),) = await ask(CHILDREN_STANDING, [table])
             require_current(as_text(of_children), table)
 
 

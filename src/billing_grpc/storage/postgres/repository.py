@@ -120,7 +120,7 @@ class PostgresRepository:
 
         async def work(connection: Connection) -> Sequence[RecordedChange]:
             rows = await connection.read(query, parameters)
-            await require_current_rows(connection, rows, LOG)
+            await require_current_rows(connection.read, rows, LOG)
             return changes_in(rows)
 
         return await self._pool.run(work, budget=budget, proves=False)

@@ -48,7 +48,8 @@ WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
     AND log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
 """
 
-# Reads after it has got its lock, as only this level does, whatever the role's default is.
+# Reads after it has got its lock, as only this level does, whatever the role's default is. Under another level everything
+# would be read as of the first statement, and a table that is rewritten meanwhile would look empty.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 # For this transaction alone. The timeouts end it on the server when the service is gone or frozen. An acknowledged write

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -91,10 +91,18 @@ async def save_override(connection: Connection, write: OverrideWrite, limit: str
             current, moment = await _write(connection, write, change)
             change = OverrideChange(previous, current)
         # Also where nothing changes: the state that is acknowledged may be another writer's, committed and not yet durable.
-        # In the server's clock: it said the time before it answered, so the moment comes no later than the caller's.
         left = write.deadline - asyncio.get_running_loop().time()
-        await _commit(connection, write, moment + timedelta(seconds=left))
+        await _commit(connection, write, moment_after(moment, left))
         return change
+
+
+def moment_after(moment: datetime, seconds: float) -> datetime:
+    """Return the moment that comes so long after another.
+
+    In the server's clock: it said the time before it answered, so the moment comes no later than the caller's deadline. In
+    UTC: sums in the session's time zone are an hour off in the night in which summer time ends.
+    """
+    return moment.astimezone(UTC) + timedelta(seconds=seconds)
 
 
 @asynccontextmanager
@@ -123,7 +131,7 @@ async def _begin(connection: Connection, write: OverrideWrite, limit: str) -> tu
         log.warning("storage failed", reason=DatabaseTimeout.reason, text="commits wait for a synchronous standby")
         raise DatabaseTimeout
     rows = await loaded.fetchall()
-    await require_current_rows(connection, rows, WORKSPACES, LOG)
+    await require_current_rows(connection.rows, rows, WORKSPACES, LOG)
     record, moment = record_in(rows, write.key, errors="replace")
     # A row that appeared after the lock found none was not locked.
     return (record if locked.rowcount else WorkspaceRecord(NO_WORKSPACE)), moment
@@ -143,7 +151,7 @@ async def _write(
         log.warning("storage failed", reason=WriteNotApplied.reason, text=error.diag.message_primary)
         raise WriteNotApplied from error
     rows = await loaded.fetchall()
-    await require_current_rows(connection, rows, WORKSPACES, LOG)
+    await require_current_rows(connection.rows, rows, WORKSPACES, LOG)
     current, moment = record_in(rows, write.key)
     if current.override != change.current.override:
         raise WriteNotApplied
@@ -159,8 +167,8 @@ def _is_refusal(error: psycopg.Error) -> bool:
         return False  # the session ends
     if state[:2] in _REFUSALS or state in _MORE_REFUSALS:
         return True
-    # The server's own words for a statement that was cancelled name the tuple, and no function.
-    return state != "57014" and state[:2] in _IN_A_TRIGGER and "function" in context and _OUR_TRIGGER not in context
+    # Only what a function raised has a context, in whatever language; but for a cancelled wait, which names the row.
+    return state != "57014" and state[:2] in _IN_A_TRIGGER and context != "" and _OUR_TRIGGER not in context
 
 
 async def _commit(connection: Connection, write: OverrideWrite, until: datetime) -> None:
