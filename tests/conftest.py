@@ -16,6 +16,8 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
 
+pytest.register_assert_rewrite("tests.support")
+
 TEMPLATE: Final = "billing_template"
 SKIPS_ARE_FAILURES: Final = "CI" in os.environ
 

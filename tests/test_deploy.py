@@ -12,7 +12,7 @@ from billing_grpc import __version__
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.server.auth.principals import token_digest
 from billing_grpc.server.settings.config import DatabaseSettings, Settings, load_settings
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 ROOT: Final = Path(__file__).parents[1]
 DEPLOY: Final = ROOT / "deploy"

@@ -15,7 +15,8 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.conformance.cases import METADATA_KEY
-from tests.e2e.conftest import COMMAND, PATIENCE, billing_grpc, environment
+from tests.support.commands import COMMAND, billing_grpc, environment
+from tests.support.polling import PATIENCE
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-00000000000a"
 

@@ -25,8 +25,8 @@ from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
-from tests.certificates import Authority
-from tests.raw_http2 import EMPTY, connected
+from tests.support.certificates import Authority
+from tests.support.raw_http2 import EMPTY, connected
 
 SERVICE: Final = "/molecule.billing.v1.BillingModeService/"
 

@@ -17,7 +17,7 @@ from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.repository import Repository
 from billing_grpc.testing import InMemoryRepository
-from tests.writes import BY, overrides
+from tests.support.writes import BY, overrides
 
 BUDGET: Final = 1.0
 SLACK: Final = 0.5

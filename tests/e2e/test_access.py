@@ -13,8 +13,11 @@ import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from tests.certificates import Authority
-from tests.e2e.conftest import PATIENCE, Serve, Server, add_workspace, as_service, billing_grpc, until
+from tests.support.certificates import Authority
+from tests.support.commands import billing_grpc
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 RESOLVE: Final = "molecule.billing.v1.BillingModeService/ResolveBillingMode"
 SET: Final = "molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"

@@ -17,8 +17,8 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.model import BillingMode
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.e2e.conftest import add_workspace, as_service
-from tests.writes import BY
+from tests.support.workspaces import add_workspace, as_service
+from tests.support.writes import BY
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 SECTION: Final = PAGE.partition("## Backup and restore\n")[2].partition("\n## ")[0]

@@ -30,7 +30,9 @@ from billing_grpc.errors import (
 )
 from billing_grpc.provision import MODE_VARIABLES
 from billing_grpc.secret_keys import BLOCKED_KEYS
-from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
+from tests.support.commands import billing_grpc
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"

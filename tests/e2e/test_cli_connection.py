@@ -9,8 +9,10 @@ import pytest
 
 from billing_grpc.cli.options import Connection
 from billing_grpc.setting_names import VARIABLES
-from tests.certificates import Authority
-from tests.e2e.conftest import Changes, Serve, Server, add_workspace, as_service, billing_grpc
+from tests.support.certificates import Authority
+from tests.support.commands import Changes, billing_grpc
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"

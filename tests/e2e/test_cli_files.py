@@ -12,7 +12,10 @@ from typing import Final
 import psycopg
 import pytest
 
-from tests.e2e.conftest import COMMAND, PATIENCE, Serve, Server, add_workspace, as_service, billing_grpc, environment
+from tests.support.commands import COMMAND, billing_grpc, environment
+from tests.support.polling import PATIENCE
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 USAGE, UNAVAILABLE, INTERRUPTED = 2, 3, 130
 MANY: Final = 10_000

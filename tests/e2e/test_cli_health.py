@@ -11,8 +11,10 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, PATIENCE, Serve, billing_grpc, environment, until
-from tests.e2e.odd_server import answering
+from tests.support.commands import COMMAND, billing_grpc, environment
+from tests.support.odd_server import answering
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve
 
 REFUSED, UNAVAILABLE, INTERRUPTED = 1, 3, 130
 SERVICE: Final = "molecule.billing.v1.BillingModeService"

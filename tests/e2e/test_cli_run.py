@@ -11,8 +11,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, PATIENCE, Serve, Server, add_workspace, as_service, billing_grpc, until
-from tests.e2e.odd_server import answering
+from tests.support.commands import COMMAND, billing_grpc
+from tests.support.odd_server import answering
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 USAGE, UNAVAILABLE, NOT_EXECUTABLE, NOT_FOUND = 2, 3, 126, 127
 SHOW: Final = ("cat", "/proc/self/environ")

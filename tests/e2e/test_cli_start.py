@@ -12,7 +12,8 @@ import click
 import pytest
 
 from billing_grpc.cli import main as command_line
-from tests.e2e.conftest import PATIENCE, billing_grpc, environment
+from tests.support.commands import billing_grpc, environment
+from tests.support.polling import PATIENCE
 
 GROUP: Final = command_line.cli
 CALLS: Final = ["resolve", "get", "set", "inherit", "changes", "validate-secret", "plan", "run", "watch-health"]

@@ -7,8 +7,10 @@ from typing import Final
 import psycopg
 import pytest
 
-from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc
-from tests.e2e.pseudo_terminal import at_terminal
+from tests.support.commands import billing_grpc
+from tests.support.pseudo_terminal import at_terminal
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 REASON: Final = "a reason that is longer than what is left of a line, so that it has to be folded somewhere"
 COLOUR: Final = "\x1b["

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +15,10 @@ import psutil
 import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import PATIENCE, Changes, Serve, Server, billing_grpc, decision, environment, serving, until
-
-BYOK, INHERITS, DISABLED, PLATFORM = (f"00000000-0000-4000-8000-00000000000{number}" for number in range(1, 5))
+from tests.support.commands import Changes, billing_grpc, environment
+from tests.support.embedded import BYOK, DISABLED, INHERITS, PLATFORM, processes, set_mode
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, Server, decision, serving
 
 # id: org default, and what each demo workspace resolves to
 DEMO: Final = {
@@ -50,16 +49,6 @@ def new_directory() -> Path:
     return Path(tempfile.gettempdir()).resolve() / f"billing-e2e-data-{uuid.uuid4().hex[:8]}"
 
 
-def processes(data: Path) -> list[psutil.Process]:
-    """The database processes that work on this directory."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess):  # ended while we looked; a zombie counts as ended
-            if any(part.startswith(str(data)) for part in process.cmdline()) and "postgres" in process.name():
-                found.append(process)
-    return found
-
-
 def settings(data: Path, **more: str | None) -> Changes:
     return {"BILLING_GRPC_DATA_DIR": data, **more}
 
@@ -68,11 +57,6 @@ def ctrl_c(server: Server) -> int:
     """What a terminal does: the whole process group is interrupted."""
     os.killpg(server.pid, signal.SIGINT)
     return server.process.wait(PATIENCE)
-
-
-def set_mode(server: Server, workspace_id: str, mode: pb.BillingMode) -> None:
-    request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=workspace_id, mode=mode)
-    server.stub.SetWorkspaceBillingMode(request, timeout=30)
 
 
 def pasted(line: str, path: str) -> str:

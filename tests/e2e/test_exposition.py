@@ -14,7 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from billing_grpc import __version__
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import Serve, Server, add_workspace, as_service, until
+from tests.support.polling import until
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 NOBODYS: Final = "5f0e9b0e-0000-4000-8000-000000000000"

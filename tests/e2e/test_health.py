@@ -17,8 +17,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
-from tests.e2e.conftest import Changes, Serve, as_service, billing_grpc, decision, until
-from tests.e2e.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVICE, SERVING, Watch, check, watching
+from tests.support.commands import Changes, billing_grpc
+from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVICE, SERVING, Watch, check, watching
+from tests.support.polling import until
+from tests.support.servers import Serve, decision
+from tests.support.workspaces import as_service
 
 NOTICED: Final = 2.0
 """Seconds within which a change of the database shows in health, and one more that a busy machine may add."""

@@ -19,7 +19,9 @@ import pytest
 from billing_grpc import __version__
 from billing_grpc.server.auth.principals import token_digest
 from billing_grpc.storage import migrations
-from tests.e2e.conftest import PATIENCE, environment, serving
+from tests.support.commands import environment
+from tests.support.polling import PATIENCE
+from tests.support.servers import serving
 
 CHECKOUT: Final = Path(__file__).parents[2]
 DEPLOY: Final = CHECKOUT / "deploy"

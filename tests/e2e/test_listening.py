@@ -12,7 +12,9 @@ import grpc
 import psutil
 import pytest
 
-from tests.e2e.conftest import Changes, Serve, Server, as_service, billing_grpc
+from tests.support.commands import Changes, billing_grpc
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import as_service
 
 FAILED: Final = 1
 

@@ -11,7 +11,8 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import Serve, Server, add_workspace, as_service
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 NEW, MISSING = object(), object()

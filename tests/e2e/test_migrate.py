@@ -10,7 +10,7 @@ import pytest
 
 from billing_grpc import __version__
 from billing_grpc.storage import migrations
-from tests.e2e.conftest import COMMAND, billing_grpc
+from tests.support.commands import COMMAND, billing_grpc
 
 FAILED, USAGE = 1, 2
 NAMES: Final = migrations.names()

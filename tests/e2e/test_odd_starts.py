@@ -10,7 +10,8 @@ from typing import Final
 import psutil
 import pytest
 
-from tests.e2e.conftest import COMMAND, PATIENCE, billing_grpc, environment, until
+from tests.support.commands import COMMAND, billing_grpc, environment
+from tests.support.polling import PATIENCE, until
 
 NO_DATABASE: Final = "postgresql://x@127.0.0.1:1/x"
 EARLY: Final = 30

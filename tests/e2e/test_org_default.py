@@ -10,7 +10,9 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import Changes, Serve, Server, as_service, decision, until
+from tests.support.polling import until
+from tests.support.servers import Serve, Server, decision
+from tests.support.workspaces import as_service
 
 CLOSED: Final = ("platform_managed", "constant_fallback")
 PLATFORM: Final = ("platform_managed", "org_default")
@@ -52,7 +54,7 @@ def shared(
 ) -> tuple[Server, Path]:
     """One server for every test that writes a file, and the path of that file."""
     path = tmp_path_factory.mktemp("published") / "mode"
-    settings: Changes = {"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path}
+    settings = {"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path}
     return module_serve(settings=settings), path
 
 

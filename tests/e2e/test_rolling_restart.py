@@ -15,7 +15,9 @@ import pytest
 from billing_grpc import service_config
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from tests.e2e.conftest import PATIENCE, Serve, Server, as_service, decision
+from tests.support.polling import PATIENCE
+from tests.support.servers import Serve, Server, decision
+from tests.support.workspaces import as_service
 
 CALLERS: Final = 8
 STEADY: Final = 200

@@ -12,9 +12,10 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.auth.principals import token_digest
-from tests.certificates import Authority, Issued
-from tests.e2e.conftest import PATIENCE, Serve, Server
-from tests.raw_http2 import EMPTY, connected
+from tests.support.certificates import Authority, Issued
+from tests.support.polling import PATIENCE
+from tests.support.raw_http2 import EMPTY, connected
+from tests.support.servers import Serve, Server
 
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 RIGHT: Final = "right-token-7f1fc6a0"

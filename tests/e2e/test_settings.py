@@ -5,7 +5,8 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import SETTINGS, Changes, Serve, billing_grpc
+from tests.support.commands import SETTINGS, Changes, billing_grpc
+from tests.support.servers import Serve
 
 USAGE: Final = 2
 PASSWORD: Final = "hunter2"

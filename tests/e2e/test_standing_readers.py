@@ -24,7 +24,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.telemetry.log_queue import DROPPED, LENGTH
-from tests.e2e.conftest import COMMAND, PATIENCE, Changes, billing_grpc, environment, until
+from tests.support.commands import COMMAND, Changes, billing_grpc, environment
+from tests.support.polling import PATIENCE, until
 
 NO_DATABASE: Final = "postgresql://x@127.0.0.1:1/x"
 ENDING: Final = 15.0

@@ -15,18 +15,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from tests.e2e.conftest import (
-    PATIENCE,
-    SETTINGS,
-    Changes,
-    Serve,
-    Server,
-    add_workspace,
-    as_service,
-    billing_grpc,
-    decision,
-    until,
-)
+from tests.support.commands import SETTINGS, Changes, billing_grpc
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, Server, decision
+from tests.support.workspaces import add_workspace, as_service
 
 CLOSED: Final = ("platform_managed", "constant_fallback")
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"

@@ -18,20 +18,12 @@ import psycopg
 import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
-from tests.e2e.conftest import (
-    COMMAND,
-    PATIENCE,
-    Changes,
-    Serve,
-    add_workspace,
-    as_service,
-    decision,
-    environment,
-    serving,
-    until,
-)
-from tests.e2e.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, Watch, check, watching
-from tests.e2e.test_embedded_start import BYOK, INHERITS, processes, set_mode
+from tests.support.commands import COMMAND, Changes, environment
+from tests.support.embedded import BYOK, INHERITS, processes, set_mode
+from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, Watch, check, watching
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, decision, serving
+from tests.support.workspaces import add_workspace, as_service
 
 LONG: Final = "60"
 ENDING: Final = 10.0

@@ -20,8 +20,11 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import BillingClient
 from billing_grpc.model import BillingMode
 from billing_grpc.server.auth.principals import token_digest
-from tests.e2e.conftest import Serve, Server, add_workspace, as_service, billing_grpc, until
-from tests.otlp import Collector, attributes, collecting
+from tests.support.commands import billing_grpc
+from tests.support.otlp import Collector, attributes, collecting
+from tests.support.polling import until
+from tests.support.servers import Serve, Server
+from tests.support.workspaces import add_workspace, as_service
 
 SERVICE: Final = "molecule.billing.v1.BillingModeService/"
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"

@@ -5,7 +5,8 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import PATIENCE, serving
+from tests.support.polling import PATIENCE
+from tests.support.servers import serving
 
 # The real thing needs a gRPC with the bug; what the process sees of it is the server's end, with or without an error.
 ENDS: Final = """

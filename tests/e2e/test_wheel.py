@@ -14,7 +14,9 @@ import pytest
 
 from billing_grpc import __version__
 from billing_grpc.storage import migrations
-from tests.e2e.conftest import PATIENCE, decision, environment, serving
+from tests.support.commands import environment
+from tests.support.polling import PATIENCE
+from tests.support.servers import decision, serving
 
 CHECKOUT: Final = Path(__file__).parents[2]
 STUBS: Final = "billing_grpc/_gen/molecule/billing/v1/billing_mode"

@@ -21,21 +21,12 @@ import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from tests.e2e.conftest import (
-    COMMAND,
-    PATIENCE,
-    Changes,
-    Serve,
-    Server,
-    as_service,
-    billing_grpc,
-    decision,
-    environment,
-    serving,
-    until,
-)
-from tests.e2e.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, check
-from tests.e2e.test_embedded_start import BYOK, processes
+from tests.support.commands import COMMAND, Changes, billing_grpc, environment
+from tests.support.embedded import BYOK, processes
+from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, check
+from tests.support.polling import PATIENCE, until
+from tests.support.servers import Serve, Server, decision, serving
+from tests.support.workspaces import as_service
 
 FAILED: Final = 1
 CALLS: Final = 40

@@ -8,8 +8,8 @@ from typing import Final
 from tests.faults.calls import RPCS, TRUTH
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED, all_deployments
 from tests.faults.matrix import Cell, Outcome, suffer
-from tests.faults.pooler import SESSION, TRANSACTION
 from tests.faults.table import RUNS
+from tests.support.pooler import SESSION, TRANSACTION
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 

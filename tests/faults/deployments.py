@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from tests.e2e.conftest import Serve, Server, serving
 from tests.faults.fault import Scene
 from tests.faults.pair import Pair, running_pair
-from tests.faults.pooler import SESSION, TRANSACTION, Pooler, running_pooler
-from tests.faults.victim import Victim, running_victim
+from tests.support.pooler import SESSION, TRANSACTION, Pooler, running_pooler
+from tests.support.servers import Serve, Server, serving
+from tests.support.victim import Victim, running_victim
+from tests.support.workspaces import add_workspace, as_service
 
 DIRECT: Final = "direct"
 BEHIND: Final = "behind"
@@ -91,17 +91,17 @@ class Deployments:
         if name in POOLED:
             pooler = self._pooler(name)
             url = _add_database(victim.url, f"behind_{name}")
-            return self._served(victim, url, pooler.through(_as_service(url)), pooler=pooler)
+            return self._served(victim, url, pooler.through(as_service(url)), pooler=pooler)
         if name == BEHIND:
             process, port = self._network()
             url = _add_database(victim.url, name)
             through = make_conninfo(
-                _as_service(url), host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
+                as_service(url), host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"
             )
             return self._served(victim, url, through, network=process)
         if name == ANY_BYTES:
             url = _add_database(victim.url, name, "TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc")
-            return self._served(victim, url, _as_service(url))
+            return self._served(victim, url, as_service(url))
         return self._served(victim, victim.url, victim.service_url)
 
     def _replicated(self, name: str) -> Served:
@@ -149,10 +149,6 @@ def _network(victim: Victim) -> Iterator[tuple[int, int]]:
             process.terminate()
 
 
-def _as_service(url: str) -> str:
-    return make_conninfo(url, user=SERVICE_ROLE)
-
-
 def _add_database(beside: str, name: str, made_how: LiteralString = "") -> str:
     with psycopg.connect(beside, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} " + made_how).format(sql.Identifier(name)))
@@ -160,11 +156,3 @@ def _add_database(beside: str, name: str, made_how: LiteralString = "") -> str:
     migrations.up(url)
     migrations.run_script(url, migrations.grants())
     return url
-
-
-def add_workspace(url: str, mode: str = "byok") -> str:
-    """A new workspace's id."""
-    made = str(uuid.uuid4())
-    with psycopg.connect(url) as connection:
-        connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, %s)", [made, mode])
-    return made

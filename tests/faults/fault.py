@@ -10,8 +10,8 @@ import psycopg
 
 from tests.faults.calls import DECISIONS, RPCS
 from tests.faults.pair import Pair
-from tests.faults.pooler import Pooler
-from tests.faults.victim import Victim
+from tests.support.pooler import Pooler
+from tests.support.victim import Victim
 
 _PATIENCE: Final = 10.0
 

@@ -13,9 +13,10 @@ import grpc
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from tests.faults.calls import CLOSED_MODE, CORRUPT_SHOWN, DECISIONS, LATE, RPCS, SET, WRONG, Call, Caller
-from tests.faults.deployments import Served, add_workspace
+from tests.faults.deployments import Served
 from tests.faults.fault import READERS, Fault, Scene
 from tests.faults.ledger import half_writes
+from tests.support.workspaces import add_workspace
 
 LONGEST: Final = 1.0
 """Seconds: the longest answer that the contract allows, and the longest recovery."""
@@ -158,7 +159,7 @@ class _Load:
         self.calls: list[Call] = []
         self._stopping = False
         self._callers = [
-            Caller(stub, rpc, add_workspace(scene.url) if rpc == SET else scene.read, deadline)
+            Caller(stub, rpc, add_workspace(scene.url, "byok") if rpc == SET else scene.read, deadline)
             for rpc in RPCS
             for deadline in DEADLINES
         ]

@@ -19,7 +19,7 @@ from billing_grpc.storage.embedded.account import server_account
 from billing_grpc.storage.embedded.cluster import data_directory
 from billing_grpc.storage.embedded.directory import LOCK, open_own, prepare, previous_owner
 from billing_grpc.storage.embedded.installation import find_installation
-from tests.faults.victim import Victim, running_victim
+from tests.support.victim import Victim, running_victim
 
 _PATIENCE: Final = 20.0
 

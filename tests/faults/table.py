@@ -17,10 +17,10 @@ from tests.faults.calls import CORRUPT, LIST, SET
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
 from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
 from tests.faults.pair import is_primary
-from tests.faults.pooler import SESSION, TRANSACTION
 from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
 from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
-from tests.faults.victim import Victim
+from tests.support.pooler import SESSION, TRANSACTION
+from tests.support.victim import Victim
 
 _FILE_SIZE: Final = 16 * 2**20
 """Bytes; the server's write-ahead log is written in files of this size, so it still can be."""

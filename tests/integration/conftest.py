@@ -1,20 +1,10 @@
 """A Postgres for tests that hurt it: one for each module that wants it, running again at the start of each test."""
 
-import uuid
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
-from tests.faults.victim import Victim, running_victim
-
-
-def add_workspace(url: str, mode: str) -> str:
-    """A new workspace's id."""
-    made = str(uuid.uuid4())
-    with psycopg.connect(url) as connection:
-        connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, %s)", [made, mode])
-    return made
+from tests.support.victim import Victim, running_victim
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,12 @@ from billing_grpc.errors import SchemaNotReady, StorageError, WriteNotApplied
 from billing_grpc.model import Announcement, BillingMode, Resolution
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.e2e.conftest import Serve, Server, serving, until
-from tests.faults.pooler import POOL_SIZE, SESSION, TRANSACTION, Pooler, running_pooler
-from tests.faults.victim import Victim
-from tests.integration.conftest import add_workspace
-from tests.writes import add
+from tests.support.polling import until
+from tests.support.pooler import POOL_SIZE, SESSION, TRANSACTION, Pooler, running_pooler
+from tests.support.servers import Serve, Server, serving
+from tests.support.victim import Victim
+from tests.support.workspaces import add_workspace
+from tests.support.writes import add
 
 CALLERS: Final = 8
 SECONDS: Final = 2.0

@@ -21,7 +21,7 @@ from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import Entrance
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.certificates import SERIALS, Authority, Issued
+from tests.support.certificates import SERIALS, Authority, Issued
 
 DNS, URI, EMAIL, OTHER = 0x82, 0x86, 0x81, 0x88
 KIOSK: Final = b"kiosk.internal"

@@ -18,7 +18,7 @@ from billing_grpc.server.auth.principals_file import PrincipalsFile
 from billing_grpc.server.listener import Entrance
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.certificates import Authority, Issued
+from tests.support.certificates import Authority, Issued
 
 URI: Final = ("spiffe://example/controlplane",)
 NAMED: Final = f'[[principal]]\nname = "controlplane"\nrole = "admin"\ncertificate_uri = ["{URI[0]}"]\n'

@@ -20,7 +20,7 @@ from billing_grpc.errors import DatabaseTimeout, StorageError, WriteNotApplied
 from billing_grpc.model import Announcement, BillingMode, RecordedChange, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.writes import BY, add
+from tests.support.writes import BY, add
 
 BUDGET: Final = 10.0
 MODES: Final = [BillingMode.BYOK, BillingMode.DISABLED, BillingMode.PLATFORM_MANAGED, None]

@@ -48,8 +48,8 @@ from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
 from billing_grpc.wire.messages import resolution_to_proto
 from billing_grpc.wire.statuses import error_to_status
-from tests.certificates import Authority
-from tests.one_name import one_name
+from tests.support.certificates import Authority
+from tests.support.one_name import one_name
 
 OPEN: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"

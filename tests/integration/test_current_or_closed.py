@@ -16,7 +16,7 @@ from billing_grpc.model import NO_WORKSPACE, BillingMode, ResolutionError, Store
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.reading import UnexpectedAnswer, overrides_in, record_in
-from tests.writes import BY
+from tests.support.writes import BY
 
 BUDGET: Final = 5.0
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()

@@ -8,9 +8,9 @@ import pytest
 from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.faults.victim import Victim, running_victim
-from tests.integration.conftest import add_workspace
-from tests.writes import BY, overrides
+from tests.support.victim import Victim, running_victim
+from tests.support.workspaces import add_workspace
+from tests.support.writes import BY, overrides
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.model import BillingMode
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.faults.pooler import TRANSACTION, running_pooler
-from tests.faults.victim import Victim
-from tests.integration.conftest import add_workspace
-from tests.writes import BY
+from tests.support.pooler import TRANSACTION, running_pooler
+from tests.support.victim import Victim
+from tests.support.workspaces import add_workspace
+from tests.support.writes import BY
 
 BUDGET: Final = 0.25
 GRACE: Final = 0.15

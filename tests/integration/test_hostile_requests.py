@@ -24,9 +24,9 @@ from billing_grpc.server.listener import Entrance
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.raw_http2 import EMPTY, GOAWAY, HEADERS, RST_STREAM, Connection, connected, message
+from tests.support.raw_http2 import EMPTY, GOAWAY, HEADERS, RST_STREAM, Connection, connected, message
 
-RESETS: Final = Path(__file__).parents[1] / "rapid_reset.py"
+RESETS: Final = Path(__file__).parents[1] / "support" / "rapid_reset.py"
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 SET: Final = "/molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"
 CHECK: Final = "/grpc.health.v1.Health/Check"

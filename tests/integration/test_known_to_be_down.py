@@ -23,8 +23,8 @@ from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
 from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT, Connection
-from tests.faults.victim import Victim
-from tests.writes import BY, add
+from tests.support.victim import Victim
+from tests.support.writes import BY, add
 
 BUDGET: Final = 1.0
 POOL_SIZE: Final = 8

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors
 
 from billing_grpc.storage import migrations
-from tests.e2e.conftest import billing_grpc
+from tests.support.commands import billing_grpc
 
 TABLES: Final = """
 CREATE TABLE workspaces (id uuid, region text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);

@@ -23,8 +23,8 @@ from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageErr
 from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import running_server
-from tests.faults.victim import Victim
-from tests.writes import BY, overrides
+from tests.support.victim import Victim
+from tests.support.writes import BY, overrides
 
 BUDGET: Final = 1.0
 SLACK: Final = 0.5

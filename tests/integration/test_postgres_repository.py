@@ -34,7 +34,7 @@ from billing_grpc.errors import (
 from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
-from tests.writes import BY, add, overrides
+from tests.support.writes import BY, add, overrides
 
 BUDGET: Final = 1.0
 PATIENT: Final = 10.0

@@ -21,7 +21,7 @@ from billing_grpc.server.listener import Entrance, RpcServer
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
-from tests.raw_http2 import EMPTY, NO_WINDOW, connected
+from tests.support.raw_http2 import EMPTY, NO_WINDOW, connected
 
 ANY_PORT: Final = TcpAddress("127.0.0.1", 0)
 

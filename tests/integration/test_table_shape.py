@@ -8,7 +8,7 @@ import pytest
 
 from billing_grpc.errors import MigrationError
 from billing_grpc.storage import migrations
-from tests.e2e.conftest import billing_grpc
+from tests.support.commands import billing_grpc
 
 PARTITIONED: Final = "CREATE TABLE workspaces ({}) PARTITION BY {}; CREATE TABLE first PARTITION OF workspaces DEFAULT"
 SUBSCRIBED: Final = """

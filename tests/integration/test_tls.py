@@ -31,7 +31,7 @@ from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import Entrance
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.certificates import SERIALS, Authority, Issued
+from tests.support.certificates import SERIALS, Authority, Issued
 
 TOKEN: Final = "a-token"
 NAMED: Final = f"""

@@ -9,7 +9,7 @@ import pytest
 
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.trace_export import EXPORT_TIMEOUT, QUEUE, STOP_TIMEOUT, exporting
-from tests.otlp import Collector, collecting
+from tests.support.otlp import Collector, collecting
 
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 

@@ -17,7 +17,7 @@ from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.writing import OverrideWrite, moment_after, save_override
-from tests.writes import BY, add
+from tests.support.writes import BY, add
 
 BUDGET: Final = 5.0
 

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from billing_grpc.server.auth.client_certificate import ClientCertificate
-from tests.certificates import Authority, Issued
+from tests.support.certificates import Authority, Issued
 
 NOW: Final = dt.datetime.now(dt.UTC).replace(microsecond=0)
 HOUR: Final = dt.timedelta(hours=1)

@@ -8,7 +8,7 @@ from billing_grpc.addresses import TcpAddress, UnixAddress
 from billing_grpc.errors import SettingsError
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 LOCAL = {"BILLING_GRPC_LOCAL_ADMIN": "on"}
 TOKENS = {

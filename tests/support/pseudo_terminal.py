@@ -10,7 +10,8 @@ import termios
 from dataclasses import dataclass
 from typing import Final
 
-from tests.e2e.conftest import COMMAND, PATIENCE, Changes, environment
+from tests.support.commands import COMMAND, Changes, environment
+from tests.support.polling import PATIENCE
 
 ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

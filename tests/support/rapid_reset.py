@@ -4,9 +4,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.raw_http2 import connected
+from tests.support.raw_http2 import connected
 
 _AT_ONCE = 200
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.e2e.conftest import Server, until
+from tests.support.polling import until
+from tests.support.servers import Server
 
 SERVER: Final = ""
 SERVICE: Final = "molecule.billing.v1.BillingModeService"

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from billing_grpc.storage.embedded.account import Account, server_account
 from billing_grpc.storage.embedded.directory import previous_owner, private_directory, write_own
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from tests.faults.victim import Victim
+from tests.support.victim import Victim
 
 SESSION: Final = "session"
 TRANSACTION: Final = "transaction"

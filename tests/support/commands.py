@@ -1,0 +1,32 @@
+"""Runs `billing-grpc` as a shell would, with a known environment."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tests.support.polling import PATIENCE
+
+COMMAND: Final = (sys.executable, "-m", "billing_grpc")
+SETTINGS: Final = {
+    "BILLING_GRPC_LOCAL_ADMIN": "on",
+    "BILLING_GRPC_LISTEN": "127.0.0.1:0",
+    "BILLING_GRPC_METRICS_LISTEN": "off",
+}
+
+Changes = Mapping[str, str | Path | None]
+
+
+def environment(changes: Changes | None = None) -> dict[str, str]:
+    """Return a shell's environment with `SETTINGS` alone, changed by `changes`; None removes a setting."""
+    settings = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", **SETTINGS, **(changes or {})}
+    return {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def billing_grpc(*arguments: str, settings: Changes | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `billing-grpc` with these arguments to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment(settings), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
