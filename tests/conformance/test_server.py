@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2
 from grpc_status import rpc_status
@@ -23,6 +24,13 @@ PATH: Final = "/molecule.billing.v1.BillingModeService/"
 
 def of(behaviour: str) -> list[str]:
     return [case.id for case in CASES.values() if case.behaviour == behaviour]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_channel() -> AsyncIterator[grpc.aio.Channel]:
+    """To one server, for calls that leave the connection as it was."""
+    async with serving(TcpAddress("127.0.0.1", 0)) as target, grpc.aio.insecure_channel(target) as made:
+        yield made
 
 
 @pytest.fixture
@@ -65,22 +73,24 @@ async def is_answered(channel: grpc.aio.Channel, case: Case) -> bool:
 
 
 @pytest.mark.parametrize("name", of("state"))
-async def test_the_real_service_answers_as_the_vector_says(channel: grpc.aio.Channel, name: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_real_service_answers_as_the_vector_says(shared_channel: grpc.aio.Channel, name: str) -> None:
     case = CASES[name]
     expected = case.expect
     if case.expect_server is not None:
         ((kind, expected),) = case.expect_server.items()
         if kind == "status":
-            assert await status(channel, case) == (expected["code"], expected["reason"])
+            assert await status(shared_channel, case) == (expected["code"], expected["reason"])
             return
-    answer = getattr(service_pb, f"{case.method}Response").FromString(await raw(channel, case))
+    answer = getattr(service_pb, f"{case.method}Response").FromString(await raw(shared_channel, case))
     assert matches(expected, neutral.of_message(answer)), neutral.of_message(answer)
 
 
 @pytest.mark.parametrize("name", of("answer") + of("bytes"))
-async def test_a_made_up_answer_is_sent_as_it_is(channel: grpc.aio.Channel, name: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_made_up_answer_is_sent_as_it_is(shared_channel: grpc.aio.Channel, name: str) -> None:
     case = CASES[name]
-    sent = await raw(channel, case)
+    sent = await raw(shared_channel, case)
     if case.behaviour == "bytes":
         assert sent.hex() == case.detail
         return
@@ -89,9 +99,10 @@ async def test_a_made_up_answer_is_sent_as_it_is(channel: grpc.aio.Channel, name
 
 
 @pytest.mark.parametrize("name", of("status"))
-async def test_a_made_up_status_is_sent_as_it_is(channel: grpc.aio.Channel, name: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_made_up_status_is_sent_as_it_is(shared_channel: grpc.aio.Channel, name: str) -> None:
     case = CASES[name]
-    assert await status(channel, case) == (case.detail["code"], case.detail.get("reason"))
+    assert await status(shared_channel, case) == (case.detail["code"], case.detail.get("reason"))
 
 
 async def test_a_hanging_call_is_not_answered(channel: grpc.aio.Channel) -> None:

@@ -1,5 +1,6 @@
 """The vectors are well-formed, none that is needed is missing, and none expects what the rule forbids."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +13,16 @@ from google.protobuf import json_format
 
 from billing_grpc import provision, resolver
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.conformance.cases import BEHAVIOURS, DECISIONS, Case, load, load_apply, load_key_names, matches
+from billing_grpc.conformance.cases import (
+    BEHAVIOURS,
+    DECISIONS,
+    ApplyCase,
+    Case,
+    load,
+    load_apply,
+    load_key_names,
+    matches,
+)
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import Resolution, ResolutionError
 from billing_grpc.secret_keys import BLOCKED_KEYS, RESERVED_PREFIX, KeyList, is_reserved, normalise
@@ -148,10 +158,14 @@ def test_every_name_is_unique_and_fits_into_metadata() -> None:
     assert not [name for name in names if not re.fullmatch(r"[a-z]+/[a-z0-9-]+", name)]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_case_says_what_a_runner_needs(name: str) -> None:
-    case, raw = CASES[name], dict(raw_cases())[name]
+def test_a_case_says_what_a_runner_needs(subtests: pytest.Subtests) -> None:
+    raw_by_name = dict(raw_cases())
+    for name, case in CASES.items():
+        with subtests.test(name):
+            check_complete(name, case, raw_by_name[name])
 
+
+def check_complete(name: str, case: Case, raw: dict[str, Any]) -> None:
     assert raw.keys() <= {"name", "method", "client", "request", "server", "expect", "expect_server"}
     assert raw.get("client", {}).keys() <= {"extra_blocked_keys", "timeout_ms"}
     assert case.method in DECISIONS
@@ -196,9 +210,13 @@ def test_every_row_of_the_rule_has_its_vector() -> None:
     assert asked >= {(False, "byok", "byok", reason) for reason in STORAGE_ERRORS}
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("kind", FAILURES)
-def test_every_way_in_which_a_call_fails_has_its_vector(kind: str, prefix: str) -> None:
+def test_every_way_in_which_a_call_fails_has_its_vector(subtests: pytest.Subtests) -> None:
+    for kind, prefix in itertools.product(FAILURES, PREFIXES):
+        with subtests.test(f"{prefix}-{kind}"):
+            check_failure(kind, prefix)
+
+
+def check_failure(kind: str, prefix: str) -> None:
     case = CASES[f"closed/{prefix}-{kind}"]
 
     assert case.method == PREFIXES[prefix]
@@ -210,9 +228,13 @@ def test_every_way_in_which_a_call_fails_has_its_vector(kind: str, prefix: str) 
         assert case.behaviour == wanted
 
 
-@pytest.mark.parametrize("prefix", PREFIXES)
-@pytest.mark.parametrize("kind", [*CONTRADICTIONS, *WRONG_WORKSPACE])
-def test_every_contradiction_of_a_resolution_has_its_vector(kind: str, prefix: str) -> None:
+def test_every_contradiction_of_a_resolution_has_its_vector(subtests: pytest.Subtests) -> None:
+    for kind, prefix in itertools.product([*CONTRADICTIONS, *WRONG_WORKSPACE], PREFIXES):
+        with subtests.test(f"{prefix}-{kind}"):
+            check_contradiction(kind, prefix)
+
+
+def check_contradiction(kind: str, prefix: str) -> None:
     ending = "" if prefix != "batch" else "-closes-all" if kind in WRONG_WORKSPACE else "-closes-that-one"
     case = CASES[f"closed/{prefix}-{kind}{ending}"]
 
@@ -221,20 +243,20 @@ def test_every_contradiction_of_a_resolution_has_its_vector(kind: str, prefix: s
     assert {"ANSWER_INVALID"} in [reasons(each) for each in resolutions(case)]
 
 
-@pytest.mark.parametrize(
-    "name", [f"closed/{prefix}-{kind}" for prefix, kinds in OTHERS.items() for kind in kinds], ids=str
-)
-def test_every_other_contradiction_has_its_vector(name: str) -> None:
-    assert CASES[name].method == PREFIXES[name.removeprefix("closed/").partition("-")[0]]
-    assert name in CLOSED_BY_CLIENT
+def test_every_other_contradiction_has_its_vector(subtests: pytest.Subtests) -> None:
+    for prefix, kinds in OTHERS.items():
+        for kind in kinds:
+            with subtests.test(f"{prefix}-{kind}"):
+                assert CASES[f"closed/{prefix}-{kind}"].method == PREFIXES[prefix]
+                assert f"closed/{prefix}-{kind}" in CLOSED_BY_CLIENT
 
 
-@pytest.mark.parametrize("name", DIFFERENT_LISTS)
-def test_lists_that_differ_make_no_answer_invalid(name: str) -> None:
-    case = CASES[name]
-
-    assert name not in CLOSED_BY_CLIENT
-    assert case.extra_blocked_keys or case.behaviour == "answer" or case.detail["extra_blocked_keys"]
+def test_lists_that_differ_make_no_answer_invalid(subtests: pytest.Subtests) -> None:
+    for name in DIFFERENT_LISTS:
+        with subtests.test(name):
+            case = CASES[name]
+            assert name not in CLOSED_BY_CLIENT
+            assert case.extra_blocked_keys or case.behaviour == "answer" or case.detail["extra_blocked_keys"]
 
 
 def test_more_than_a_call_may_ask_about_and_what_can_be_no_element_have_vectors() -> None:
@@ -257,9 +279,14 @@ def test_the_names_that_clients_must_know_are_those_of_the_code() -> None:
     assert names.reserved_prefix == RESERVED_PREFIX
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_no_vector_expects_an_open_mode_that_nothing_says(name: str) -> None:
-    for each in resolutions(CASES[name]):
+def test_no_vector_expects_an_open_mode_that_nothing_says(subtests: pytest.Subtests) -> None:
+    for name, case in CASES.items():
+        with subtests.test(name):
+            check_open_modes(case)
+
+
+def check_open_modes(case: Case) -> None:
+    for each in resolutions(case):
         if each["mode"] != "platform_managed":
             assert each["error"] is None
             assert each["mode"] == {
@@ -268,9 +295,13 @@ def test_no_vector_expects_an_open_mode_that_nothing_says(name: str) -> None:
             }.get(each["source"])
 
 
-@pytest.mark.parametrize("name", CLOSED_BY_CLIENT)
-def test_what_a_client_closes_is_what_the_pure_rule_closes(name: str) -> None:
-    case = CASES[name]
+def test_what_a_client_closes_is_what_the_pure_rule_closes(subtests: pytest.Subtests) -> None:
+    for name in CLOSED_BY_CLIENT:
+        with subtests.test(name):
+            check_fallback(CASES[name])
+
+
+def check_fallback(case: Case) -> None:
     for each in resolutions(case):
         if reasons(each) <= CLIENTS_REASONS:
             closed = resolver.resolve(each["workspace_id"], ResolutionError("", ""), None)
@@ -317,8 +348,15 @@ def check_plan(case: Case) -> None:
     assert case.expect["route_via_platform_proxy"] is plan.route_via_platform_proxy
 
 
-@pytest.mark.parametrize("case", load_apply(), ids=lambda case: case.name)
-def test_an_applied_plan_removes_every_spelling_sets_what_it_says_and_changes_nothing_else(case: Any) -> None:
+def test_an_applied_plan_removes_every_spelling_sets_what_it_says_and_changes_nothing_else(
+    subtests: pytest.Subtests,
+) -> None:
+    for case in load_apply():
+        with subtests.test(case.name):
+            check_applied(case)
+
+
+def check_applied(case: ApplyCase) -> None:
     gone = {normalise(key) for key in case.strip_keys} - {None}
     kept = case.expect.keys() - case.set_env.keys()
 
