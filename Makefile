@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/dev.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test check format generate generate-go lock release-contract benchmark fault-matrix soak build clean help
+.PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix soak build clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -16,8 +16,14 @@ help: ## list the targets
 run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
 	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve
 
-test: $(DEV_READY) ## set up and run every test
-	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
+# The tests wait more than they compute, so there are more workers than cores. What ARGS names runs in one process.
+WORKERS ?= 5
+IN_PARALLEL := --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
+test: $(DEV_READY) ## set up and run every test, or with ARGS those that it names
+	@$(WITH_BIN) $(BIN)/python -m pytest $(or $(ARGS),$(IN_PARALLEL))
+
+test-fast: $(DEV_READY) ## the tests of the rule and of the contract, in under a minute
+	@$(WITH_BIN) $(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
 
 check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated code; needs no network
 	$(BIN)/ruff format --check .

@@ -20,6 +20,21 @@ pytest.register_assert_rewrite("tests.support")
 
 TEMPLATE: Final = "billing_template"
 SKIPS_ARE_FAILURES: Final = "CI" in os.environ
+IN_PARALLEL: Final = "PYTEST_XDIST_WORKER" in os.environ
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file on one worker, whose fixtures are a module's; begin with the groups that take longest.
+
+    A test that measures time names its group itself: tests of one group never run at the same time.
+    """
+    if not IN_PARALLEL:
+        return
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

@@ -11,9 +11,10 @@ from typing import Final
 
 import pytest
 
-from tests.support.commands import COMMAND, billing_grpc, environment
+from tests.support.commands import COMMAND, Changes, billing_grpc, environment
 from tests.support.odd_server import answering
 from tests.support.polling import PATIENCE, until
+from tests.support.ports import free_port
 from tests.support.servers import Serve
 
 REFUSED, UNAVAILABLE, INTERRUPTED = 1, 3, 130
@@ -38,7 +39,8 @@ def statuses(out: Path) -> list[str]:
 
 
 def test_each_change_is_a_line_also_while_the_server_is_away(serve: Serve, database_url: str, tmp_path: Path) -> None:
-    server = serve(settings={"DATABASE_URL": database_url})
+    settings: Changes = {"DATABASE_URL": database_url, "BILLING_GRPC_LISTEN": f"127.0.0.1:{free_port()}"}
+    server = serve(settings=settings)
     out = tmp_path / "out"
     with watching(out, SERVICE, "--json", "--address", server.address) as process:
         until(lambda: statuses(out) == ["SERVING"])
@@ -47,7 +49,7 @@ def test_each_change_is_a_line_also_while_the_server_is_away(serve: Serve, datab
         # It tries every second, and says so once.
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2.5)
-        serve(settings={"DATABASE_URL": database_url, "BILLING_GRPC_LISTEN": server.address})
+        serve(settings=settings)
         until(lambda: statuses(out)[-1] == "SERVING")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=PATIENCE)

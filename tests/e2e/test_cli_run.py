@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.support.commands import COMMAND, billing_grpc
+from tests.support.commands import COMMAND, Changes, billing_grpc
 from tests.support.odd_server import answering
 from tests.support.polling import PATIENCE, until
+from tests.support.ports import free_port
 from tests.support.servers import Serve, Server
 from tests.support.workspaces import add_workspace, as_service
 
@@ -197,9 +198,9 @@ def test_a_wrong_id_starts_nothing(server: Server) -> None:
 def test_an_answer_that_comes_within_the_budget_is_waited_for(
     serve: Serve, database_url: str, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    server = serve(settings={"DATABASE_URL": as_service(database_url)})
+    settings: Changes = {"DATABASE_URL": as_service(database_url), "BILLING_GRPC_LISTEN": f"127.0.0.1:{free_port()}"}
+    server = serve(settings=settings)
     workspace = add_workspace(database_url, "byok")
-    port = server.port
     server.stop()
     out, warned = tmp_path / "out", tmp_path / "err"
     with out.open("wb") as stdout, warned.open("wb") as stderr:
@@ -214,7 +215,7 @@ def test_an_answer_that_comes_within_the_budget_is_waited_for(
         )
     time.sleep(1)
     assert process.poll() is None
-    serve(settings={"DATABASE_URL": as_service(database_url), "BILLING_GRPC_LISTEN": f"127.0.0.1:{port}"})
+    serve(settings=settings)
 
     assert process.wait(PATIENCE) == 0
     assert KEYS.keys() <= dict(pair.split(b"=", 1) for pair in out.read_bytes().split(b"\0")[:-1]).keys()

@@ -16,8 +16,11 @@ from billing_grpc import service_config
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from tests.support.polling import PATIENCE
+from tests.support.ports import free_port
 from tests.support.servers import Serve, Server, decision
 from tests.support.workspaces import as_service
+
+pytestmark = pytest.mark.xdist_group("timing")
 
 CALLERS: Final = 8
 STEADY: Final = 200
@@ -104,7 +107,7 @@ async def restart_each(
             }
         )
 
-    servers = [start(mode, "127.0.0.1:0") for mode in MODES]
+    servers = [start(mode, f"127.0.0.1:{free_port()}") for mode in MODES]
     addresses = [server.address for server in servers]
     async with load(servers, retries=retries, health=health) as seen:
         for server, mode, address in zip(servers, MODES, addresses, strict=True):

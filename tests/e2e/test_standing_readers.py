@@ -26,6 +26,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.server.telemetry.log_queue import DROPPED, LENGTH
 from tests.support.commands import COMMAND, Changes, billing_grpc, environment
 from tests.support.polling import PATIENCE, until
+from tests.support.ports import free_port
 
 NO_DATABASE: Final = "postgresql://x@127.0.0.1:1/x"
 ENDING: Final = 15.0
@@ -83,10 +84,7 @@ def running(
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
+    return free_port()
 
 
 @contextmanager

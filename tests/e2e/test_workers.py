@@ -25,6 +25,7 @@ from tests.support.commands import COMMAND, Changes, billing_grpc, environment
 from tests.support.embedded import BYOK, processes
 from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, check
 from tests.support.polling import PATIENCE, until
+from tests.support.ports import free_port
 from tests.support.servers import Serve, Server, decision, serving
 from tests.support.workspaces import as_service
 
@@ -236,14 +237,16 @@ def test_a_worker_that_cannot_start_ends_all_with_its_exit_code(settings: Change
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(serve: Serve, settings: Changes, directory: Path) -> None:
+    port = free_port()
+    settings = {**settings, "BILLING_GRPC_LISTEN": f"127.0.0.1:{port}"}
     server = serve(settings={**settings, "TMPDIR": directory})
-    pair, port = workers(server), server.port
+    pair = workers(server)
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     _, alive = psutil.wait_procs(pair, timeout=PATIENCE)
     assert alive == []
     assert list(directory.iterdir()) == []
     assert refused(port)
-    again = serve(settings={**settings, "BILLING_GRPC_LISTEN": f"127.0.0.1:{port}"})
+    again = serve(settings=settings)
     assert decision(again.resolve()) == ("byok", "org_default")
 
 
@@ -272,9 +275,7 @@ def test_a_port_that_workers_have_is_not_shared_with_another_server(
 
 
 def test_of_two_that_start_at_once_on_one_port_one_serves_and_one_says_why(settings: Changes) -> None:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mine: Changes = {**settings, "BILLING_GRPC_LISTEN": f"127.0.0.1:{port}"}
     with serving() as one, serving() as other, ThreadPoolExecutor() as threads:
 

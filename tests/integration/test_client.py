@@ -50,6 +50,7 @@ from billing_grpc.wire.messages import resolution_to_proto
 from billing_grpc.wire.statuses import error_to_status
 from tests.support.certificates import Authority
 from tests.support.one_name import one_name
+from tests.support.ports import free_port
 
 OPEN: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"
@@ -100,12 +101,6 @@ async def serving(method: str, handler: Callable[[bytes, Any], Awaitable[bytes]]
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(0)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def is_closed(resolution: Resolution, reason: str) -> bool:
