@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Self
+from typing import Final, Generic, Self, TypeVar
 
 
 class BillingMode(StrEnum):
@@ -13,6 +13,12 @@ class BillingMode(StrEnum):
     PLATFORM_MANAGED = "platform_managed"
     BYOK = "byok"
     DISABLED = "disabled"
+
+
+OPEN_MODES: Final = frozenset({BillingMode.BYOK, BillingMode.DISABLED})
+"""The modes in which vendor keys are kept and may be stored; every other value is treated as `platform_managed`."""
+
+ChangeId = TypeVar("ChangeId", int, str)
 
 
 class BillingModeSource(StrEnum):
@@ -132,20 +138,7 @@ class WorkspaceRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkspaceView:
-    """A workspace as administration sees it.
-
-    Attributes:
-        resolution: the mode in force and why.
-        record: what is stored, and who left it so.
-    """
-
-    resolution: Resolution
-    record: WorkspaceRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class ChangeNote:
     """What the change log is told about a write.
 
     Attributes:
@@ -193,20 +186,24 @@ class OverrideChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A change of a workspace's override.
+class Change(Generic[ChangeId]):
+    """One entry of the change log.
+
+    Python 3.11 cannot make one as `Change[int](...)`, because the class is frozen: write `Change(...)`.
 
     Attributes:
+        change_id: in storage a number that grows with every change of a workspace; to a caller an opaque text.
         workspace_id: canonical, lower case.
         change_time: with time zone.
-        previous_override: the stored text before, cut to 256 characters; None for "inherited".
-        new_override: the same, after.
-        principal: empty when the change did not come through this service.
-        database_user: who was logged in to the database.
-        reason: why, in the caller's words.
-        request_id: empty when the change did not come through this service.
+        previous_override: the stored text before, cut to 256 characters; None if the workspace inherited.
+        new_override: the stored text after, cut to 256 characters; None if the workspace inherits.
+        principal: the caller; empty if the change did not come through this service.
+        database_user: the database role that made the change.
+        reason: the caller's reason.
+        request_id: the id of the call; empty if the change did not come through this service.
     """
 
+    change_id: ChangeId
     workspace_id: str
     change_time: datetime
     previous_override: str | None
@@ -215,28 +212,6 @@ class Change:
     database_user: str
     reason: str
     request_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedChange(Change):
-    """One entry of the change log, as storage knows it.
-
-    Attributes:
-        change_id: its number; for one workspace, in the order of the changes.
-    """
-
-    change_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedChange(Change):
-    """One entry of the change log, as a caller sees it.
-
-    Attributes:
-        change_id: names the change; opaque.
-    """
-
-    change_id: str
 
 
 @dataclass(frozen=True, slots=True)

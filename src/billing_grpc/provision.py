@@ -4,13 +4,12 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from billing_grpc.model import BillingMode, ProvisionPlan, Resolution
+from billing_grpc.model import OPEN_MODES, ProvisionPlan, Resolution
 from billing_grpc.secret_keys import KeyList, names_in, normalise
 
 MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
 """Set in every container to the resolved mode's text, so that no stale or forged value survives."""
 
-_OPEN: Final = frozenset({BillingMode.BYOK, BillingMode.DISABLED})
 # Control characters, and the two separators at which some loaders of environment files end a line.
 _IN_NO_NAME: Final = frozenset({"Cc", "Zl", "Zp"})
 
@@ -30,7 +29,7 @@ def plan(
     Returns:
         The plan. It strips only under `platform_managed`, whether or not a proxy is configured.
     """
-    closed = resolution.mode not in _OPEN
+    closed = resolution.mode not in OPEN_MODES
     strip: set[str] = set()
     if closed:
         theirs = set(also_strip)
@@ -55,7 +54,7 @@ def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
         Those that are, or that a program could take for, a name to strip; under a closed plan also what can be no
         variable's name; and in every mode every spelling of the mode's own variables, which `apply` sets anew.
     """
-    spelt, closed = set(plan.strip_keys), plan.resolution.mode not in _OPEN
+    spelt, closed = set(plan.strip_keys), plan.resolution.mode not in OPEN_MODES
     names = {*MODE_VARIABLES, *(name for key in spelt if (name := normalise(key)) is not None)}
     return {
         each

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from billing_grpc.errors import quoted
-from billing_grpc.model import BillingMode, Resolution, SecretKeyVerdict, SecretVerdict
+from billing_grpc.model import OPEN_MODES, Resolution, SecretKeyVerdict, SecretVerdict
 
 BLOCKED_KEYS: Final = (
     "AI_GATEWAY_API_KEY",
@@ -117,7 +117,7 @@ class KeyList:
             return SecretKeyVerdict(key, SecretVerdict.BLOCKED_RESERVED, message)
         if not self.needs_mode(name):
             return SecretKeyVerdict(key, SecretVerdict.ALLOWED, "not a vendor key: allowed in every mode")
-        if resolution is not None and resolution.mode in {BillingMode.BYOK, BillingMode.DISABLED}:
+        if resolution is not None and resolution.mode in OPEN_MODES:
             return SecretKeyVerdict(key, SecretVerdict.ALLOWED, f"allowed: the billing mode is {resolution.mode}")
         remedy = _remedy(resolution, org_wide=org_wide)
         return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, f"{quoted(name)} is blocked: {remedy}")

@@ -3,9 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 from billing_grpc.errors import FieldViolation, InvalidArgument, quoted
+from billing_grpc.model import BillingMode
 from billing_grpc.secret_keys import MAX_KEY_LENGTH, normalise
 
 MAX_BATCH: Final = 1000
@@ -110,6 +111,41 @@ def page_size(number: int) -> int:
             "COUNT_OUT_OF_RANGE", FieldViolation("page_size", f"must be 0 to {MAX_PAGE}; it is {number}")
         )
     return min(number or DEFAULT_PAGE, MAX_PAGE)
+
+
+def change(kind: Literal["mode", "inherit"] | None, mode: BillingMode | None, number: int) -> BillingMode | None:
+    """Return the mode to set; None to inherit.
+
+    Args:
+        kind: the field of `change` that was sent; None if neither was.
+        mode: the mode that was sent; None if its number is not one of the three.
+        number: the number of the mode that was sent.
+
+    Raises:
+        InvalidArgument: CHANGE_REQUIRED without a change, MODE_INVALID for an unknown mode.
+    """
+    allowed = ", ".join(f"BILLING_MODE_{each.name}" for each in BillingMode)
+    if kind is None:
+        problem = f"send mode (one of {allowed}) or inherit; a change must be explicit"
+        raise InvalidArgument("CHANGE_REQUIRED", FieldViolation("change", problem))
+    if kind == "inherit":
+        return None
+    if mode is None:
+        problem = f"must be one of {allowed}; got {number}. To clear the override, send inherit"
+        raise InvalidArgument("MODE_INVALID", FieldViolation("mode", problem))
+    return mode
+
+
+def secret_scope(kind: Literal["workspace_id", "org_wide"] | None) -> Literal["workspace_id", "org_wide"]:
+    """Return the field of `scope` that was sent.
+
+    Raises:
+        InvalidArgument: SCOPE_REQUIRED if neither was.
+    """
+    if kind is None:
+        problem = "send workspace_id (empty before the workspace exists) or org_wide"
+        raise InvalidArgument("SCOPE_REQUIRED", FieldViolation("scope", problem))
+    return kind
 
 
 def _count(field: str, count: int, least: int, most: int, remedy: str) -> None:

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.client import BillingClient
 from billing_grpc.errors import SchemaNotReady, StorageError, WriteNotApplied
-from billing_grpc.model import Announcement, BillingMode, Resolution
+from billing_grpc.model import BillingMode, ChangeNote, Resolution
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.support.polling import until
@@ -197,7 +197,7 @@ async def test_each_change_is_recorded_for_its_own_principal_and_for_no_other(ke
     async def write(repository: PostgresRepository, principal: str) -> None:
         for number, mode in enumerate([BillingMode.BYOK, BillingMode.DISABLED] * 5):
             for workspace in (own[principal], shared):
-                by = Announcement(principal, f"{principal} {number}", f"request of {principal}")
+                by = ChangeNote(principal, f"{principal} {number}", f"request of {principal}")
                 await persistently(partial(repository.save_override, workspace, mode, by=by, budget=BUDGET))
 
     async def write_unannounced() -> None:
@@ -334,7 +334,7 @@ async def test_a_write_to_a_table_with_children_is_one_transaction(
         await asyncio.to_thread(migrations.run_script, url, migrations.grants())
         workspace = add(owner, "platform_managed")
         through = make_conninfo(pooler.through(kept.service_url), dbname=name)
-        by = Announcement("alice", "a reason", "request-1")
+        by = ChangeNote("alice", "a reason", "request-1")
         async with PostgresRepository.opened(through, size=2, longest_budget=BUDGET) as repository:
             change = await repository.save_override(workspace, BillingMode.DISABLED, by=by, budget=BUDGET)
             assert change.current.changed_by == "alice"

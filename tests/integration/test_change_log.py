@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
 from billing_grpc.errors import DatabaseTimeout, StorageError, WriteNotApplied
-from billing_grpc.model import Announcement, BillingMode, RecordedChange, StoredOverride
+from billing_grpc.model import BillingMode, Change, ChangeNote, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.support.writes import BY, add
@@ -53,7 +53,7 @@ async def repository(service_url: str) -> AsyncIterator[PostgresRepository]:
         yield opened
 
 
-async def log_of(repository: PostgresRepository, workspace: str) -> list[RecordedChange]:
+async def log_of(repository: PostgresRepository, workspace: str) -> list[Change[int]]:
     """Oldest first."""
     return list(reversed(await repository.list_changes(workspace, before=None, limit=1000, budget=BUDGET)))
 
@@ -69,7 +69,7 @@ async def test_a_write_is_recorded_with_who_why_and_for_which_request(
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
     workspace = add(owner)
-    by = Announcement("controlplane", "own contract \U0001f511", "request-7")
+    by = ChangeNote("controlplane", "own contract \U0001f511", "request-7")
 
     change = await repository.save_override(workspace, BillingMode.BYOK, by=by, budget=BUDGET)
 
@@ -314,7 +314,7 @@ async def test_what_one_write_announced_is_not_told_of_the_next(
     workspace = add(owner)
     async with PostgresRepository.opened(service_url, size=1) as alone:
         await alone.save_override(workspace, BillingMode.BYOK, by=BY, budget=BUDGET)
-        await alone.save_override(workspace, None, by=Announcement("somebody else"), budget=BUDGET)
+        await alone.save_override(workspace, None, by=ChangeNote("somebody else"), budget=BUDGET)
 
     recorded = await log_of(repository, workspace)
     assert [(each.principal, each.reason, each.request_id) for each in recorded] == [
@@ -466,7 +466,7 @@ async def test_fifty_writers_with_etags_have_one_winner_a_round_and_leave_a_chai
     workspace = add(owner)
     for turn in range(6):
         etag = (await repository.load_record(workspace, budget=BUDGET)).etag
-        writers = [Announcement(f"writer-{number}", f"round {turn}") for number in range(50)]
+        writers = [ChangeNote(f"writer-{number}", f"round {turn}") for number in range(50)]
         # All of them want something else than what is stored, and not all the same.
         wanted = [mode for mode in MODES if (mode and mode.value) != (await stored(repository, workspace))]
         changes = await asyncio.gather(
@@ -492,7 +492,7 @@ async def test_writers_without_etags_leave_a_chain_in_the_order_of_commit(
     modes = [MODES[number % 4] for number in range(60)]
     changes = await asyncio.gather(
         *(
-            repository.save_override(workspace, mode, by=Announcement(f"w{number}", str(number)), budget=BUDGET)
+            repository.save_override(workspace, mode, by=ChangeNote(f"w{number}", str(number)), budget=BUDGET)
             for number, mode in enumerate(modes)
         ),
         *(asyncio.to_thread(direct_update, owner.info.dsn, workspace, mode) for mode in ("byok", None, "disabled") * 5),
@@ -516,7 +516,7 @@ def direct_update(dsn: str, workspace: str, mode: str | None) -> None:
         connection.execute("UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s", [mode, workspace])
 
 
-def assert_chain(recorded: list[RecordedChange], first: str | None) -> None:
+def assert_chain(recorded: list[Change[int]], first: str | None) -> None:
     """Every entry begins where the one before it ended, and time goes forward."""
     assert [each.previous_override for each in recorded] == [first, *(each.new_override for each in recorded[:-1])]
     assert all(each.previous_override != each.new_override for each in recorded)
@@ -631,13 +631,13 @@ async def test_pages_are_disjoint_and_complete_while_new_changes_arrive(
     workspace, other = add(owner), add(owner)
     for number in range(25):
         for each in (workspace, other):
-            await repository.save_override(each, MODES[number % 2], by=Announcement("a", f"{number}"), budget=BUDGET)
+            await repository.save_override(each, MODES[number % 2], by=ChangeNote("a", f"{number}"), budget=BUDGET)
     seen: list[str] = []
     before = None
     while page := await repository.list_changes(workspace, before=before, limit=4, budget=BUDGET):
         seen += [each.reason for each in page]
         before = page[-1].change_id
-        await repository.save_override(workspace, MODES[len(seen) % 3], by=Announcement("a", "later"), budget=BUDGET)
+        await repository.save_override(workspace, MODES[len(seen) % 3], by=ChangeNote("a", "later"), budget=BUDGET)
 
     assert seen == [str(number) for number in reversed(range(25))]
     every = await repository.list_changes(None, before=None, limit=1000, budget=BUDGET)

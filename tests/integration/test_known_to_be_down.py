@@ -300,7 +300,7 @@ async def test_a_probe_that_fails_in_an_unforeseen_way_does_not_end_the_probing(
     told: Changes = []
     breaker = Breaker(probe)
     breaker.add_listener(lambda error: told.append(None if error is None else type(error)))
-    breaker.suspect()
+    breaker.start_probing()
     await until(lambda: len(told) == 2)
     assert told == [DatabaseUnreachable, None]
     await breaker.stop()
@@ -316,7 +316,7 @@ async def test_many_suspicions_that_turn_out_to_be_wrong_make_few_probes() -> No
     breaker = Breaker(probe)
     started = time.monotonic()
     while (took := time.monotonic() - started) < 5 * PROBE_EVERY:
-        breaker.suspect()
+        breaker.start_probing()
         await asyncio.sleep(0.001)
     assert 2 <= asked <= took / PROBE_EVERY + 1
     await breaker.stop()

@@ -9,14 +9,14 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import STORAGE_ERRORS, StorageError
-from billing_grpc.model import Announcement, BillingMode, StoredOverride
+from billing_grpc.model import BillingMode, ChangeNote, StoredOverride
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.observed_repository import ObservedRepository
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
 
 WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"
-BY: Final = Announcement("somebody", "", "")
+BY: Final = ChangeNote("somebody", "", "")
 
 
 def operations(metrics: Metrics) -> dict[tuple[str, str], float]:

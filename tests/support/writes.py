@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import psycopg
 
-from billing_grpc.model import Announcement, OverrideChange, StoredOverride
+from billing_grpc.model import ChangeNote, OverrideChange, StoredOverride
 
-BY: Final = Announcement("tester", "a test", "request-1")
+BY: Final = ChangeNote("tester", "a test", "request-1")
 
 
 def add(connection: psycopg.Connection[Any], mode: str | None = None) -> str:

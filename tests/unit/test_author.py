@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from billing_grpc.model import RecordedChange, author
+from billing_grpc.model import Change, author
 from billing_grpc.server.auth.principals import is_name
 from billing_grpc.testing import InMemoryRepository
 
@@ -24,7 +24,7 @@ async def test_a_change_is_told_by_its_principal_or_else_by_its_database_user(
     assert author(principal, database_user) == expected
     repository = InMemoryRepository({WORKSPACE: "byok"})
     repository.changes.append(
-        RecordedChange(
+        Change(
             change_id=1,
             workspace_id=WORKSPACE,
             change_time=datetime.now(UTC),

@@ -43,25 +43,25 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def test_a_probe_that_failed_while_calls_were_answered_changes_nothing(breaker: Breaker, probes: Probes) -> None:
-    breaker.suspect()
+    breaker.start_probing()
     await asyncio.sleep(RIDE_OUT + 0.05)
-    breaker.prove()
+    breaker.record_success()
     probes[0].set_result(DatabaseTimeout())
     await asyncio.sleep(0.05)
     assert breaker.error is None
 
 
 async def test_a_probe_that_failed_after_calls_were_answered_counts(breaker: Breaker, probes: Probes) -> None:
-    breaker.prove()
+    breaker.record_success()
     await asyncio.sleep(0.05)
-    breaker.suspect()
+    breaker.start_probing()
     await asyncio.sleep(RIDE_OUT + 0.05)
     probes[0].set_result(DatabaseTimeout())
     await until(lambda: isinstance(breaker.error, DatabaseTimeout))
 
 
 async def test_a_probe_that_hangs_is_overtaken_by_one_more_and_not_by_many(breaker: Breaker, probes: Probes) -> None:
-    breaker.suspect()
+    breaker.start_probing()
     await until(lambda: len(probes) == 2)
     await asyncio.sleep(2 * OVERLAP_AFTER + PROBE_EVERY)
     assert len(probes) == 2
@@ -75,7 +75,7 @@ async def test_a_probe_that_hangs_is_overtaken_by_one_more_and_not_by_many(break
 
 async def test_nothing_is_asked_after_the_end(breaker: Breaker, probes: Probes) -> None:
     await breaker.stop()
-    breaker.suspect()
+    breaker.start_probing()
     await asyncio.sleep(0.05)
     assert probes == []
-    assert await breaker.let_in() is False
+    assert await breaker.wait_until_closed() is False

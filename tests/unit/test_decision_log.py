@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc.model import (
-    Announcement,
+    ChangeNote,
     OverrideChange,
     Principal,
     Resolution,
@@ -148,7 +148,7 @@ def test_a_refusal_leaves_a_trace_with_the_keys_name(
 def test_a_change_leaves_a_line_with_who_and_why() -> None:
     change = OverrideChange(WorkspaceRecord(StoredOverride(None)), WorkspaceRecord(StoredOverride("byok"), 7))
     with capture_logs() as lines:
-        DecisionLog(Metrics()).changed(WORKSPACE, change, Announcement("controlplane", "own contract", "request-7"))
+        DecisionLog(Metrics()).changed(WORKSPACE, change, ChangeNote("controlplane", "own contract", "request-7"))
 
     (line,) = lines
     expected: dict[str, Any] = {

@@ -8,7 +8,7 @@ from billing_grpc.cli import exit_codes, output
 from billing_grpc.cli import json_output as answers
 from billing_grpc.cli.options import Call, Connection, WorkspaceId
 from billing_grpc.cli.session import Server, asking
-from billing_grpc.model import ListedChange, author
+from billing_grpc.model import Change, author
 from billing_grpc.validation import DEFAULT_PAGE, MAX_PAGE
 
 _MOST: Final = 1_000_000
@@ -43,8 +43,8 @@ def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: b
     return exit_codes.OK
 
 
-async def _newest(server: Server, workspace_id: str, limit: int) -> list[ListedChange]:
-    found: list[ListedChange] = []
+async def _newest(server: Server, workspace_id: str, limit: int) -> list[Change[str]]:
+    found: list[Change[str]] = []
     async for each in server.client.changes(workspace_id, page_size=min(limit, MAX_PAGE)):
         found.append(each)
         if len(found) == limit:
@@ -52,7 +52,7 @@ async def _newest(server: Server, workspace_id: str, limit: int) -> list[ListedC
     return found
 
 
-def _show(found: list[ListedChange], *, of_one: bool) -> None:
+def _show(found: list[Change[str]], *, of_one: bool) -> None:
     columns, rows = _COLUMNS, [_row(each) for each in found]
     if of_one and output.is_terminal():
         # Who looks at one workspace knows which, and a narrow terminal is soon full.
@@ -60,7 +60,7 @@ def _show(found: list[ListedChange], *, of_one: bool) -> None:
     output.table(columns, rows, prose=frozenset({"why"}))
 
 
-def _row(each: ListedChange) -> tuple[str, ...]:
+def _row(each: Change[str]) -> tuple[str, ...]:
     before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
     who = author(each.principal, each.database_user)
     return answers.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason

@@ -5,7 +5,7 @@ from typing import Any
 
 from billing_grpc.model import (
     BillingModeUpdate,
-    ListedChange,
+    Change,
     ProvisionPlan,
     Resolution,
     SecretWriteDecision,
@@ -75,7 +75,7 @@ def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
     }
 
 
-def change(each: ListedChange) -> Object:
+def change(each: Change[str]) -> Object:
     """An entry of the change log; an override is null where the workspace inherits."""
     return {
         "change_id": each.change_id,

@@ -23,7 +23,7 @@ from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
     BillingMode,
     BillingModeUpdate,
-    ListedChange,
+    Change,
     ProvisionPlan,
     Resolution,
     ResolutionError,
@@ -314,7 +314,7 @@ class BillingClient:
 
     async def changes(
         self, workspace_id: WorkspaceId = _NONE_YET, *, page_size: int = 0
-    ) -> AsyncGenerator[ListedChange, None]:
+    ) -> AsyncGenerator[Change[str], None]:
         """The recorded changes of one workspace, or of all, newest first; asks for a page when the last one is used up.
 
         Raises:

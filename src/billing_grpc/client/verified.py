@@ -17,7 +17,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import AnswerInvalid, quoted
 from billing_grpc.model import (
     BillingModeUpdate,
-    ListedChange,
+    Change,
     ProvisionPlan,
     Resolution,
     ResolutionError,
@@ -219,7 +219,7 @@ def update(
     return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
 
 
-def change(message: pb.BillingModeChange, workspace_id: str) -> ListedChange:
+def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
     """One entry of the change log.
 
     Raises:
@@ -227,7 +227,7 @@ def change(message: pb.BillingModeChange, workspace_id: str) -> ListedChange:
     """
     if workspace_id and message.workspace_id != workspace_id.lower():
         _refuse("it is about another workspace")
-    return ListedChange(
+    return Change(
         change_id=message.change_id,
         workspace_id=message.workspace_id,
         change_time=_time(message.change_time),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from billing_grpc.model import Announcement, OverrideChange, Resolution, SecretKeyVerdict
+from billing_grpc.model import ChangeNote, OverrideChange, Resolution, SecretKeyVerdict
 from billing_grpc.resolver import is_corrupt
 from billing_grpc.server.caller import current_principal
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -76,7 +76,7 @@ class DecisionLog:
                 source=None if resolution is None else resolution.source.value,
             )
 
-    def changed(self, workspace_id: str, change: OverrideChange, by: Announcement) -> None:
+    def changed(self, workspace_id: str, change: OverrideChange, by: ChangeNote) -> None:
         """Logs a write that changed something; as an error when the database did not record it."""
         recorded = change.current.change_id != change.previous.change_id
         (log.info if recorded else log.error)(

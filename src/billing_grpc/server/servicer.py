@@ -9,15 +9,15 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.model import (
     NO_WORKSPACE,
-    Announcement,
     BillingMode,
+    ChangeNote,
     OverrideChange,
     Resolution,
     ResolutionError,
     SecretVerdict,
     StoredOverride,
+    WorkspaceBillingMode,
     WorkspaceRecord,
-    WorkspaceView,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secret_keys import KeyList
@@ -109,7 +109,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         workspace_id = validation.workspace_id(request.workspace_id)
         current_subject.set(workspace_id)
         mode = messages.change_from_proto(request)
-        by = Announcement(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
+        by = ChangeNote(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
         etag = validation.etag(request.etag)
         if request.validate_only:
             change = await self._would_save(workspace_id, mode, etag, context)
@@ -138,7 +138,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
     ) -> service_pb.ValidateSecretWriteResponse:
         """May secrets be stored under these names. Total (contract, section 4)."""
-        scope = messages.secret_scope_from_proto(request)
+        scope = validation.secret_scope(request.WhichOneof("scope"))
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         current_subject.set(workspace_id or "")
         names = validation.secret_names(request.secret_keys)
@@ -196,7 +196,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             next_page_token=page_token.encode(token_of, shown[-1].change_id) if more else "",
         )
 
-    def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceView:
+    def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceBillingMode:
         """A stored workspace as administration sees it.
 
         Raises:
@@ -204,7 +204,8 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         """
         if record.override == NO_WORKSPACE:
             raise WorkspaceNotFound("there is no workspace with this id; check it, or create the workspace first")
-        return WorkspaceView(resolve(workspace_id, record.override, self._org_default()), record)
+        resolution = resolve(workspace_id, record.override, self._org_default())
+        return WorkspaceBillingMode(resolution, record.etag, record.change_time, record.changed_by)
 
     async def _decide(
         self, workspace_id: str | None, org_default: str | None, context: CallContext, *, what_if: bool = False

@@ -9,10 +9,10 @@ from typing import Final
 from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.model import (
     NO_WORKSPACE,
-    Announcement,
     BillingMode,
+    Change,
+    ChangeNote,
     OverrideChange,
-    RecordedChange,
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
@@ -36,7 +36,7 @@ class InMemoryRepository:
 
     def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
         self.overrides: dict[str, str | None] = dict(overrides or {})
-        self.changes: list[RecordedChange] = []
+        self.changes: list[Change[int]] = []
         self.failure: StorageError | None = None
         self.delay = 0.0
         self.calls = 0
@@ -59,7 +59,7 @@ class InMemoryRepository:
         return self._record(workspace_id)
 
     async def save_override(
-        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+        self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
         """As `Repository` says."""
         await self._answer(budget)
@@ -67,7 +67,7 @@ class InMemoryRepository:
         if change.writes:
             self.overrides[workspace_id] = change.current.override.text
             self.changes.append(
-                RecordedChange(
+                Change(
                     change_id=len(self.changes) + 1,
                     workspace_id=workspace_id,
                     change_time=datetime.now(UTC),
@@ -83,7 +83,7 @@ class InMemoryRepository:
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[RecordedChange]:
+    ) -> Sequence[Change[int]]:
         """As `Repository` says."""
         await self._answer(budget)
         wanted = [

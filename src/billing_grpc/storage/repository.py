@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from billing_grpc.model import (
-    Announcement,
     BillingMode,
+    Change,
+    ChangeNote,
     OverrideChange,
-    RecordedChange,
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
@@ -37,7 +37,7 @@ class Repository(Protocol):
         """What is stored for a workspace and who left it so, as of one moment."""
 
     async def save_override(
-        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+        self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
         """Stores a workspace's own mode, None to inherit, and its entry in the change log, in one transaction.
 
@@ -47,7 +47,7 @@ class Repository(Protocol):
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[RecordedChange]:
+    ) -> Sequence[Change[int]]:
         """Entries of the change log, newest first: of one workspace or all, older than the entry `before`."""
 
     async def check_administration(self, *, budget: float) -> None:

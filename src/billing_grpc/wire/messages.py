@@ -1,22 +1,19 @@
 """Between the contract's messages and the model: every value of one side has an answer, or a named error, on the other."""
 
-from typing import Final, Literal
+from typing import Final
 
+from billing_grpc import validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.errors import (
-    FieldViolation,
-    InvalidArgument,
-)
 from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
+    Change,
     ProvisionPlan,
-    RecordedChange,
     Resolution,
     SecretKeyVerdict,
     SecretVerdict,
-    WorkspaceView,
+    WorkspaceBillingMode,
 )
 
 MODE_TO_PROTO: Final = {
@@ -55,17 +52,17 @@ def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
     return message
 
 
-def billing_mode_to_proto(view: WorkspaceView) -> pb.WorkspaceBillingMode:
-    """A workspace as administration sees it, as the contract says it."""
+def billing_mode_to_proto(standing: WorkspaceBillingMode) -> pb.WorkspaceBillingMode:
+    """Return a workspace's billing mode as a message."""
     message = pb.WorkspaceBillingMode(
-        resolution=resolution_to_proto(view.resolution), etag=view.record.etag, updated_by=view.record.changed_by
+        resolution=resolution_to_proto(standing.resolution), etag=standing.etag, updated_by=standing.updated_by
     )
-    if view.record.change_time is not None:
-        message.update_time.FromDatetime(view.record.change_time)
+    if standing.update_time is not None:
+        message.update_time.FromDatetime(standing.update_time)
     return message
 
 
-def change_to_proto(change: RecordedChange) -> pb.BillingModeChange:
+def change_to_proto(change: Change[int]) -> pb.BillingModeChange:
     """An entry of the change log as the contract says it."""
     message = pb.BillingModeChange(
         change_id=str(change.change_id),
@@ -99,33 +96,9 @@ def verdict_to_proto(verdict: SecretKeyVerdict) -> pb.SecretKeyVerdict:
 
 
 def change_from_proto(request: service_pb.SetWorkspaceBillingModeRequest) -> BillingMode | None:
-    """The mode that a request sets; None when it says "inherit".
+    """Return the mode that a request sets; None if it says "inherit".
 
     Raises:
-        InvalidArgument: CHANGE_REQUIRED without a change, MODE_INVALID when its mode is none of the three.
+        InvalidArgument: as `validation.change`.
     """
-    allowed = ", ".join(pb.BillingMode.Name(number) for number in MODE_FROM_PROTO)
-    match request.WhichOneof("change"):
-        case "inherit":
-            return None
-        case "mode" if request.mode in MODE_FROM_PROTO:
-            return MODE_FROM_PROTO[request.mode]
-        case "mode":
-            problem = f"must be one of {allowed}; got {int(request.mode)}. To clear the override, send inherit"
-            raise InvalidArgument("MODE_INVALID", FieldViolation("mode", problem))
-        case _:
-            problem = f"send mode (one of {allowed}) or inherit; a change must be explicit"
-            raise InvalidArgument("CHANGE_REQUIRED", FieldViolation("change", problem))
-
-
-def secret_scope_from_proto(request: service_pb.ValidateSecretWriteRequest) -> Literal["workspace_id", "org_wide"]:
-    """Where a request would store its secrets.
-
-    Raises:
-        InvalidArgument: SCOPE_REQUIRED without a scope.
-    """
-    scope: Literal["workspace_id", "org_wide"] | None = request.WhichOneof("scope")
-    if scope is None:
-        problem = "send workspace_id (empty before the workspace exists) or org_wide"
-        raise InvalidArgument("SCOPE_REQUIRED", FieldViolation("scope", problem))
-    return scope
+    return validation.change(request.WhichOneof("change"), MODE_FROM_PROTO.get(request.mode), int(request.mode))

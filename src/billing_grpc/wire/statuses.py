@@ -20,7 +20,7 @@ from billing_grpc.errors import (
     WorkspaceNotFound,
     WriteUndone,
 )
-from billing_grpc.model import Resolution, WorkspaceView
+from billing_grpc.model import Resolution, WorkspaceBillingMode
 from billing_grpc.wire.messages import billing_mode_to_proto, resolution_to_proto
 
 ERROR_DOMAIN: Final = "billing.molecule"
@@ -59,7 +59,7 @@ def error_to_status(error: RequestError) -> status_pb2.Status:
     for value in error.attachments:
         if isinstance(value, Resolution):
             _attach(status, resolution_to_proto(value))
-        elif isinstance(value, WorkspaceView):
+        elif isinstance(value, WorkspaceBillingMode):
             _attach(status, billing_mode_to_proto(value))
     if isinstance(error, InvalidArgument):
         bad_request = error_details_pb2.BadRequest(

@@ -7,10 +7,10 @@ from typing import Final
 
 from billing_grpc.errors import StorageError
 from billing_grpc.model import (
-    Announcement,
     BillingMode,
+    Change,
+    ChangeNote,
     OverrideChange,
-    RecordedChange,
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
@@ -50,7 +50,7 @@ class ObservedRepository:
             return await self._repository.load_record(workspace_id, budget=budget)
 
     async def save_override(
-        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+        self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
         """As `Repository` says."""
         async with self._observed("save_override", "UPDATE", _WORKSPACES):
@@ -58,7 +58,7 @@ class ObservedRepository:
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[RecordedChange]:
+    ) -> Sequence[Change[int]]:
         """As `Repository` says."""
         async with self._observed("list_changes", "SELECT", _CHANGES):
             return await self._repository.list_changes(workspace_id, before=before, limit=limit, budget=budget)

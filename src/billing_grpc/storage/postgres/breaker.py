@@ -1,6 +1,6 @@
-"""Knows whether the database can be asked at all, so that while it cannot, nobody waits to find out.
+"""Circuit breaker in front of the database: while the database is down, calls fail at once instead of waiting.
 
-An own one: the libraries let the next caller be the probe, who then waits as long as the outage makes him; here nobody does.
+Circuit breaker libraries let the next caller be the probe, and that caller waits for the outage. Here no caller waits.
 """
 
 import asyncio
@@ -18,73 +18,77 @@ Listener = Callable[[StorageError | None], None]
 Probe = Callable[[], Coroutine[Any, Any, StorageError | None]]
 
 PROBE_EVERY: Final = 0.2
-"""Seconds between the beginnings of two probes, however many calls suspect something."""
+"""Seconds between the starts of two probes, however many calls ask for one."""
 
 RIDE_OUT: Final = 0.5
-"""Seconds for which a server may refuse before it counts as down: as it does while it restarts, or replaces its sessions
-because one of them was killed. Calls wait meanwhile."""
+"""Seconds for which probes may fail before the breaker opens. Calls wait meanwhile. A server refuses connections for about
+this long while it restarts, or while it replaces its sessions because one of them was killed."""
 
 OVERLAP_AFTER: Final = 0.45
-"""Seconds after which a second probe begins while the first still waits: what a network lost stays lost, and a new attempt
-finds the database that is back."""
+"""Seconds after which a second probe starts while the first still waits. A probe whose packets were lost waits in vain;
+a new connection reaches a database that has recovered."""
 
-_AT_ONCE: Final = 2
+_MAX_PROBES: Final = 2
 
 
 class Breaker:
-    """Opens when a probe failed, and never because a call did; closes when a probe succeeded.
+    """Opens when a probe fails, never because a call fails; closes when a probe succeeds.
 
-    A call can fail for reasons of its own: too little time left, a row that somebody has locked, a pool that slow writes
-    have taken. It raises a suspicion, and one probe, with a worst-case call's time, decides. It keeps the error that the
-    probe saw, and nothing else: no value is ever answered from memory. For one event loop; not thread-safe.
+    A call can fail although the database works: too little time was left, its row is locked, or slow writes hold the pool.
+    So a failed call only starts a probe, which has as much time as the longest call. The breaker keeps the error of that probe
+    and no other value. For one event loop; not thread-safe.
 
     Attributes:
-        error: why the database cannot be asked; None while it can, as far as anybody knows.
+        error: the error of the probe that opened the breaker; None while it is closed.
     """
 
     def __init__(self, probe: Probe) -> None:
-        """Prepares it, closed; `probe` asks the database once, within bounds, and answers why it could not."""
+        """Create a closed breaker.
+
+        Args:
+            probe: asks the database once, in bounded time, and returns why it could not; None if it could.
+        """
         self.error: StorageError | None = None
         self._probe = probe
-        self._proved_at = 0.0
+        self._succeeded_at = 0.0
         self._probed_at = -PROBE_EVERY
         self._listeners: list[Listener] = []
         self._probing: asyncio.Task[None] | None = None
         self._running: dict[asyncio.Task[StorageError | None], float] = {}
         self._stopped = False
         self._ride_out_until = 0.0
-        self._opening: asyncio.Future[None] | None = None
-        self._let_in = asyncio.Event()
-        self._let_in.set()
+        self._open: asyncio.Future[None] | None = None
+        self._closed = asyncio.Event()
+        self._closed.set()
 
     def add_listener(self, listener: Listener) -> None:
-        """Calls it, on the event loop, at each change from now on: with the error, or None once the database is back."""
+        """Call `listener` on the event loop at each change: with the error when the breaker opens, None when it closes."""
         self._listeners.append(listener)
 
-    def prove(self) -> None:
-        """Says that a call has just read what a probe reads; a probe that failed meanwhile met something else."""
-        self._proved_at = asyncio.get_running_loop().time()
+    def record_success(self) -> None:
+        """Record that a call has just read what a probe reads; a failure of a probe that started earlier is ignored."""
+        self._succeeded_at = asyncio.get_running_loop().time()
 
-    def suspect(self) -> None:
-        """Says that a call failed, or takes suspiciously long; a probe begins unless one is running."""
+    def start_probing(self) -> None:
+        """Start probing, unless probes are running: a call failed, or has waited for suspiciously long."""
         if self._probing is None and not self._stopped:
-            self._probing = asyncio.get_running_loop().create_task(self._probe_until_it_answers())
+            self._probing = asyncio.get_running_loop().create_task(self._probe_until_decided())
 
-    def opening(self) -> "asyncio.Future[None]":
-        """Done as soon as the database is known to be down; the same for all who wait, so that nobody may cancel it."""
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_future()
-        return self._opening
+    def until_open(self) -> "asyncio.Future[None]":
+        """Return a future that is done once the breaker opens. All callers share it and must not cancel it."""
+        if self._open is None:
+            self._open = asyncio.get_running_loop().create_future()
+        return self._open
 
-    async def let_in(self) -> bool:
-        """Returns once the database is not known to be down: True, or False when there is nothing to wait for any more."""
-        await self._let_in.wait()
+    async def wait_until_closed(self) -> bool:
+        """Wait until the breaker is closed; return False if it was stopped instead."""
+        await self._closed.wait()
         return not self._stopped
 
     async def stop(self) -> None:
-        """Ends the probing, after a probe's time at most."""
+        """Stop probing; takes as long as one probe at most."""
         self._stopped = True
-        self._let_in.set()
+        self._closed.set()
         if self._probing is not None:
             self._probing.cancel()
             with suppress(asyncio.CancelledError):
@@ -92,31 +96,32 @@ class Breaker:
         if self._running:
             await asyncio.wait(self._running)
 
-    async def _probe_until_it_answers(self) -> None:
+    async def _probe_until_decided(self) -> None:
         loop = asyncio.get_running_loop()
         self._ride_out_until = loop.time() + RIDE_OUT
         try:
             while True:
                 await asyncio.sleep(self._probed_at + PROBE_EVERY - loop.time())
                 began = self._probed_at = loop.time()
-                if len(self._running) < _AT_ONCE:
+                if len(self._running) < _MAX_PROBES:
                     self._running[loop.create_task(self._probe())] = began
-                # Never cancelled: each ends in time by itself, and a query that is cancelled asks the server.
+                # A probe is never cancelled: it ends in bounded time, and cancelling a query sends a request to the server.
                 done, _ = await asyncio.wait(self._running, timeout=OVERLAP_AFTER, return_when=asyncio.FIRST_COMPLETED)
                 for probe in done:
-                    if self._answered(probe, self._running.pop(probe)):
+                    if self._decided(probe, self._running.pop(probe)):
                         return
         finally:
             self._probing = None
 
-    def _answered(self, probe: "asyncio.Task[StorageError | None]", began: float) -> bool:
-        # One that ended in a way nobody foresaw must not end the probing: what is known to be down would stay so for ever.
-        unforeseen = probe.exception()
-        if unforeseen is not None:
-            log.error("asking whether the database answers failed unexpectedly", exc_info=unforeseen)
-        error = probe.result() if unforeseen is None else DatabaseUnreachable()
-        if error is not None and self.error is None and self._proved_at >= began:
-            return True  # calls got their answers meanwhile
+    def _decided(self, probe: "asyncio.Task[StorageError | None]", began: float) -> bool:
+        """Apply the result of a probe and return whether probing ends."""
+        # An unexpected exception must not end the probing: the breaker would stay open for ever.
+        unexpected = probe.exception()
+        if unexpected is not None:
+            log.error("asking whether the database answers failed unexpectedly", exc_info=unexpected)
+        error = probe.result() if unexpected is None else DatabaseUnreachable()
+        if error is not None and self.error is None and self._succeeded_at >= began:
+            return True  # calls succeeded meanwhile
         if error is not None and self.error is None and asyncio.get_running_loop().time() < self._ride_out_until:
             return False
         self._change(error)
@@ -128,12 +133,12 @@ class Breaker:
             return
         if error is not None:
             log.warning("the database is down: every call is told so at once until it answers", reason=error.reason)
-            self._let_in.clear()
-            if self._opening is not None:
-                self._opening.set_result(None)
-                self._opening = None
+            self._closed.clear()
+            if self._open is not None:
+                self._open.set_result(None)
+                self._open = None
         else:
             log.info("the database answers again")
-            self._let_in.set()
+            self._closed.set()
         for listener in self._listeners:
             listener(error)

@@ -122,7 +122,7 @@ class BoundedPool:
         self._ask = probe
         self.breaker = Breaker(self._probe)
         self.breaker.add_listener(self._on_change)
-        PooledConnection.may_connect = self.breaker.let_in
+        PooledConnection.may_connect = self.breaker.wait_until_closed
         self._connection_class = PooledConnection
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             complete_address(database_url, _NAME),
@@ -156,7 +156,7 @@ class BoundedPool:
                 lease.expire()
             if self._running:
                 await asyncio.wait(self._running)
-            self._ask_anew.hurry()
+            self._ask_anew.abort()
             await self.breaker.stop()
             await self._pool.close(_CLOSE_TIMEOUT)
 
@@ -212,22 +212,22 @@ class BoundedPool:
         try:
             result = await self._answer(task, lease, budget, writes=writes)
         except (DatabaseUnreachable, DatabaseTimeout, DatabaseStale):
-            self.breaker.suspect()
+            self.breaker.start_probing()
             raise
         if proves:
-            self.breaker.prove()
+            self.breaker.record_success()
         return result
 
     async def _answer(self, task: asyncio.Task[Result], lease: _Lease, budget: float, *, writes: bool) -> Result:
         done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
         if not done and budget > _SUSPICIOUS_AFTER:
-            self.breaker.suspect()
+            self.breaker.start_probing()
             left = budget - _SUSPICIOUS_AFTER
             if writes:
                 # Whether a write happened is worth more to its caller than the time.
                 await asyncio.wait((task,), timeout=left)
             elif self.breaker.error is None:
-                ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.opening())
+                ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.until_open())
                 await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()

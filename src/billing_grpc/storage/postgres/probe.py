@@ -1,4 +1,4 @@
-"""Asks the database once whether it answers, on a connection that nobody else uses."""
+"""The availability probe: ask the database once whether it answers, on a connection of its own."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,20 +11,20 @@ from billing_grpc.storage.postgres.connection import CONNECT_ERRORS, Connection
 from billing_grpc.storage.postgres.driver_errors import connect_error_kind, error_kind
 
 _SHORTEST: Final = 0.5
-"""Seconds a probe gets where calls get less: it has to connect first."""
+"""The least number of seconds for a probe, also if calls get less: a probe has to connect first."""
 
 
 class DatabaseProbe:
-    """Connects, reads what calls read, and closes.
+    """Connect, run the query of a call, and close the connection.
 
-    A connection of the pool's would tell less: that one may be dead while the database is well, and all of them may be
-    taken by writes that wait for somebody else's lock.
+    A pooled connection would prove less. It may be dead while the database works, and writes that wait for a lock may hold
+    all of them.
 
     Args:
-        connection_class: the pool's, which knows how a session is prepared.
-        connect: what psycopg needs to connect.
-        read: what calls do to a connection.
-        longest_budget: the longest budget, in seconds, that any call is given.
+        connection_class: the connection class of the pool, which prepares the session.
+        connect: psycopg's connection arguments.
+        read: the query of a call.
+        longest_budget: the longest budget of a call, in seconds.
     """
 
     def __init__(
@@ -38,40 +38,41 @@ class DatabaseProbe:
         self._connect = connect
         self._read = read
         self._within = max(longest_budget, _SHORTEST)
-        self._in_haste = False
+        self._bounded = False
         self._reading: set[Connection] = set()
 
     async def __call__(self) -> StorageError | None:
-        """Why the database cannot be asked; None when it answered, be it with an error about the schema or a right."""
-        # Of two that overlap the second takes its time: libpq tries one address after the other, and a server may be slow.
-        if self._in_haste:
+        """Return why the database cannot be asked; None if it answered, also with an error about the schema or a right."""
+        # If two probes overlap, the second connects without a time limit: libpq tries the addresses one by one, and a server
+        # may be slow.
+        if self._bounded:
             return await self._ask(None)
-        self._in_haste = True
+        self._bounded = True
         try:
             return await self._ask(self._within)
         finally:
-            self._in_haste = False
+            self._bounded = False
 
-    def hurry(self) -> None:
-        """Ends the reading that goes on, because nobody needs its answer any more."""
+    def abort(self) -> None:
+        """End the running query, whose result is no longer needed."""
         for connection in self._reading:
             connection.sever()
 
-    async def _ask(self, patience: float | None) -> StorageError | None:
+    async def _ask(self, time_limit: float | None) -> StorageError | None:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         try:
-            connection = await self._connection_class.attempt(patience, **self._connect)
+            connection = await self._connection_class.attempt(time_limit, **self._connect)
         except (TimeoutError, psycopg.errors.ConnectionTimeout):
             return DatabaseTimeout()
         except CONNECT_ERRORS as error:
             return connect_error_kind(str(error))()
-        deadline = (loop.time() if patience is None else asked) + self._within
+        deadline = (loop.time() if time_limit is None else asked) + self._within
         timer = loop.call_at(deadline, connection.sever)
         self._reading.add(connection)
         try:
             await self._read(connection)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer or none
+        except Exception as error:  # noqa: BLE001 - every error means either that the database answered or that it did not
             kind = DatabaseTimeout if loop.time() >= deadline else error_kind(error)
             return kind() if kind in {DatabaseTimeout, DatabaseUnreachable, DatabaseStale} else None
         finally:

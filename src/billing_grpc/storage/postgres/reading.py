@@ -15,7 +15,7 @@ import structlog
 from billing_grpc.errors import ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
-    RecordedChange,
+    Change,
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
@@ -131,7 +131,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
     return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by, unrecorded(text, last)), now
 
 
-def changes_in(rows: Sequence[Row]) -> list[RecordedChange]:
+def changes_in(rows: Sequence[Row]) -> list[Change[int]]:
     """Return the entries in the rows of `LIST_CHANGES`."""
     return [_change(entry) for _, *entry in rows if entry[0] is not None]
 
@@ -154,10 +154,10 @@ def _override(key: UUID, value: bytes | str | None) -> StoredOverride | Resoluti
         return _UNREADABLE
 
 
-def _change(entry: Sequence[Any]) -> RecordedChange:
+def _change(entry: Sequence[Any]) -> Change[int]:
     change_id, workspace_id, change_time, previous, new, *texts = entry
     principal, database_user, reason, request_id = map(_shown, texts)
-    return RecordedChange(
+    return Change(
         change_id=change_id,
         workspace_id=str(workspace_id),
         change_time=change_time,

@@ -11,10 +11,10 @@ import structlog
 from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError, ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
-    Announcement,
     BillingMode,
+    Change,
+    ChangeNote,
     OverrideChange,
-    RecordedChange,
     ResolutionError,
     StoredOverride,
     WorkspaceRecord,
@@ -97,7 +97,7 @@ class PostgresRepository:
         return await self._pool.run(lambda connection: load_record(connection, UUID(workspace_id)), budget=budget)
 
     async def save_override(
-        self, workspace_id: str, mode: BillingMode | None, *, by: Announcement, etag: str = "", budget: float
+        self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
         """As `Repository` says."""
         clock = asyncio.get_running_loop().time
@@ -111,14 +111,14 @@ class PostgresRepository:
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[RecordedChange]:
+    ) -> Sequence[Change[int]]:
         """As `Repository` says."""
         parameters: list[object] = [_AFTER_THE_LAST if before is None else before, limit]
         query = LIST_CHANGES
         if workspace_id is not None:
             query, parameters = LIST_CHANGES_OF, [*parameters, UUID(workspace_id)]
 
-        async def work(connection: Connection) -> Sequence[RecordedChange]:
+        async def work(connection: Connection) -> Sequence[Change[int]]:
             rows = await connection.read(query, parameters)
             await require_current_rows(connection.read, rows, LOG)
             return changes_in(rows)

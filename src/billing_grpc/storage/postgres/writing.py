@@ -17,7 +17,7 @@ import structlog
 from psycopg.pq import TransactionStatus
 
 from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied
-from billing_grpc.model import NO_WORKSPACE, Announcement, BillingMode, OverrideChange, WorkspaceRecord
+from billing_grpc.model import NO_WORKSPACE, BillingMode, ChangeNote, OverrideChange, WorkspaceRecord
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.reading import UnexpectedAnswer, record_in, require_current_rows
 from billing_grpc.storage.postgres.statements import (
@@ -62,7 +62,7 @@ class OverrideWrite:
 
     key: UUID
     mode: BillingMode | None
-    by: Announcement
+    by: ChangeNote
     etag: str
     deadline: float
     commit_sent: bool = False
