@@ -1,12 +1,12 @@
-"""Every error of the service, in one tree.
+"""All errors of the service, in one tree.
 
     BillingError
     ├── RequestError                  becomes a gRPC status
     │   ├── InvalidArgument           the request is wrong and will stay wrong
     │   ├── WorkspaceNotFound         there is no such workspace
-    │   ├── EtagStale                 the workspace changed since the caller looked
-    │   ├── Unauthenticated           nobody this server knows is calling
-    │   ├── PermissionDenied          the caller is known and may not
+    │   ├── EtagStale                 the workspace changed since the etag was read
+    │   ├── Unauthenticated           the caller's credentials are missing or unknown
+    │   ├── PermissionDenied          the caller's role may not call the method
     │   ├── Overloaded                too many calls at once
     │   ├── WriteUndone               the database changed or dropped the write, which was rolled back
     │   │   ├── WriteNotApplied       a rule or a trigger left another state than the one asked for
@@ -16,12 +16,12 @@
     │       ├── DatabaseTimeout       no answer, or no free connection, within the call's budget
     │       ├── DatabaseStale         a standby, a replica or a read-only server: its values may be old
     │       ├── SchemaNotReady        the migrations were not run
-    │       ├── DatabaseDenied        the role may not, or the credentials are wrong
-    │       └── ValueUnreadable       an answer came and could not be understood
-    ├── CallError                     a client has no answer that it may use; never sent by a server
+    │       ├── DatabaseDenied        the database role lacks a right, or the credentials are wrong
+    │       └── ValueUnreadable       the answer could not be decoded
+    ├── CallError                     the client has no usable answer; never sent by a server
     │   ├── ServerUnreachable         no connection, no answer in time, or the call was cut short
-    │   ├── ServerRefused             the server, or something on the way, said no
-    │   ├── AnswerInvalid             an answer came that is unknown, garbled or contradicts itself
+    │   ├── ServerRefused             the server, or a proxy, refused the call
+    │   ├── AnswerInvalid             the answer is unknown, garbled or contradicts itself
     │   └── ClientMisused             the client was used where it cannot work; nothing was sent
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed
@@ -29,33 +29,34 @@
         ├── MigrationError            the schema could not be changed
         └── EmbeddedPostgresError     the embedded database could not be started
 
-Messages of a `RequestError` go to clients: constant text, field names and at most 64 characters of what the client sent.
+The message of a `RequestError` is sent to the client. It holds constant text, field names and at most 64 characters of the
+client's own text.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 SHOWN_CLIENT_TEXT: Final = 64
-"""How many characters of a client's text a message may repeat."""
+"""The largest number of characters of a client's text in a message."""
 
 
 def quoted(text: str) -> str:
-    """A client's text as a message may show it: at most 64 characters, no control characters, in quotes."""
+    """Return a client's text for a message: in quotes, cut to 64 characters, without control characters."""
     shown = "".join(c if c.isprintable() else "?" for c in text[:SHOWN_CLIENT_TEXT])
     return f'"{shown}{"..." if len(text) > SHOWN_CLIENT_TEXT else ""}"'
 
 
 class BillingError(Exception):
-    """Root of every error this package raises on purpose."""
+    """The base class of all errors that this package raises."""
 
 
 class RequestError(BillingError):
-    """A call that fails with a status; `reason` and the message are public contract.
+    """A call fails with a gRPC status; `reason` and the message are public contract.
 
     Attributes:
         reason: the UPPER_SNAKE reason of the contract, sent as `google.rpc.ErrorInfo.reason`.
-        message: a sentence for people, safe to send to a client.
-        attachments: values of `model` that travel with the error as status details.
+        message: a sentence that is safe to send to a client.
+        attachments: values of `model` that are sent as status details.
     """
 
     reason: str = ""
@@ -68,11 +69,11 @@ class RequestError(BillingError):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that is wrong.
+    """One invalid field of a request.
 
     Attributes:
-        field: its path, as in `secret_keys[3]`.
-        description: what is wrong and what would be right.
+        field: the path of the field, such as `secret_keys[3]`.
+        description: the problem and the remedy.
     """
 
     field: str
@@ -80,7 +81,7 @@ class FieldViolation:
 
 
 class InvalidArgument(RequestError):
-    """The request is wrong and will stay wrong when repeated; names each wrong field and the remedy."""
+    """The request is invalid, and repeating it does not help. Names each invalid field and the remedy."""
 
     def __init__(self, reason: str, *violations: FieldViolation) -> None:
         shown = [f"{violation.field}: {violation.description}" for violation in violations[:1]]
@@ -122,7 +123,7 @@ class PermissionDenied(RequestError):
 
 
 class Overloaded(RequestError):
-    """More calls are running than this server was told to run at once."""
+    """The server already runs as many calls as its settings allow."""
 
     reason = "OVERLOADED"
 
@@ -131,9 +132,9 @@ class Overloaded(RequestError):
 
 
 class WriteUndone(RequestError):
-    """The database accepted the write and did something else; the transaction was rolled back, so nothing changed.
+    """The database did not do what the write asked for. The transaction was rolled back, so nothing changed.
 
-    Repeating the call does not help until an operator has changed the database; the message is constant.
+    Repeating the call does not help until an operator has changed the database. The message is constant.
     """
 
     public_message: ClassVar[str] = ""
@@ -143,7 +144,7 @@ class WriteUndone(RequestError):
 
 
 class WriteNotApplied(WriteUndone):
-    """After the write, the row did not hold what was asked for."""
+    """The row did not hold the requested mode after the write."""
 
     reason = "WRITE_NOT_APPLIED"
     public_message = (
@@ -163,9 +164,9 @@ class ChangeNotRecorded(WriteUndone):
 
 
 class StorageError(RequestError):
-    """The database could not be asked, or its answer not understood; the message is constant.
+    """The database could not be asked, or its answer could not be decoded. The message is constant.
 
-    Raised by every `Repository`, whatever the driver said: the driver's text stays in the server's log.
+    The only error that a failed database causes in a `Repository`. The driver's text is only in the server's log.
     """
 
     public_message: ClassVar[str] = ""
@@ -175,28 +176,28 @@ class StorageError(RequestError):
 
 
 class DatabaseUnreachable(StorageError):
-    """Refused, reset, shut down or starting up."""
+    """The connection was refused or reset, or the server is starting up or shutting down."""
 
     reason = "DATABASE_UNREACHABLE"
     public_message = "the database cannot be reached; retry"
 
 
 class DatabaseTimeout(StorageError):
-    """No answer, or no free connection, within the call's budget."""
+    """The database did not answer, or no connection was free, within the call's budget."""
 
     reason = "DATABASE_TIMEOUT"
     public_message = "the database did not answer in time; retry"
 
 
 class DatabaseStale(StorageError):
-    """The server that answered is a standby, a replica or read-only, so what it holds may be out of date."""
+    """The server is a standby, a replica or read-only, so its values may be out of date."""
 
     reason = "DATABASE_STALE"
     public_message = "the database is a standby, a replica or read-only, so its values may be out of date; retry"
 
 
 class SchemaNotReady(StorageError):
-    """A table or column this service needs is missing."""
+    """A table or column that this service needs is missing."""
 
     reason = "SCHEMA_NOT_READY"
     public_message = (
@@ -206,14 +207,14 @@ class SchemaNotReady(StorageError):
 
 
 class DatabaseDenied(StorageError):
-    """The service's role lacks a right, or its credentials are wrong."""
+    """The database role of the service lacks a right, or its credentials are wrong."""
 
     reason = "DATABASE_DENIED"
     public_message = "the database denied access to the service's role; check its credentials and grants"
 
 
 class ValueUnreadable(StorageError):
-    """The database answered with something that could not be understood."""
+    """The answer of the database could not be decoded."""
 
     reason = "VALUE_UNREADABLE"
     public_message = "the stored value could not be read; an operator has to look at this row"
@@ -230,15 +231,15 @@ STORAGE_ERRORS: Final[dict[str, type[StorageError]]] = {
         ValueUnreadable,
     )
 }
-"""The storage errors by reason."""
+"""The storage errors by their reason."""
 
 
 class CallError(BillingError):
-    """A client has no answer that it may use.
+    """The client has no answer that it may use.
 
     Attributes:
-        reason: the UPPER_SNAKE reason of the contract that a closed answer carries.
-        message: a sentence for people.
+        reason: the UPPER_SNAKE reason of the contract, which the fallback carries.
+        message: a sentence for the caller.
     """
 
     reason: ClassVar[str] = ""
@@ -249,38 +250,38 @@ class CallError(BillingError):
 
 
 class ServerUnreachable(CallError):
-    """No connection, no answer in time, or the call was cut short; after a write, the outcome is unknown."""
+    """The connection failed, the answer was late, or the call was cut short. After a write, the outcome is unknown."""
 
     reason = "SERVER_UNREACHABLE"
 
 
 class ServerRefused(CallError):
-    """The server, or something on the way to it, said no in a way that has no class of its own."""
+    """The server, or a proxy, refused the call with a status that has no class of its own."""
 
     reason = "SERVER_REFUSED"
 
 
 class AnswerInvalid(CallError):
-    """An answer came that is unknown, garbled or contradicts itself; after a write, the outcome is unknown."""
+    """The answer is unknown, garbled or contradicts itself. After a write, the outcome is unknown."""
 
     reason = "ANSWER_INVALID"
 
 
 class ClientMisused(CallError):
-    """The client was used on a second event loop at once, or in a process forked after gRPC was used; nothing was sent."""
+    """The client was used on two event loops at once, or in a process forked after gRPC was used. Nothing was sent."""
 
     reason = "CLIENT_MISUSED"
 
 
 class StartupError(BillingError):
-    """The process cannot start; the message is for the operator and never reaches a client."""
+    """The process cannot start. The message is for the operator and is never sent to a client."""
 
 
 class SettingsError(StartupError):
-    """The settings are wrong.
+    """The settings are invalid.
 
     Attributes:
-        problems: one sentence each, naming the setting and the remedy.
+        problems: one sentence for each problem, which names the setting and the remedy.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -289,11 +290,11 @@ class SettingsError(StartupError):
 
 
 class ListenError(StartupError):
-    """An address cannot be listened on."""
+    """The server cannot listen on an address."""
 
 
 class MigrationError(StartupError):
-    """The schema could not be changed or looked at."""
+    """The schema could not be read or changed."""
 
 
 class EmbeddedPostgresError(StartupError):

@@ -1,4 +1,4 @@
-"""The values the service thinks in: frozen, without behaviour that could fail, and without any library."""
+"""The values of the service: frozen dataclasses and enums of the standard library. Pure."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -8,7 +8,7 @@ from typing import Final, Generic, Self, TypeVar
 
 
 class BillingMode(StrEnum):
-    """Who pays for a workspace's language-model calls; the value is its stored and logged text."""
+    """The billing mode: who pays for a workspace's language-model calls. The value is the stored and logged text."""
 
     PLATFORM_MANAGED = "platform_managed"
     BYOK = "byok"
@@ -42,8 +42,8 @@ class StoredOverride:
     """What storage holds for a workspace.
 
     Attributes:
-        text: the stored text, cut to 256 characters, recognised or not; None when the workspace inherits.
-        exists: whether there is such a workspace at all; without one, `text` is None.
+        text: the stored text, cut to 256 characters, recognised or not; None if the workspace inherits or does not exist.
+        exists: whether the workspace exists.
     """
 
     text: str | None
@@ -59,7 +59,7 @@ class ResolutionError:
 
     Attributes:
         reason: one of the six UPPER_SNAKE storage reasons of the contract.
-        message: a sentence for people, free of driver text, SQL and hosts.
+        message: a sentence for the operator, without driver text, SQL and hosts.
     """
 
     reason: str
@@ -68,16 +68,16 @@ class ResolutionError:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Who pays for a workspace, and everything that led to that answer.
+    """The billing mode in force for a workspace, and what decided it.
 
     Attributes:
-        workspace_id: canonical, lower case; empty when no workspace was asked about.
-        mode: the mode to act on.
+        workspace_id: canonical, lower case; empty for a new workspace and for the whole organisation.
+        mode: the resolved mode.
         source: the rule that decided.
-        workspace_override: the stored text when there is one, also when it is not a recognised mode.
-        org_default: the organisation's default as it was used; `platform_managed` when unset or unrecognised.
-        reason: a sentence for people.
-        error: present when the override could not be read and the answer is therefore the closed one.
+        workspace_override: the stored text, also if it is not a recognised mode; None if nothing is stored.
+        org_default: the organisation's default as used; `platform_managed` if it is unset or unrecognised.
+        reason: a sentence for the operator.
+        error: why the override could not be read, in which case `mode` is `platform_managed`; None if it was read.
     """
 
     workspace_id: str
@@ -90,35 +90,36 @@ class Resolution:
 
 
 def author(principal: str, database_user: str) -> str:
-    """Name who made a change: the principal, or `database_user:NAME` where it did not come through this service.
+    """Return the author of a change: the principal, or `database_user:NAME` if it did not come through this service.
 
-    No principal has a colon in its name, so neither can pass for the other.
+    The name of a principal has no colon, so the two cannot be confused.
     """
     return principal or f"database_user:{database_user}"
 
 
 def unrecorded(stored: str | None, recorded: str | None) -> str:
-    """Return what an etag gets where the log does not know the stored text; empty where it does.
+    """Return a suffix for the etag if the stored text is not the last recorded one; empty if it is.
 
-    A mode may be older than the log, or come with the triggers disabled. An etag from before must not be taken for current.
+    A stored text may be older than the change log, or may have been written with the triggers disabled. The suffix makes the
+    etags that were read before such a write stale.
 
     Args:
-        stored: what the workspace holds.
-        recorded: what its last entry left; None without an entry.
+        stored: the stored text of the workspace.
+        recorded: `new_override` of its last log entry; None without an entry.
     """
     return "" if stored == recorded else "-" + sha256((stored or "").encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceRecord:
-    """What storage holds for a workspace, and who left it so.
+    """What storage holds for a workspace: the override and the last entry of the change log.
 
     Attributes:
-        override: what is stored; `NO_WORKSPACE` when there is none.
-        change_id: the last entry of the change log; 0 when no change was ever recorded.
-        change_time: when that was, with time zone; None without an entry.
-        changed_by: as `author` says; empty without an entry.
-        unrecorded: tells stored texts that are not what the last entry says apart (`unrecorded`); empty for one that is.
+        override: the stored override; `NO_WORKSPACE` if the workspace does not exist.
+        change_id: the number of the last log entry; 0 without an entry.
+        change_time: the time of the last log entry, with time zone; None without an entry.
+        changed_by: the author of the last log entry, as `author` returns it; empty without an entry.
+        unrecorded: the etag's suffix, as `unrecorded` returns it.
     """
 
     override: StoredOverride
@@ -129,22 +130,22 @@ class WorkspaceRecord:
 
     @property
     def etag(self) -> str:
-        """Changes with every change of the override and with nothing else."""
+        """Return the etag, which changes with every change of the override and with nothing else."""
         return f"{self.change_id}{self.unrecorded}"
 
     def makes_stale(self, etag: str) -> bool:
-        """Whether a caller's etag is stale: given, of a workspace that exists, and not this one."""
+        """Return whether a caller's etag is stale: not empty, and not the etag of this existing workspace."""
         return bool(etag) and self.override.exists and etag != self.etag
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeNote:
-    """What the change log is told about a write.
+    """The caller's part of a log entry.
 
     Attributes:
-        principal: who is calling.
-        reason: why, in the caller's words.
-        request_id: the call's name.
+        principal: the name of the caller.
+        reason: the caller's reason for the change.
+        request_id: the id of the call.
     """
 
     principal: str
@@ -154,12 +155,12 @@ class ChangeNote:
 
 @dataclass(frozen=True, slots=True)
 class OverrideChange:
-    """What a write found and what it left behind.
+    """The states of a workspace before and after a write.
 
     Attributes:
-        previous: the state before; its override is `NO_WORKSPACE` when there was nothing to write to.
-        current: the state the write left; equal to `previous` when nothing had to change, or the etag was stale.
-        stale: whether the caller's etag was not the workspace's, so that nothing was written.
+        previous: the state before; its override is `NO_WORKSPACE` if the workspace does not exist.
+        current: the state after; equal to `previous` if nothing was written.
+        stale: whether nothing was written because the caller's etag was stale.
     """
 
     previous: WorkspaceRecord
@@ -168,10 +169,10 @@ class OverrideChange:
 
     @classmethod
     def planned(cls, previous: WorkspaceRecord, mode: BillingMode | None, etag: str) -> Self:
-        """Return what a write of `mode` (None to inherit) leaves of `previous`, apart from the log entry it will add.
+        """Return the change that a write of `mode` (None to inherit) makes to `previous`; without its log entry.
 
-        Writes nothing to a workspace that does not exist, for a stale etag, or where the workspace already says so; looked
-        at in this order. Every repository and `validate_only` decide here.
+        The write changes nothing if the workspace does not exist, if the etag is stale, or if the mode is already stored;
+        checked in this order. All repositories and `validate_only` use this method.
         """
         if not previous.override.exists:
             return cls(previous, previous)
@@ -181,7 +182,7 @@ class OverrideChange:
 
     @property
     def writes(self) -> bool:
-        """Whether the stored text changes."""
+        """Return whether the stored text changes."""
         return self.current.override != self.previous.override
 
 
@@ -216,13 +217,13 @@ class Change(Generic[ChangeId]):
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceBillingMode:
-    """A workspace's billing mode as a caller sees it.
+    """The answer of `get`: an existing workspace's billing mode, and its last recorded change.
 
     Attributes:
-        resolution: the mode in force and why.
-        etag: opaque; sent back, it lets a write happen only if nothing changed since.
-        update_time: when the override last changed, with time zone; None when no change was ever recorded.
-        updated_by: who did: a principal, or `database_user:NAME`; empty when no change was ever recorded.
+        resolution: the mode in force, and what decided it.
+        etag: opaque; a write with this etag fails if the override has changed since.
+        update_time: when the override last changed, with time zone; None without a recorded change.
+        updated_by: the author of that change, as `author` returns it; empty without a recorded change.
     """
 
     resolution: Resolution
@@ -233,11 +234,11 @@ class WorkspaceBillingMode:
 
 @dataclass(frozen=True, slots=True)
 class BillingModeUpdate:
-    """What a write left behind and what it found, as a caller sees it.
+    """The answer of `set` and `inherit`.
 
     Attributes:
-        current: the state after the call; that which would result, when the call was to validate only.
-        previous: the resolution before.
+        current: the state after the write; with `validate_only`, the state that the write would leave.
+        previous: the resolution before the write.
     """
 
     current: WorkspaceBillingMode
@@ -246,12 +247,12 @@ class BillingModeUpdate:
 
 @dataclass(frozen=True, slots=True)
 class SecretKeyVerdict:
-    """Whether one key may be written.
+    """Whether a secret may be written under one key name.
 
     Attributes:
-        secret_key: the key exactly as it was asked about.
+        secret_key: the key as the caller sent it.
         verdict: the verdict.
-        message: a sentence for people; when blocked, what to do about it.
+        message: a sentence for the caller; if the key is blocked, it names the remedy.
     """
 
     secret_key: str
@@ -261,12 +262,12 @@ class SecretKeyVerdict:
 
 @dataclass(frozen=True, slots=True)
 class SecretWriteDecision:
-    """Whether secrets may be stored under some names.
+    """Whether secrets may be written under the key names of a request.
 
     Attributes:
-        allowed: whether all of them may.
-        verdicts: one for each key asked about, in that order.
-        resolution: the resolution that decided; None when no key needed a mode.
+        allowed: whether every key is allowed.
+        verdicts: one for each key, in the order of the request.
+        resolution: the resolution that decided; None if no verdict depended on the mode.
     """
 
     allowed: bool
@@ -276,11 +277,11 @@ class SecretWriteDecision:
 
 @dataclass(frozen=True, slots=True)
 class ProvisionPlan:
-    """What to do to a container's environment before it starts.
+    """The changes to make to a container's environment before it starts.
 
     Attributes:
         resolution: the resolution that decided.
-        strip_keys: the names to remove, sorted, each once.
+        strip_keys: the names to remove, sorted and without duplicates.
         set_env: the variables to set, in every mode.
         route_via_platform_proxy: whether model calls go through the platform's proxy.
     """
@@ -301,11 +302,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is calling.
+    """A caller that the server has authenticated.
 
     Attributes:
-        name: stands in the logs and in the change log.
-        role: decides what the caller may do.
+        name: the name in the logs and in the change log.
+        role: the permissions of the caller.
     """
 
     name: str

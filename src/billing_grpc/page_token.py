@@ -1,7 +1,7 @@
-"""Where the next page of a list begins, as text that callers hand back and need not understand. Pure.
+"""Page tokens: the position of the next page of a list, as opaque text. Pure.
 
-Holds version, filter and position. The check sum catches what was cut, mistyped or made up; a token opens nothing that the
-caller could not ask for anyway.
+A token holds version, filter and position. Its check sum detects a token that was cut, mistyped or invented. A token is no
+secret: it gives access to nothing that the caller could not ask for without it.
 """
 
 import base64
@@ -18,16 +18,16 @@ _MAX_POSITION: Final = 2**63 - 1
 
 
 def encode(workspace_id: str, position: int) -> str:
-    """The token of the page after `position`, for one workspace or, with an empty id, for all."""
+    """Return the token of the page after `position`, for one workspace, or for all if the id is empty."""
     payload = f"{_VERSION}|{workspace_id}|{position}".encode()
     return base64.urlsafe_b64encode(_check(payload) + payload).decode().rstrip("=")
 
 
 def decode(token: str, workspace_id: str) -> int:
-    """The position that a token holds.
+    """Return the position in a token.
 
     Raises:
-        InvalidArgument: PAGE_TOKEN_INVALID when it is none of ours, or belongs to another filter.
+        InvalidArgument: PAGE_TOKEN_INVALID if this service did not make the token, or made it for another filter.
     """
     try:
         if len(token) > _MAX_LENGTH or not token.isascii():
@@ -41,7 +41,7 @@ def decode(token: str, workspace_id: str) -> int:
     if _check(payload) != raw[:_CHECK_BYTES] or version != _VERSION or not 0 <= number <= _MAX_POSITION:
         raise _invalid("is not one that this service made; start again without it")
     if encode(filtered_by, number) != token:
-        # Another spelling of one of ours.
+        # Another encoding of a valid token.
         raise _invalid("is not one that this service made; start again without it")
     if filtered_by != workspace_id:
         raise _invalid("belongs to a list of something else; send the workspace_id it was made for")

@@ -1,4 +1,4 @@
-"""What to strip from a container's environment, and what to set in it. Pure (contract, section 5)."""
+"""The plan for a container's environment: the names to strip and the variables to set. Pure (contract, section 5)."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -8,23 +8,23 @@ from billing_grpc.model import OPEN_MODES, ProvisionPlan, Resolution
 from billing_grpc.secret_keys import KeyList, names_in, normalise
 
 MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
-"""Set in every container to the resolved mode's text, so that no stale or forged value survives."""
+"""Set in every container to the text of the resolved mode, so that a stale or forged value is replaced."""
 
 # Control characters, and the two separators at which some loaders of environment files end a line.
-_IN_NO_NAME: Final = frozenset({"Cc", "Zl", "Zp"})
+_INVALID_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})
 
 
 def plan(
     resolution: Resolution, keys: KeyList, env_keys: Iterable[str] = (), *, also_strip: Iterable[str] = ()
 ) -> ProvisionPlan:
-    """The plan that follows from a resolution.
+    """Return the plan for a resolution.
 
     Args:
-        resolution: who pays.
+        resolution: the resolution that decides.
         keys: the vendor keys.
-        env_keys: names present in the environment; those that spell or hold a vendor key are stripped as spelt, and the
-            others are ignored.
-        also_strip: names to strip that another list holds, as a server's does for its client.
+        env_keys: names present in the environment. A name from which a program could read a vendor key is stripped as it is
+            spelt; the other names are ignored.
+        also_strip: further names to strip, such as the names in a server's answer.
 
     Returns:
         The plan. It strips only under `platform_managed`, whether or not a proxy is configured.
@@ -32,9 +32,9 @@ def plan(
     closed = resolution.mode not in OPEN_MODES
     strip: set[str] = set()
     if closed:
-        theirs = set(also_strip)
-        every = KeyList({*keys.names, *(name for key in theirs if (name := normalise(key)) is not None)})
-        strip = {*keys.names, *theirs, *filter(every.holds, env_keys)}
+        further = set(also_strip)
+        every = KeyList({*keys.names, *(name for key in further if (name := normalise(key)) is not None)})
+        strip = {*keys.names, *further, *filter(every.holds, env_keys)}
     return ProvisionPlan(
         resolution=resolution,
         strip_keys=tuple(sorted(strip)),
@@ -44,15 +44,15 @@ def plan(
 
 
 def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
-    """Which of these variables a plan takes out of an environment.
+    """Return the variables that a plan removes from an environment.
 
     Args:
-        plan: what to strip.
-        variables: their names.
+        plan: the plan.
+        variables: the names of the environment's variables.
 
     Returns:
-        Those that are, or that a program could take for, a name to strip; under a closed plan also what can be no
-        variable's name; and in every mode every spelling of the mode's own variables, which `apply` sets anew.
+        The names from which a program could read a name to strip, or one of `MODE_VARIABLES`, which `apply` sets again.
+        Under `platform_managed` also the names that are not valid for a variable.
     """
     spelt, closed = set(plan.strip_keys), plan.resolution.mode not in OPEN_MODES
     names = {*MODE_VARIABLES, *(name for key in spelt if (name := normalise(key)) is not None)}
@@ -64,23 +64,22 @@ def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
 
 
 def apply(plan: ProvisionPlan, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment to start a container with.
+    """Return the environment to start a container with.
 
     Args:
-        plan: what to strip and what to set; a closed one when the service could not be asked.
-        env: the environment as it would be without the plan; not changed.
+        plan: the plan; a fallback if the service could not be asked.
+        env: the environment without the plan; not changed.
 
     Returns:
-        `env` in its order without what is `removed`, and with what the plan sets. All else is as it was, character for
-        character.
+        `env` in its order, without the `removed` variables and with those of `set_env`. All others are unchanged.
     """
     gone = removed(plan, env)
     return {key: value for key, value in env.items() if key not in gone} | plan.set_env
 
 
 def can_be_variable(name: str) -> bool:
-    """Whether a name means one variable to every program that is handed it.
+    """Return whether every program reads this name as the name of one variable.
 
-    Joined to `NAME=value`, a name with `=` is another variable; a NUL or a line's end begins a new one.
+    In `NAME=value`, a name with `=` is read as another name, and a NUL or the end of a line begins another variable.
     """
-    return bool(name) and "=" not in name and not any(unicodedata.category(c) in _IN_NO_NAME for c in name)
+    return bool(name) and "=" not in name and not any(unicodedata.category(c) in _INVALID_CATEGORIES for c in name)

@@ -1,7 +1,7 @@
 """The rule: `workspace override ?? org default ?? platform_managed`, default-closed. Pure.
 
-The only ways to `byok` or `disabled` are an explicit, recognised override and, where there is no override, an explicit,
-recognised org default. Everything else, and everything unknown, closes to `platform_managed` (contract, section 2).
+Only a recognised override, or without an override a recognised org default, resolves to `byok` or `disabled`. Everything
+else resolves to `platform_managed` (contract, section 2).
 """
 
 from typing import Final
@@ -10,25 +10,25 @@ from billing_grpc.model import BillingMode, BillingModeSource, Resolution, Resol
 
 CLOSED: Final = BillingMode.PLATFORM_MANAGED
 _MODES: Final = {mode.value: mode for mode in BillingMode}
-# ASCII only: str.lower() and str.strip() fold other alphabets into ours (the Kelvin sign lower-cases to "k"), and a value
-# that merely looks like a mode is not an explicit one.
+# ASCII only. str.lower() maps some other letters to ASCII ones (the Kelvin sign becomes "k"), and str.strip() removes other
+# spaces. A value that only looks like a mode must not be recognised.
 _ASCII_SPACE: Final = " \t\n\r\v\f"
 _ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 def recognise_override(text: str | None) -> BillingMode | None:
-    """The mode that this stored text names exactly, or None."""
+    """Return the mode whose text is exactly this stored text; None if there is none."""
     return None if text is None else _MODES.get(text)
 
 
 def is_corrupt(resolution: Resolution) -> bool:
-    """Whether the workspace's stored override is a text that names no mode."""
+    """Return whether the stored override is a text that is not a mode."""
     stored = resolution.workspace_override
     return stored is not None and recognise_override(stored) is None
 
 
 def recognise_org_default(text: str | None) -> BillingMode | None:
-    """The mode that this published text names once trimmed and lower-cased (ASCII only), or None."""
+    """Return the mode of this published text, trimmed and lower-cased in ASCII only; None if it is not a mode."""
     return None if text is None else _MODES.get(text.strip(_ASCII_SPACE).translate(_ASCII_LOWER))
 
 
@@ -39,16 +39,16 @@ def resolve(
     *,
     what_if: bool = False,
 ) -> Resolution:
-    """Who pays for a workspace.
+    """Return the resolution of a stored workspace.
 
     Args:
-        workspace_id: the workspace, canonical; answered as it is.
-        override: what storage holds, or why it could not be read.
-        org_default: the organisation's default as published, untrimmed; None when unset.
-        what_if: whether `org_default` is a caller's supposition, which the reason then says.
+        workspace_id: the workspace, canonical; copied into the resolution.
+        override: the stored override, or why it could not be read.
+        org_default: the organisation's default as published, untrimmed; None if unset.
+        what_if: whether the caller supplied `org_default`; the reason then starts with "what if:".
 
     Returns:
-        A resolution whose mode is always one of the three, never open when the override is unknown or corrupt.
+        A resolution whose mode is one of the three. It is `platform_managed` if the override is unreadable or corrupt.
     """
     default = recognise_org_default(org_default)
     if isinstance(override, ResolutionError):
@@ -76,12 +76,12 @@ def resolve(
 
 
 def resolve_new_workspace(org_default: str | None, *, what_if: bool = False) -> Resolution:
-    """What a workspace that does not exist yet would get: the org default, or closed."""
+    """Return the resolution of a workspace that does not exist yet: the org default, or `platform_managed`."""
     return _without_workspace("the workspace does not exist yet", org_default, what_if=what_if)
 
 
 def resolve_organisation(org_default: str | None) -> Resolution:
-    """The mode that org-wide secrets are judged by: the org default alone, or closed."""
+    """Return the resolution for org-wide secrets: the org default, or `platform_managed`."""
     return _without_workspace("this is for the whole organisation", org_default, what_if=False)
 
 
@@ -108,7 +108,7 @@ def _inherited(
 
 
 def _corrupt(default: BillingMode | None, org_default: str | None) -> tuple[BillingMode, BillingModeSource, str]:
-    # A corrupt override may once have said platform_managed: an open org default must not step into its place.
+    # The corrupt override may have been platform_managed, so an open org default must not replace it.
     corrupt = "the workspace's stored override is not a recognised mode"
     if default is CLOSED:
         return CLOSED, BillingModeSource.ORG_DEFAULT, f"{corrupt}, and the organisation's default is {default}"

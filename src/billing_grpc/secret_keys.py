@@ -1,4 +1,4 @@
-"""The one list of vendor keys, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
+"""The list of vendor keys, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
 
 import re
 from collections.abc import Iterable
@@ -32,23 +32,23 @@ BLOCKED_KEYS: Final = (
     "XAI_API_KEY",
     "ZAI_API_KEY",
 )
-"""Blocked and stripped while a workspace is `platform_managed`. Configuration can add to it, nothing can shorten it."""
+"""Blocked and stripped while a workspace is `platform_managed`. Configuration can add keys, but cannot remove any."""
 
 RESERVED_PREFIX: Final = "MOLECULE_LLM_"
-"""Names that belong to the platform in every mode."""
+"""The prefix of the names that are reserved for the platform in every mode."""
 
 MAX_KEY_LENGTH: Final = 256
 MAX_SENT_BYTES: Final = 512
-"""Longer ones, which hold more space than name, a client does not send: as many as fit into a call keep it under 4 MiB."""
+"""A client sends no key that is longer, which is mostly white space. So a call with the most keys stays under 4 MiB."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _NAME_CHARACTERS: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def normalise(key: str) -> str | None:
-    """The key trimmed and upper-cased, or None when it cannot be a key's name.
+    """Return the key trimmed and upper-cased; None if it is not a valid key name.
 
-    The pattern is checked before the case is changed: upper-casing turns some letters of other alphabets into ours.
+    The pattern is checked before the case is changed, because upper-casing maps some other letters to ASCII ones.
     """
     trimmed = key.strip()
     if len(trimmed) > MAX_KEY_LENGTH or not _KEY.fullmatch(trimmed):
@@ -57,58 +57,59 @@ def normalise(key: str) -> str | None:
 
 
 def can_be_sent(key: str) -> bool:
-    """Whether a client asks about this key: it is a key's name, and is alone no reason to refuse the call."""
+    """Return whether a client may send this key: a valid key name of at most `MAX_SENT_BYTES` bytes."""
     return normalise(key) is not None and len(key.encode()) <= MAX_SENT_BYTES
 
 
 def names_in(variable: str) -> set[str]:
-    """Every key's name, in upper case, that a program could take this variable's name for.
+    """Return every key name, in upper case, that a program could read from this variable's name.
 
-    Shells, `exec` functions and loaders of environment files split a name at, or drop, what belongs to no name: a byte order
-    mark, quotes, spaces, `export`, `=`. So each run of characters that names have counts, and so do all runs joined.
+    Shells, `exec` functions and loaders of environment files split a name at characters that are invalid in names, or drop
+    them: a byte order mark, quotes, spaces, `=`. Some also drop the word `export`. So the result holds each run of valid
+    characters, and all runs joined.
     """
     runs = _NAME_CHARACTERS.findall(variable)
     found = {each.upper() for each in (*runs, "".join(runs))}
-    # No name begins or ends with these two, unless somebody listed it so.
+    # A key name begins or ends with these two characters only if the configuration lists it so.
     return found | {each.strip(".-") for each in found}
 
 
 def is_reserved(name: str) -> bool:
-    """Whether a normalised name belongs to the platform."""
+    """Return whether a normalised name is reserved for the platform."""
     return name.startswith(RESERVED_PREFIX)
 
 
 class KeyList:
-    """The vendor keys of `BLOCKED_KEYS` and those that configuration adds.
+    """The vendor keys: `BLOCKED_KEYS` and the keys that configuration adds.
 
     Attributes:
-        names: all of them, normalised, sorted, each once.
+        names: all keys, normalised, sorted and without duplicates.
     """
 
     def __init__(self, extra: Iterable[str] = ()) -> None:
-        """Takes extra names, already normalised; a reserved one is left out, being refused in every mode anyway."""
+        """Add `extra` names, already normalised. A reserved name is ignored, because it is refused in every mode."""
         self._names = frozenset(BLOCKED_KEYS) | {name for name in extra if not is_reserved(name)}
         self.names: tuple[str, ...] = tuple(sorted(self._names))
 
     def needs_mode(self, name: str) -> bool:
-        """Whether the verdict on this normalised name depends on the workspace's mode."""
+        """Return whether the verdict on this normalised name depends on the workspace's mode."""
         return name in self._names
 
     def holds(self, variable: str) -> bool:
-        """Whether an environment variable's name is, or could be taken for, one of the vendor keys."""
+        """Return whether a program could read a vendor key from this environment variable's name."""
         return not self._names.isdisjoint(names_in(variable))
 
     def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
-        """The verdict on one key.
+        """Return the verdict on one key.
 
         Args:
             key: as the caller sent it.
-            name: the same, normalised.
-            resolution: the resolution to judge by; may be None only when no key `needs_mode`.
-            org_wide: whether the secret is meant for the whole organisation.
+            name: the key, normalised.
+            resolution: the resolution that decides; may be None only if no key `needs_mode`.
+            org_wide: whether the secret is for the whole organisation.
 
         Returns:
-            The verdict; a listed key is allowed only by a resolution that says `byok` or `disabled`.
+            The verdict; a vendor key is allowed only if the resolved mode is `byok` or `disabled`.
         """
         if is_reserved(name):
             message = (

@@ -1,7 +1,7 @@
-"""The retry and timeout policy that ships with the contract, for channels made in Python.
+"""The retry and timeout policy of the contract, for channels in Python.
 
-Every method is a read or safe to repeat: setting what is already set changes nothing and records nothing. Other languages
-load the same file, `service_config.json` beside the contract.
+Every method may be retried: it is a read, or a write that changes and records nothing when it is repeated. Clients in other
+languages load the same file, `service_config.json` beside the contract.
 """
 
 import json
@@ -14,7 +14,7 @@ _NAME: Final = "service_config.json"
 
 @cache
 def load() -> str:
-    """The policy as JSON, as the channel option `grpc.service_config` takes it."""
+    """Return the policy as JSON, in the form of the channel option `grpc.service_config`."""
     packaged = Path(__file__).with_name(_NAME)
     in_checkout = Path(__file__).parents[2] / "proto" / "molecule" / "billing" / "v1" / _NAME
     text = (packaged if packaged.is_file() else in_checkout).read_text(encoding="utf-8")
@@ -22,10 +22,10 @@ def load() -> str:
 
 
 def channel_options() -> list[tuple[str, str | int]]:
-    """Options for a channel that follows the policy's retries; its timeouts are for each call to give (`timeout`).
+    """Return the options of a channel that retries as the policy says. Each call must pass its own `timeout`.
 
-    Not by the channel: gRPC in Python ended three of a hundred first calls of a process at once with DEADLINE_EXCEEDED where
-    the timeout came from the policy.
+    The options hold no timeouts. With them, gRPC in Python ended three of a hundred first calls of a process at once with
+    DEADLINE_EXCEEDED.
     """
     policy = json.loads(load())
     for entry in policy["methodConfig"]:
@@ -35,7 +35,14 @@ def channel_options() -> list[tuple[str, str | int]]:
 
 @cache
 def timeout(method: str) -> float:
-    """The policy's timeout of a method, given by its bare name, in seconds."""
+    """Return the policy's timeout of a method, in seconds.
+
+    Args:
+        method: the bare name of the method.
+
+    Raises:
+        KeyError: the policy does not list the method.
+    """
     for entry in json.loads(load())["methodConfig"]:
         if any(name["method"] == method for name in entry["name"]):
             return float(entry["timeout"].removesuffix("s"))

@@ -1,4 +1,4 @@
-"""The rules a request must keep before anything is decided, each broken one named with its remedy. Pure."""
+"""The checks of a request. Each failed check names the field and the remedy. Pure."""
 
 import re
 import unicodedata
@@ -16,20 +16,20 @@ MAX_REASON: Final = 500
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 500
 NAMED_INDEXES: Final = 20
-"""How many bad elements of a list an error names."""
+"""The largest number of invalid elements of a list that an error names."""
 
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _ETAG: Final = re.compile(r"[0-9]{1,19}(-[0-9a-f]{16})?")
 _UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
-# Control characters and the two separators that terminals and log viewers break lines at.
+# Control characters, and the two separators at which terminals and log viewers break lines.
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})
 
 
 def workspace_id(text: str) -> str:
-    """The id in lower case.
+    """Return the id in lower case.
 
     Raises:
-        InvalidArgument: WORKSPACE_ID_INVALID when it is not a canonical UUID, or empty.
+        InvalidArgument: WORKSPACE_ID_INVALID if it is not a canonical UUID, or empty.
     """
     if not _UUID.fullmatch(text):
         got = f"got {quoted(text)}" if text else "it is empty"
@@ -38,15 +38,15 @@ def workspace_id(text: str) -> str:
 
 
 def workspace_id_or_none(text: str) -> str | None:
-    """As `workspace_id`, but None for an empty text, which means "before the workspace exists"."""
+    """Return the id as `workspace_id` does, or None for an empty text, which means "before the workspace exists"."""
     return workspace_id(text) if text else None
 
 
 def batch_ids(texts: Sequence[str]) -> list[str]:
-    """The ids in lower case, in order, duplicates kept.
+    """Return the ids in lower case, in their order, with duplicates.
 
     Raises:
-        InvalidArgument: COUNT_OUT_OF_RANGE, or WORKSPACE_ID_INVALID naming the first 20 bad indexes.
+        InvalidArgument: COUNT_OUT_OF_RANGE, or WORKSPACE_ID_INVALID with the first 20 invalid indexes.
     """
     _count("workspace_ids", len(texts), 1, MAX_BATCH, "split the request")
     return _each(
@@ -59,11 +59,11 @@ def batch_ids(texts: Sequence[str]) -> list[str]:
 
 
 def secret_names(keys: Sequence[str]) -> list[str]:
-    """The keys' normalised names, in order.
+    """Return the normalised names of the keys, in their order.
 
     Raises:
-        InvalidArgument: COUNT_OUT_OF_RANGE, or SECRET_KEY_INVALID naming the first 20 bad indexes. Keys are not repeated
-            in the message: a caller may have sent a value by mistake.
+        InvalidArgument: COUNT_OUT_OF_RANGE, or SECRET_KEY_INVALID with the first 20 invalid indexes. The message does not
+            repeat the keys, because a caller may have sent a value by mistake.
     """
     _count("secret_keys", len(keys), 1, MAX_SECRET_KEYS, "split the request")
     remedy = f"must be a name of at most {MAX_KEY_LENGTH} characters: a letter or _, then letters, digits, _ . or -"
@@ -71,7 +71,7 @@ def secret_names(keys: Sequence[str]) -> list[str]:
 
 
 def env_keys(keys: Sequence[str]) -> Sequence[str]:
-    """The keys as they are.
+    """Return the keys unchanged.
 
     Raises:
         InvalidArgument: COUNT_OUT_OF_RANGE.
@@ -81,10 +81,10 @@ def env_keys(keys: Sequence[str]) -> Sequence[str]:
 
 
 def reason(text: str) -> str:
-    """The reason as it is.
+    """Return the reason unchanged.
 
     Raises:
-        InvalidArgument: TEXT_INVALID when it is longer than 500 code points or holds a control character.
+        InvalidArgument: TEXT_INVALID if it is longer than 500 code points or holds a control character.
     """
     if len(text) > MAX_REASON:
         problem = f"must have at most {MAX_REASON} code points; it has {len(text)}"
@@ -96,15 +96,15 @@ def reason(text: str) -> str:
 
 
 def etag(text: str) -> str:
-    """The etag as it is; for one that cannot be ours, one that matches nothing: it is as stale as any other."""
-    return text if not text or _ETAG.fullmatch(text) else "none of ours"
+    """Return the etag unchanged; for a text that this service never sends, an etag that is stale for every workspace."""
+    return text if not text or _ETAG.fullmatch(text) else "not an etag"
 
 
 def page_size(number: int) -> int:
-    """How many to answer: 0 means 50, more than 500 means 500.
+    """Return the number of entries of a page: 50 for 0, and 500 for more than 500.
 
     Raises:
-        InvalidArgument: COUNT_OUT_OF_RANGE when it is negative.
+        InvalidArgument: COUNT_OUT_OF_RANGE if it is negative.
     """
     if number < 0:
         raise InvalidArgument(
@@ -160,7 +160,7 @@ def _each(
     accepted = [accept(text) for text in texts]
     bad = [index for index, value in enumerate(accepted) if value is None]
     if bad:
-        # Short and without the client's text: twenty of these must fit into 4 KB of status details.
+        # Without the client's text, because twenty violations must fit into 4 KB of status details.
         named = [FieldViolation(f"{field}[{index}]", remedy) for index in bad[:NAMED_INDEXES]]
         raise InvalidArgument(error_reason, *named)
     return [value for value in accepted if value is not None]

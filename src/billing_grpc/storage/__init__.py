@@ -1,1 +1,1 @@
-"""Where overrides are kept: the `Repository` protocol, its implementations and the migrations."""
+"""The storage of overrides: the `Repository` protocol, its implementations and the migrations."""

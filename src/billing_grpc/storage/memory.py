@@ -1,4 +1,4 @@
-"""A `Repository` in memory, held to the same contract as the one on PostgreSQL by the same tests."""
+"""The `Repository` in memory, for tests."""
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
@@ -20,18 +20,19 @@ from billing_grpc.model import (
     unrecorded,
 )
 
-_LONGEST_TEXT: Final = 256
+_MAX_TEXT_LENGTH: Final = 256
 
 
 class InMemoryRepository:
-    """A `Repository` over a dictionary, held to the same contract as the real one by the same tests.
+    """A `Repository` over a dictionary. It passes the same tests as the one on PostgreSQL.
 
     Attributes:
-        overrides: stored text by workspace id, None for one that inherits. Change it as you like; nobody records that.
+        overrides: the stored text by workspace id; None if the workspace inherits. A test may change it, which adds no entry
+            to `changes`.
         changes: the change log, oldest first.
-        failure: raised by every call while set.
-        delay: seconds every call takes; longer than the call's budget, it is a DatabaseTimeout.
-        calls: how many calls were made.
+        failure: the error that every call raises; None for no error.
+        delay: the seconds that every call takes. A delay longer than the call's budget raises `DatabaseTimeout`.
+        calls: the number of calls so far.
     """
 
     def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
@@ -42,26 +43,22 @@ class InMemoryRepository:
         self.calls = 0
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """As `Repository` says."""
         await self._answer(budget)
         return self._stored(workspace_id)
 
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """As `Repository` says."""
         await self._answer(budget)
         return {each: self._stored(each) for each in workspace_ids if each in self.overrides}
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
-        """As `Repository` says."""
         await self._answer(budget)
         return self._record(workspace_id)
 
     async def save_override(
         self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
-        """As `Repository` says."""
         await self._answer(budget)
         change = OverrideChange.planned(self._record(workspace_id), mode, etag)
         if change.writes:
@@ -84,7 +81,6 @@ class InMemoryRepository:
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
-        """As `Repository` says."""
         await self._answer(budget)
         wanted = [
             change
@@ -94,7 +90,6 @@ class InMemoryRepository:
         return wanted[:limit]
 
     async def check_administration(self, *, budget: float) -> None:
-        """As `Repository` says."""
         await self._answer(budget)
 
     def _record(self, workspace_id: str) -> WorkspaceRecord:
@@ -119,4 +114,4 @@ class InMemoryRepository:
         if workspace_id not in self.overrides:
             return NO_WORKSPACE
         text = self.overrides[workspace_id]
-        return StoredOverride(None if text is None else text[:_LONGEST_TEXT])
+        return StoredOverride(None if text is None else text[:_MAX_TEXT_LENGTH])

@@ -1,4 +1,4 @@
-"""Applies, rolls back and lists the schema's migrations: raw SQL files, run by yoyo under an advisory lock of ours."""
+"""Apply, roll back and list the migrations of the schema: raw SQL files, run by yoyo under an advisory lock."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ _LOCK_ATTEMPTS: Final = 30
 _LOCK_PAUSE: Final = 1.0
 _CONNECT_TIMEOUT: Final = 10
 SERVICE_ROLE: Final = "billing_grpc"
-"""The role that the service logs in as, or that its login role was granted."""
+"""The role that the service logs in as, or a role that was granted to its login role."""
 
 _LEDGER: Final = "_yoyo_migration"
 _NUMBER_LENGTH: Final = 14
@@ -32,12 +32,12 @@ _NUMBER_LENGTH: Final = 14
 
 @dataclass(frozen=True, slots=True)
 class MigrationStatus:
-    """One migration and where it stands.
+    """One migration and its state.
 
     Attributes:
-        name: its number and what it is about.
-        applied: whether the database has it.
-        known: whether this version ships it; False for one that a newer version applied.
+        name: its number and its subject.
+        applied: whether it is applied to the database.
+        known: whether this version of the package has it; False if a newer version applied it.
     """
 
     name: str
@@ -46,21 +46,21 @@ class MigrationStatus:
 
 
 def directory() -> Path:
-    """Where the SQL files are: inside the installed package, or beside the sources in a checkout."""
+    """Return the directory of the SQL files: in the installed package, or beside the sources in a checkout."""
     packaged = Path(__file__).parents[1] / "_migrations"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "migrations"
 
 
 def grants() -> bytes:
-    """The SQL that gives the service's role what it needs and nothing else; to be run by the tables' owner, once."""
+    """Return the SQL that grants the service's role exactly the rights it needs. The owner of the tables runs it once."""
     return Path(__file__).with_name("grants.sql").read_bytes()
 
 
 def names(folder: Path | None = None) -> list[str]:
-    """The names of all migrations, oldest first.
+    """Return the names of all migrations, oldest first.
 
     Raises:
-        MigrationError: a file is named wrongly, lacks its rollback, or shares its number with another.
+        MigrationError: a file has an invalid name, has no rollback file, or has the number of another migration.
     """
     folder = folder or directory()
     files = {path.name for path in folder.glob("*.sql")}
@@ -82,24 +82,24 @@ def names(folder: Path | None = None) -> list[str]:
 
 
 def up(database_url: str, *, allow_unsafe_table: bool = False) -> list[str]:
-    """Applies what is missing, oldest first, each in a transaction of its own; answers the names applied.
+    """Apply the missing migrations, oldest first, each in its own transaction; return their names.
 
-    Partitions that were attached since get the change log's triggers, and stand in the answer as `triggers of TABLE`.
-    Several processes may start at once: one works, the others wait and find nothing left to do.
+    Also add the change log's triggers to partitions that were attached since the last run. The result names each of them as
+    `triggers of TABLE`. Several processes may run this at once: one migrates, and the others wait and find nothing to do.
 
     Args:
-        database_url: the Postgres, for the owner of the tables.
-        allow_unsafe_table: migrate also where an id may have two rows, or rows may be lost or late (`table_shape`).
+        database_url: the database, with the owner of the tables as the user.
+        allow_unsafe_table: also migrate a table with an unsafe shape (`table_shape`).
 
     Raises:
-        MigrationError: the database cannot be reached, refuses, another migration holds the lock for a minute, or
-            `workspaces` has a shape in which decisions would not be right.
+        MigrationError: the database cannot be reached or refuses, another migration holds the lock for a minute, or the
+            shape of `workspaces` is unsafe.
     """
     names()
     applied: list[str] = []
 
     def run() -> None:
-        with _errors_named(), _connected(database_url) as connection:
+        with _migration_errors(), _connected(database_url) as connection:
             _require_safe_table(connection, allow_unsafe=allow_unsafe_table)
         with _exclusively(database_url) as backend:
             for migration in backend.to_apply(yoyo.read_migrations(str(directory()))):
@@ -107,12 +107,12 @@ def up(database_url: str, *, allow_unsafe_table: bool = False) -> list[str]:
                 applied.append(migration.id)
             applied.extend(f"triggers of {table}" for table in _attach_triggers(database_url))
 
-    _patiently(run)
+    _with_lock_retries(run)
     return applied
 
 
 def down(database_url: str, *, every: bool = False) -> list[str]:
-    """Rolls back the newest applied migration, or every one, newest first; answers the names rolled back.
+    """Roll back the newest applied migration, or all of them, newest first; return their names.
 
     Raises:
         MigrationError: as for `up`.
@@ -127,18 +127,18 @@ def down(database_url: str, *, every: bool = False) -> list[str]:
                     backend.rollback_one(migration)
                     rolled_back.append(migration.id)
 
-    _patiently(run)
+    _with_lock_retries(run)
     return rolled_back
 
 
 def status(database_url: str) -> list[MigrationStatus]:
-    """Every migration and whether it is applied, oldest first; writes nothing.
+    """Return every migration and whether it is applied, oldest first. Write nothing.
 
     Raises:
         MigrationError: the database cannot be reached or refuses.
     """
-    with _errors_named(), _connected(database_url) as connection:
-        # Where yoyo keeps it, and not one that merely stands further down the search path.
+    with _migration_errors(), _connected(database_url) as connection:
+        # Only in the schema that yoyo uses: a table of this name in another schema of the search path is not the ledger.
         find = "SELECT to_regclass(quote_ident(current_schema()) || '.' || %s)"
         ledger = connection.execute(find, [_LEDGER]).fetchone()
         rows = (
@@ -153,19 +153,19 @@ def status(database_url: str) -> list[MigrationStatus]:
 
 
 def run_script(database_url: str, sql: bytes) -> None:
-    """Runs a constant SQL script in one transaction.
+    """Run a constant SQL script in one transaction.
 
     Raises:
         MigrationError: the database cannot be reached or refuses.
     """
-    with _errors_named(), _connected(database_url) as connection, connection.transaction():
+    with _migration_errors(), _connected(database_url) as connection, connection.transaction():
         connection.execute(sql)
 
 
-def _patiently(run: Callable[[], None]) -> None:
-    """Tries again while somebody uses the table.
+def _with_lock_retries(run: Callable[[], None]) -> None:
+    """Call `run`, and repeat it while it cannot lock the table.
 
-    Each migration waits only half a second for its lock: everybody else's reads and writes wait behind it.
+    A migration waits only half a second for its lock, because all other reads and writes of the table wait behind it.
     """
     for left in reversed(range(_LOCK_ATTEMPTS)):
         try:
@@ -180,8 +180,8 @@ def _patiently(run: Callable[[], None]) -> None:
 
 @contextmanager
 def _exclusively(database_url: str) -> Iterator[Any]:
-    """Yoyo's backend, while no other process of ours migrates this database."""
-    with _errors_named(), _connected(database_url) as lock:
+    """Yield yoyo's backend under the advisory lock, so that only one process migrates this database."""
+    with _migration_errors(), _connected(database_url) as lock:
         _take_lock(lock)
         _require_rights(lock)
         given = conninfo_to_dict(_as_text(database_url))
@@ -190,14 +190,14 @@ def _exclusively(database_url: str) -> Iterator[Any]:
         uri = DatabaseURI("postgresql+psycopg", None, None, None, None, name, parameters)
         with PostgresqlPsycopgBackend(uri, _LEDGER) as backend:
             backend.init_database()
-            # Whoever left yoyo's lock row behind was killed: we hold the advisory lock, which dies with its owner.
+            # We hold the advisory lock, which ends with its session. So a row in yoyo's lock table is from a killed process.
             backend.break_lock()
             with backend.lock():
                 yield backend
 
 
 def _take_lock(connection: psycopg.Connection[Any]) -> None:
-    # Polled: a session that waits inside pg_advisory_lock holds a snapshot, which CREATE INDEX CONCURRENTLY waits for.
+    # Polled, because CREATE INDEX CONCURRENTLY waits for the snapshot of a session that waits in pg_advisory_lock.
     deadline = time.monotonic() + _LOCK_WAIT
     while True:
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [_LOCK_KEY]).fetchone()
@@ -209,7 +209,7 @@ def _take_lock(connection: psycopg.Connection[Any]) -> None:
 
 
 def _require_rights(connection: psycopg.Connection[Any]) -> None:
-    """Refuses a role that could not finish: what it began would be its own, and lock the right one out."""
+    """Raise if the role lacks a right: the tables it made before it failed would belong to it, and block the right role."""
     row = connection.execute(
         "SELECT current_user::text, coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)"
     ).fetchone()
@@ -230,7 +230,7 @@ def _require_rights(connection: psycopg.Connection[Any]) -> None:
 
 
 def _require_safe_table(connection: psycopg.Connection[Any], *, allow_unsafe: bool) -> None:
-    """Refuses a table of which an id may have two rows, or whose rows may be lost or late."""
+    """Raise if the shape of the table is unsafe (`table_shape`)."""
     reasons = reasons_against((row[0] for row in connection.execute(LOOK)), allow_unsafe=allow_unsafe)
     if reasons:
         offer = "" if allow_unsafe else "; --allow-unsafe-table migrates all the same where the table can take it"
@@ -238,7 +238,7 @@ def _require_safe_table(connection: psycopg.Connection[Any], *, allow_unsafe: bo
 
 
 def _attach_triggers(database_url: str) -> list[str]:
-    """Lets the database give the log's triggers to partitions that were attached since; answers their tables."""
+    """Add the change log's triggers to new partitions; return the names of their tables."""
     with _connected(database_url) as connection:
         row = connection.execute("SELECT to_regproc('attach_workspace_billing_mode_triggers') IS NOT NULL").fetchone()
         if row is None or not row[0]:
@@ -250,7 +250,7 @@ def _attach_triggers(database_url: str) -> list[str]:
 
 
 def _as_text(database_url: str) -> str:
-    """The address, with text coming as text also from a database whose encoding is SQL_ASCII."""
+    """Return the address with UTF-8 as client encoding; without it, psycopg returns bytes from a SQL_ASCII database."""
     try:
         parts = parse_address(database_url)
     except SettingsError as error:
@@ -265,9 +265,9 @@ def _connected(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @contextmanager
-def _errors_named() -> Iterator[None]:
+def _migration_errors() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        # For the operator at a terminal, who needs the driver's words; never sent to a client.
+        # The operator at a terminal needs the driver's text. It is never sent to a client.
         raise MigrationError(f"the database said: {str(error).strip() or type(error).__name__}") from error

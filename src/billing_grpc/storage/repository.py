@@ -1,4 +1,4 @@
-"""What the service asks of storage."""
+"""The `Repository` protocol: what the service needs from storage."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
@@ -18,37 +18,38 @@ class Repository(Protocol):
     """The overrides of one organisation's workspaces.
 
     Workspace ids are canonical and in lower case. `budget` is in seconds: every method returns or raises within it,
-    whatever the database does. All failures are `errors.StorageError`; a failed write may or may not have happened.
+    whatever the database does. All failures are `errors.StorageError`; after a failed write, the outcome is unknown. A write
+    that the database undid raises `errors.WriteUndone`.
     """
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """What is stored for a workspace; `NO_WORKSPACE` when there is none."""
+        """Return the override of a workspace; `NO_WORKSPACE` if the workspace does not exist."""
 
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """What is stored for several workspaces, in one read.
+        """Return the overrides of several workspaces by id, from one read.
 
-        A workspace that is not stored is absent from the answer; one whose row alone could not be understood has its
-        error in it. Raises when the read as a whole failed.
+        A workspace that does not exist is absent. A workspace whose row could not be decoded has a `ResolutionError`; the
+        others are not affected. Raise only if the whole read failed.
         """
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
-        """What is stored for a workspace and who left it so, as of one moment."""
+        """Return the override of a workspace and the last entry of its change log, both as of the same moment."""
 
     async def save_override(
         self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
-        """Stores a workspace's own mode, None to inherit, and its entry in the change log, in one transaction.
+        """Store a workspace's override (None to inherit) and its log entry in one transaction; return what changed.
 
-        Writes nothing when the workspace does not exist, when `etag` is neither empty nor the workspace's, or when the
-        workspace already says so; looked at in this order. Safe to repeat.
+        Write nothing if `OverrideChange.planned` says so: the workspace does not exist, `etag` is stale, or the mode is
+        already stored. Safe to repeat.
         """
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
-        """Entries of the change log, newest first: of one workspace or all, older than the entry `before`."""
+        """Return log entries, newest first: of one workspace or of all, and only those older than the entry `before`."""
 
     async def check_administration(self, *, budget: float) -> None:
-        """Comes back when overrides and the change log could be read and written now; raises what stands against it."""
+        """Return if overrides and the change log can be read and written now; raise `StorageError` otherwise."""

@@ -1,9 +1,10 @@
-"""What stands against a `workspaces` table: shapes in which an id may be there twice, or rows be lost or late."""
+"""Unsafe shapes of the `workspaces` table: an id may have two rows, or rows may be lost or out of date."""
 
 from collections.abc import Iterable
 from typing import Final
 
-# Needs no right but CONNECT: everybody may read the catalogs. Answers one row for each fault, and no row without the table.
+# Needs no right but CONNECT, because every role may read the catalogs. Returns a row for each fault, and no row if there is
+# no table.
 LOOK: Final = """
 WITH RECURSIVE part (relid) AS (
     SELECT to_regclass('workspaces')::oid
@@ -38,7 +39,7 @@ _NO_TABLE: Final = {
     " holds is neither checked nor recorded here",
     "temporary": "workspaces is a temporary table, which ends with its session",
 }
-"""Shapes that cannot be migrated at all."""
+"""Shapes that cannot be migrated."""
 
 _DANGERS: Final = {
     "unlogged": "workspaces, or a partition of it, is unlogged: a crash of the database empties it; decisions are closed"
@@ -50,15 +51,15 @@ _DANGERS: Final = {
     "not unique": "workspaces has no valid unique index on id alone, so that one id may have two rows; decisions for such an"
     " id are closed with VALUE_UNREADABLE (remedy: a primary key or unique index on id alone)",
 }
-"""Shapes that can be migrated by somebody who knows what follows."""
+"""Shapes that can be migrated with `allow_unsafe`."""
 
 
 def reasons_against(faults: Iterable[str], *, allow_unsafe: bool = False) -> list[str]:
-    """Return one sentence for each fault that `LOOK` found, with its consequence and, where there is one, its remedy.
+    """Return a sentence for each fault that `LOOK` found, with its consequence and, if there is one, its remedy.
 
     Args:
-        faults: the first column of `LOOK`.
-        allow_unsafe: leave out the faults that somebody may accept.
+        faults: the first column of the rows of `LOOK`.
+        allow_unsafe: leave out the shapes that can be migrated.
     """
     sentences = _NO_TABLE if allow_unsafe else {**_NO_TABLE, **_DANGERS}
     return [sentences[fault] for fault in faults if fault in sentences]

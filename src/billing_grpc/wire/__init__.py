@@ -1,1 +1,1 @@
-"""Between the contract's messages and the model."""
+"""Conversion between the messages of the contract and the values of the model."""

@@ -1,4 +1,4 @@
-"""Between the contract's messages and the model: every value of one side has an answer, or a named error, on the other."""
+"""Convert values of the model into messages of the contract, and the enums of both into each other."""
 
 from typing import Final
 
@@ -37,7 +37,7 @@ VERDICT_FROM_PROTO: Final = {number: verdict for verdict, number in VERDICT_TO_P
 
 
 def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
-    """A resolution as the contract says it."""
+    """Return a resolution as a message."""
     message = pb.BillingModeResolution(
         workspace_id=resolution.workspace_id,
         resolved_mode=MODE_TO_PROTO[resolution.mode],
@@ -63,7 +63,7 @@ def billing_mode_to_proto(standing: WorkspaceBillingMode) -> pb.WorkspaceBilling
 
 
 def change_to_proto(change: Change[int]) -> pb.BillingModeChange:
-    """An entry of the change log as the contract says it."""
+    """Return an entry of the change log as a message."""
     message = pb.BillingModeChange(
         change_id=str(change.change_id),
         workspace_id=change.workspace_id,
@@ -79,7 +79,7 @@ def change_to_proto(change: Change[int]) -> pb.BillingModeChange:
 
 
 def plan_to_proto(plan: ProvisionPlan) -> service_pb.PlanProvisionEnvResponse:
-    """A plan as the contract says it."""
+    """Return a plan as a message."""
     return service_pb.PlanProvisionEnvResponse(
         resolution=resolution_to_proto(plan.resolution),
         strip_keys=plan.strip_keys,
@@ -89,7 +89,7 @@ def plan_to_proto(plan: ProvisionPlan) -> service_pb.PlanProvisionEnvResponse:
 
 
 def verdict_to_proto(verdict: SecretKeyVerdict) -> pb.SecretKeyVerdict:
-    """A verdict as the contract says it."""
+    """Return a verdict as a message."""
     return pb.SecretKeyVerdict(
         secret_key=verdict.secret_key, verdict=VERDICT_TO_PROTO[verdict.verdict], message=verdict.message
     )

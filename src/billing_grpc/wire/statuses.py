@@ -1,4 +1,4 @@
-"""Errors as rich statuses: the one place where an error of ours becomes a status of gRPC."""
+"""Convert errors of this package into rich gRPC statuses."""
 
 from typing import Final
 
@@ -25,7 +25,7 @@ from billing_grpc.wire.messages import billing_mode_to_proto, resolution_to_prot
 
 ERROR_DOMAIN: Final = "billing.molecule"
 MAX_DETAILS_BYTES: Final = 4000
-"""gRPC drops the details of a larger status."""
+"""The largest size of a status with its details; gRPC drops the details of a larger one."""
 
 _RETRY_AFTER: Final = Duration(seconds=1)
 
@@ -39,18 +39,18 @@ STATUS_CODES: Final[dict[type[RequestError], int]] = {
     StorageError: code_pb2.UNAVAILABLE,
     WriteUndone: code_pb2.FAILED_PRECONDITION,
 }
-"""The status of every error that can reach a client, by its class or the nearest base of it."""
+"""The status code of each error that can reach a client; a subclass has the code of its nearest base class here."""
 
 
 def status_code(error: RequestError) -> int:
-    """The number of the status that an error becomes."""
+    """Return the number of an error's status code."""
     return next(STATUS_CODES[base] for base in type(error).__mro__ if base in STATUS_CODES)
 
 
 def error_to_status(error: RequestError) -> status_pb2.Status:
-    """An error as a rich status: ErrorInfo, what the reason calls for, and the error's attachments.
+    """Return an error as a rich status: ErrorInfo, the details that its reason requires, and its attachments.
 
-    Stays under 4 KB by leaving out the last field violations.
+    The last field violations are left out if the status would exceed `MAX_DETAILS_BYTES`.
     """
     status = status_pb2.Status(code=status_code(error), message=error.message)
     _attach(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))

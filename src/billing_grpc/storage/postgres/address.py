@@ -1,4 +1,4 @@
-"""What is written in `DATABASE_URL`, and what we add to it."""
+"""Check the address in `DATABASE_URL` and add defaults to it."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from billing_grpc.errors import SettingsError
 from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT
 
 _DEFAULTS: Final[dict[str, str | int]] = {
-    # What the network may hide: a peer that vanished is noticed within these bounds even while nobody waits for it.
+    # A lost peer is detected within these bounds, also while no query is running.
     "connect_timeout": CONNECT_TIMEOUT,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -23,8 +23,8 @@ _DEFAULTS: Final[dict[str, str | int]] = {
     "target_session_attrs": "read-write",
 }
 
-
-# What libpq checks only when it connects, and then repeats: in a wrong address that may be a part of the password.
+# libpq checks these values only when it connects, and repeats them in its error. In a misspelt address, such a value may be
+# a part of the password. So they are checked here first.
 _CHOICES: Final = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
@@ -45,22 +45,22 @@ def parse_address(database_url: str) -> dict[str, Any]:
     """Return the parts of an address.
 
     Raises:
-        SettingsError: libpq would not understand it. Repeats nothing of it.
+        SettingsError: libpq would not accept the address. The message repeats no part of it.
     """
-    if _has_a_stray_at(database_url):
+    if _has_unescaped_at(database_url):
         raise SettingsError(["a user's name or a password holds @ or / as it is: write %40 and %2F instead"])
     try:
         parts = conninfo_to_dict(database_url)
     except psycopg.ProgrammingError:
-        # Without the driver's text, which repeats the address and the password in it.
+        # The driver's text is left out, because it repeats the address with the password.
         raise SettingsError(["not a Postgres address that libpq understands"]) from None
     if problems := _problems(parts):
         raise SettingsError(problems)
     return parts
 
 
-def _has_a_stray_at(address: str) -> bool:
-    """Whether libpq would look for a host or a database with an @ in its name, as it does for one in a password."""
+def _has_unescaped_at(address: str) -> bool:
+    """Return whether libpq would read an unescaped @, such as one in a password, as part of a host's or database's name."""
     scheme, separator, rest = address.partition("://")
     if not separator or scheme not in {"postgresql", "postgres"}:
         return False
@@ -72,7 +72,7 @@ def _has_a_stray_at(address: str) -> bool:
 
 def _problems(parts: Mapping[str, Any]) -> list[str]:
     given = {name: str(value) for name, value in parts.items() if value not in {None, ""}}
-    # PGSSLMODE and its like, and what they are without.
+    # Environment variables such as PGSSLMODE, and libpq's own defaults.
     by_default = {
         each.keyword.decode(): (each.val or b"").decode("utf-8", "replace") for each in Conninfo.get_defaults()
     }
@@ -106,9 +106,9 @@ def _is_port(text: str) -> bool:
 
 
 def complete_address(database_url: str, application_name: str) -> str:
-    """The same address with our defaults and this name, where it does not bring its own.
+    """Return the address with our defaults and this application name, unless it sets them itself.
 
     Raises:
-        SettingsError: libpq does not understand it.
+        SettingsError: libpq would not accept the address.
     """
     return make_conninfo(**{**_DEFAULTS, "application_name": application_name, **parse_address(database_url)})

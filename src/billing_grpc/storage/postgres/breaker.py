@@ -35,8 +35,8 @@ class Breaker:
     """Opens when a probe fails, never because a call fails; closes when a probe succeeds.
 
     A call can fail although the database works: too little time was left, its row is locked, or slow writes hold the pool.
-    So a failed call only starts a probe, which has as much time as the longest call. The breaker keeps the error of that probe
-    and no other value. For one event loop; not thread-safe.
+    So a failed call only starts a probe, which has as much time as the longest call. The breaker keeps the error of that
+    probe and no other value. For one event loop; not thread-safe.
 
     Attributes:
         error: the error of the probe that opened the breaker; None while it is closed.

@@ -1,4 +1,4 @@
-"""What a failure of the driver means to the service: one table, one place."""
+"""Translate errors of the driver into `StorageError`s."""
 
 from typing import Final
 
@@ -33,13 +33,13 @@ _BY_SQLSTATE: Final[dict[str, type[StorageError]]] = {
     "XX002": ValueUnreadable,  # index corrupted
 }
 _BY_CLASS: Final[dict[str, type[StorageError]]] = {
-    "22": ValueUnreadable,  # data exception: bytes that are no text, an encoding without our characters
-    "23": SchemaNotReady,  # integrity constraint: a CHECK that does not know one of the modes
+    "22": ValueUnreadable,  # data exception: bytes that are not text, or an encoding without our characters
+    "23": SchemaNotReady,  # integrity constraint: a CHECK that rejects one of the modes
     "28": DatabaseDenied,  # invalid authorization
     "3F": SchemaNotReady,  # no such schema
     "42": SchemaNotReady,  # no such table, column or operator
 }
-# A failed connect carries no SQLSTATE. The server may speak another language, so these are hints, not a contract.
+# The error of a failed connect has no SQLSTATE. Its text may be in another language, so these are only hints.
 _DENIED_HINTS: Final = (
     "password authentication failed",
     "no password supplied",
@@ -59,13 +59,13 @@ _CAUSES: Final = {"26000": _FOREIGN_STATEMENTS, "42P05": _FOREIGN_STATEMENTS}
 
 
 def error_kind(error: Exception) -> type[StorageError]:
-    """Return what an error of the driver, or of reading what it answered, means."""
+    """Return the class of storage error for an error of the driver, or for an error while decoding its result."""
     if isinstance(error, StorageError):
         return type(error)
     if isinstance(error, StaleSession):
         return DatabaseStale
     if not isinstance(error, psycopg.Error):
-        # The driver answered and what came could not be understood: closed, never an unexpected error.
+        # The driver returned a result that could not be decoded. The call gets the fallback, never an unexpected error.
         return DatabaseUnreachable if isinstance(error, OSError) else ValueUnreadable
     if error.sqlstate is None:
         return ValueUnreadable if isinstance(error, psycopg.DataError) else DatabaseUnreachable
@@ -73,9 +73,10 @@ def error_kind(error: Exception) -> type[StorageError]:
 
 
 def storage_error(error: Exception) -> StorageError:
-    """Our error for one of the driver's, whose text goes to the server's log and no further."""
+    """Log an error of the driver and return the storage error for it. The driver's text is only in the log."""
     kind = error_kind(error)
-    # The text only: a failed connection's repr holds the password. A traceback where the driver is not the one to blame.
+    # Only the text, because the repr of a failed connection holds the password. The traceback only if the error is not the
+    # driver's.
     log.warning(
         "storage failed",
         reason=kind.reason,
@@ -87,13 +88,13 @@ def storage_error(error: Exception) -> StorageError:
 
 
 def _text(error: Exception) -> str:
-    """Return what the server said, without the row that its details repeat: other columns are no business of our log."""
+    """Return the server's message without its details, which may repeat a row with columns that must not be logged."""
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return primary or str(error).strip()
 
 
 def connect_error_kind(text: str) -> type[StorageError]:
-    """Return what a failed connect means, by its text."""
+    """Return the class of storage error for the text of a failed connect."""
     if is_stale(text):
         return DatabaseStale
     denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
