@@ -20,6 +20,7 @@ from billing_grpc.storage.embedded import EmbeddedPostgres
 from tests.support.commands import Changes, billing_grpc
 from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVICE, SERVING, Watch, check, watching
 from tests.support.polling import until
+from tests.support.postgres_processes import process_ids
 from tests.support.servers import Serve, decision
 from tests.support.workspaces import as_service
 
@@ -54,7 +55,7 @@ class Database:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        stopped = [psutil.Process(pid) for pid in self._postgres.pids]
+        stopped = [psutil.Process(pid) for pid in process_ids(self._postgres)]
         for process in stopped:
             process.suspend()
         try:

@@ -20,6 +20,7 @@ from tests.faults.pair import is_primary
 from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
 from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
 from tests.support.pooler import SESSION, TRANSACTION
+from tests.support.postgres_processes import process_ids
 from tests.support.victim import Victim
 
 _FILE_SIZE: Final = 16 * 2**20
@@ -30,7 +31,7 @@ _ROW: Final = 600
 
 @contextmanager
 def _killed(scene: Scene) -> Iterator[None]:
-    pids = scene.victim.server.pids
+    pids = process_ids(scene.victim.server)
     os.kill(pids[0], signal.SIGKILL)
     try:
         until(lambda: not any(psutil.pid_exists(pid) for pid in pids[1:]))
@@ -160,8 +161,8 @@ def _disk_full(scene: Scene) -> Iterator[None]:
 
 def _limit_files(victim: Victim, size: str) -> None:
     # The first process first, and then whatever it has started until then: what it starts from now on has the same limit.
-    _limit(victim.server.pids[0], size)
-    for pid in victim.server.pids[1:]:
+    _limit(process_ids(victim.server)[0], size)
+    for pid in process_ids(victim.server)[1:]:
         _limit(pid, size)
 
 

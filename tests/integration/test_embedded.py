@@ -29,6 +29,7 @@ from billing_grpc.storage.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.storage.embedded.account import Account
 from billing_grpc.storage.embedded.directory import prepare
 from billing_grpc.storage.embedded.installation import find_installation
+from tests.support.postgres_processes import process_ids
 
 ROOT = os.geteuid() == 0
 
@@ -193,7 +194,7 @@ def test_starting_again_what_runs_changes_nothing(shared: EmbeddedPostgres) -> N
 def test_stopping_is_idempotent_and_leaves_no_process_and_no_socket(
     server: EmbeddedPostgres,
 ) -> None:
-    pids, sockets = server.pids, sockets_of(server.url)
+    pids, sockets = process_ids(server), sockets_of(server.url)
     assert len(pids) > 1
     with psycopg.connect(server.url):
         server.stop()
@@ -201,7 +202,7 @@ def test_stopping_is_idempotent_and_leaves_no_process_and_no_socket(
     assert not any(alive(pid) for pid in pids)
     assert not sockets.exists()
     assert server.pid is None
-    assert server.pids == ()
+    assert process_ids(server) == ()
 
 
 def test_a_server_that_is_not_running_has_no_url(place: Path) -> None:
@@ -264,7 +265,7 @@ def test_directory_and_socket_are_private(shared: EmbeddedPostgres) -> None:
 def test_nothing_listens_on_tcp(shared: EmbeddedPostgres) -> None:
     record = (shared.directory / "data" / "postmaster.pid").read_text().splitlines()
     assert record[5] == ""  # the first address it listens on
-    for pid in shared.pids:
+    for pid in process_ids(shared):
         with suppress(psutil.AccessDenied):  # root in a container may not look
             assert psutil.Process(pid).net_connections("inet") == []
     assert rows(shared.url, "show listen_addresses") == [("",)]
@@ -400,7 +401,7 @@ def test_a_session_that_outlives_its_killed_server_is_waited_for(server: Embedde
 
 
 def test_a_stopped_server_can_be_stopped(server: EmbeddedPostgres) -> None:
-    pids = server.pids
+    pids = process_ids(server)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     server.stop()

@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
+from tests.support.postgres_processes import process_ids
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Victim:
 
     def kill(self) -> None:
         """Ends every process of it, without a word; returns when the first of them is gone."""
-        for pid in self.server.pids:
+        for pid in process_ids(self.server):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         while self.server.pid is not None:
@@ -52,7 +53,7 @@ class Victim:
         """A time in which connections stand, and new ones are accepted, but nothing answers."""
         assert self.server.pid is not None
         os.kill(self.server.pid, signal.SIGSTOP)  # first, or it starts others meanwhile
-        stopped = self.server.pids
+        stopped = process_ids(self.server)
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:

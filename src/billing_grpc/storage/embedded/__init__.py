@@ -1,4 +1,4 @@
-"""The Postgres that starts, in a directory of ours, when no database is configured: for a laptop and for tests."""
+"""The embedded Postgres: started by this package if no database is configured, for a laptop and for tests."""
 
 from billing_grpc.storage.embedded.server import EmbeddedPostgres, default_directory
 

@@ -1,4 +1,4 @@
-"""The account the embedded Postgres runs under, and the one way its programs are started."""
+"""The operating system account of the embedded Postgres, and how its programs are started under it."""
 
 import os
 import pwd
@@ -14,7 +14,7 @@ from typing import IO, Any, Final
 from billing_grpc.errors import EmbeddedPostgresError
 
 UNPRIVILEGED: Final = ("postgres", "_postgres", "nobody")
-"""Whom root becomes, the first that exists: Postgres refuses to run as root."""
+"""The accounts that root uses, the first that exists. Postgres refuses to run as root."""
 
 _ENVIRONMENT: Final = {
     "PATH": "/usr/bin:/bin",
@@ -24,9 +24,9 @@ _ENVIRONMENT: Final = {
 }
 
 
-# Becomes the account and then the program, under the same process id. With `user=` subprocess would fork and run gRPC's
-# handlers, which crashed every fifth child; without it, it uses vfork, which runs nothing. A fresh interpreter ignores two
-# signals, which the program must not inherit.
+# Switch to the account, then execute the program under the same process id. With its argument `user=`, subprocess would fork
+# and run gRPC's fork handlers, which crashed every fifth child. Without it, subprocess uses vfork, which runs no handlers. A
+# new interpreter ignores two signals, and the program must not inherit that.
 _BECOME: Final = """
 import os, signal, sys
 report, uid, gid = map(int, sys.argv[1:4])
@@ -46,7 +46,7 @@ except OSError as error:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An operating system account the database server runs under.
+    """An operating system account that the database server runs under.
 
     Attributes:
         name: its login name.
@@ -62,16 +62,16 @@ class Account:
 
     @property
     def dropped(self) -> bool:
-        """Whether the server runs under another account than this process."""
+        """Return whether the server runs under another account than this process."""
         return self.uid != os.geteuid()
 
     def run(self, *argv: str | Path, timeout: float) -> subprocess.CompletedProcess[str]:
-        """Runs a program to its end under this account, with its output captured.
+        """Run a program under this account until it ends; return its captured output and its return code.
 
         Raises:
-            OSError: it cannot be executed; `PermissionError` when the account cannot reach it.
-            EmbeddedPostgresError: a signal ended it, which says nothing about what it was asked.
-            subprocess.TimeoutExpired: it took longer than `timeout` seconds and was killed.
+            OSError: the program cannot be executed; `PermissionError` if the account cannot reach it.
+            EmbeddedPostgresError: a signal ended the program, so its output proves nothing.
+            subprocess.TimeoutExpired: the program took longer than `timeout` seconds and was killed.
         """
         with self._become(argv) as start:
             ended = _run(start.pop("args"), timeout, **start)
@@ -84,18 +84,19 @@ class Account:
     def spawn(
         self, argv: Sequence[str], output: IO[bytes] | int, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        """Starts a server under this account in a session of its own; `environment` adds variables.
+        """Start a server under this account in its own session; `environment` adds variables.
 
-        In its own session no Ctrl-C on our terminal reaches it: it must outlive our drain. Raises `OSError` as `run` does.
+        A Ctrl-C on our terminal does not reach another session, and the server must outlive our drain. Raise `OSError` as
+        `run` does.
         """
         started: subprocess.Popen[bytes] | None = None
         try:
             with self._become(argv) as start:
-                started = subprocess.Popen(  # argv of our own making, no shell
+                started = subprocess.Popen(  # argv is ours, and there is no shell
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    cwd="/",  # ours may be out of the account's reach
+                    cwd="/",  # the account may not enter our working directory
                     env={**_ENVIRONMENT, **environment},
                     umask=0o077,
                     start_new_session=True,
@@ -109,19 +110,19 @@ class Account:
 
     @contextmanager
     def _become(self, argv: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
-        """How to start a program under this account; raises, at the end, what kept it from starting."""
+        """Yield subprocess arguments that start a program under this account; raise `OSError` if it did not start."""
         if not self.dropped:
             yield {"args": argv}
             return
         reader, writer = os.pipe()
-        # Isolated and without site packages: what runs as root here is the standard library and nothing else.
+        # Isolated and without site packages, so that only the standard library runs as root.
         become = [sys.executable, "-I", "-S", "-c", _BECOME, str(writer), str(self.uid), str(self.gid), *argv]
         try:
             try:
                 yield {"args": become, "pass_fds": [writer]}
             finally:
                 os.close(writer)
-            # Ends when the program takes the interpreter's place, or when that is gone.
+            # The read ends when the program replaces the interpreter, or when the interpreter ends.
             number = os.read(reader, 16)
         finally:
             os.close(reader)
@@ -130,7 +131,7 @@ class Account:
 
 
 def run_as_ourselves(*argv: str | Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end under our own account; raises as `Account.run` does, but a signal is a return code."""
+    """Run a program under our own account as `Account.run` does; a signal that ends it is a negative return code."""
     return _run(argv, timeout)
 
 
@@ -157,13 +158,16 @@ def _signal_name(number: int) -> str:
 
 
 def server_account(owner: int | None) -> Account:
-    """The account for a directory that `owner` has used before, `None` for a new one.
+    """Return the account for the server.
 
-    Not root: ourselves. Root: the owner, so that a cluster keeps its account when a better one
-    appears in the passwd file later; for a new directory the first of `UNPRIVILEGED`.
+    It is our own account unless we are root. For root it is the owner of the directory, so that a cluster keeps its account
+    if another one is added to the passwd file later. For a new directory it is the first account of `UNPRIVILEGED`.
+
+    Args:
+        owner: the user id that owns the directory; None for a new directory.
 
     Raises:
-        EmbeddedPostgresError: there is no such account.
+        EmbeddedPostgresError: the account does not exist.
     """
     ourselves = _by_uid(os.geteuid())
     if ourselves.pw_uid != 0:

@@ -1,4 +1,4 @@
-"""The files of the embedded Postgres and the programs run on them: made, guarded, served, asked."""
+"""The database cluster of the embedded Postgres: create its files, start its server, and query it."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from billing_grpc.storage.embedded.installation import Installation
 from billing_grpc.storage.embedded.postmaster import PORT, Record
 
 DATABASE: Final = "billing"
-"""The name of the database, and of the superuser that owns it."""
+"""The name of the database, and of its owner, a superuser."""
 
 _INITDB_SECONDS: Final = 60.0
 _QUERY_SECONDS: Final = 10.0
@@ -25,15 +25,15 @@ _NOT_DURABLE: Final = ("fsync=off", "full_page_writes=off")
 
 
 def data_directory(directory: Path) -> Path:
-    """Where, in the directory of the embedded Postgres, its data is."""
+    """Return the data directory in the directory of the embedded Postgres."""
     return directory / "data"
 
 
 def data_major(directory: Path) -> int | None:
-    """The major version of Postgres that made the data, None when there is none yet.
+    """Return the major version of Postgres that made the data; None if there is no data yet.
 
     Raises:
-        EmbeddedPostgresError: the file that says so is damaged.
+        EmbeddedPostgresError: the version file is damaged.
     """
     version = data_directory(directory) / "PG_VERSION"
     try:
@@ -47,12 +47,12 @@ def data_major(directory: Path) -> int | None:
 
 
 def ask(installation: Installation, sockets: Path, sql: str) -> subprocess.CompletedProcess[str]:
-    """The answer of the server behind a socket directory to one statement, unaligned.
+    """Run one SQL statement on the server of a socket directory; return psql's unaligned output.
 
-    A return code other than 0 means no connection, or an error of the statement.
+    A return code other than 0 means that the connection or the statement failed.
 
     Raises:
-        subprocess.TimeoutExpired: no answer in 10 seconds.
+        subprocess.TimeoutExpired: psql took longer than 10 seconds.
     """
     return run_as_ourselves(
         installation.program("psql"),
@@ -75,9 +75,9 @@ class Cluster:
 
     Attributes:
         directory: the directory of the embedded Postgres.
-        account: the account the server runs under.
-        installation: the programs, of the version that made the data.
-        durable: False trades the survival of power cuts and killed servers for speed.
+        account: the account that the server runs under.
+        installation: the programs of the version that made the data.
+        durable: False is faster, but commits may be lost when the server or the machine fails.
     """
 
     directory: Path
@@ -86,15 +86,15 @@ class Cluster:
     durable: bool
 
     def initialise(self) -> None:
-        """Makes the data directory, at once: it is there and whole, or not there.
+        """Create the data directory atomically: it is complete, or it does not exist.
 
         Raises:
-            EmbeddedPostgresError: initdb failed; the message ends with what it said.
+            EmbeddedPostgresError: initdb failed; the message ends with its output.
         """
         for leftover in self.directory.glob(f"{_INITDB_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         made = private_directory(_INITDB_PREFIX, self.directory, self.account)
-        # The same order and case rules on every platform, which the system's locales don't give.
+        # The locales of the system sort differently on each platform.
         builtin = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")
         answer = self.account.run(
             self.installation.program("initdb"),
@@ -116,9 +116,9 @@ class Cluster:
             _sync_directory(self.directory)
 
     def allow_only_ourselves(self) -> None:
-        """Lets this process's user and the server's account connect, under any role, nobody else.
+        """Allow only this process's user and the server's account to connect, under any role.
 
-        Both can already do as they like with the files: no right is given that was not there.
+        Both can already change the files, so this gives them no new right.
         """
         write_own(self._hba_file, "local all all peer map=embedded\n", self.account)
         users = sorted({self.account.name, self.account.client})
@@ -126,7 +126,7 @@ class Cluster:
         write_own(self._ident_file, lines, self.account)
 
     def serve(self, sockets: Path, stale: Record | None) -> subprocess.Popen[bytes]:
-        """Starts a server for the data; `stale` is what an earlier one, now gone, recorded."""
+        """Start a server for the data; `stale` is the record of an earlier server that no longer runs."""
         argv = [
             os.fspath(self.installation.program("postgres")),
             "-D",
@@ -144,9 +144,9 @@ class Cluster:
             *(() if self.durable else _NOT_DURABLE),
         ):
             argv += ["-c", setting]
-        # Postgres refuses to start while any process has the recorded id. This variable, pg_ctl's,
-        # says that the id proves nothing; its check of the shared memory, which removing
-        # postmaster.pid would disable, still finds sessions that outlived their server.
+        # Postgres refuses to start while any process has the recorded id. With this variable of pg_ctl it ignores that id.
+        # Removing postmaster.pid would also disable its check of the shared memory, which finds sessions that outlived
+        # their server.
         environment = {"PG_GRANDPARENT_PID": str(stale.pid)} if stale else {}
         output = open_own(self._log_file, self.account)
         try:
@@ -156,7 +156,7 @@ class Cluster:
             os.close(output)
 
     def log_tail(self) -> str:
-        """The end of the server's log, at most 4,000 bytes of it."""
+        """Return the last 4,000 bytes of the server's log."""
         try:
             text = self._log_file.read_bytes()[-_LOG_TAIL_BYTES:]
         except OSError as error:
@@ -177,7 +177,7 @@ class Cluster:
 
 
 def _sync_directory(directory: Path) -> None:
-    # initdb has synced the files, not the name they got afterwards.
+    # initdb has synced the files, but not their new name.
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

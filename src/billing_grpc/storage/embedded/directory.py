@@ -1,4 +1,4 @@
-"""The directory of the embedded Postgres: whose it is, who can reach it, and who holds its lock."""
+"""The directory of the embedded Postgres: its owner, its permissions and its lock."""
 
 import fcntl
 import os
@@ -11,15 +11,15 @@ from billing_grpc.errors import EmbeddedPostgresError
 from billing_grpc.storage.embedded.account import Account
 
 LOCK: Final = "billing-grpc.lock"
-"""The file that marks a directory as ours, and whose lock says that it is in use."""
+"""The lock file. It marks a directory as ours, and it is locked while the directory is in use."""
 
-# One `cd` for each directory from the root down, under the account: permission bits alone would
-# miss access lists and groups. Prints the first that refuses.
+# Run `cd` under the account for each directory from the root down, and print the first that fails. Permission bits alone
+# would miss access control lists and groups.
 _FIRST_CLOSED: Final = 'for p do cd -- "$p" 2>/dev/null || { printf %s "$p"; exit 1; }; done'
 
 
 def previous_owner(directory: Path) -> int | None:
-    """The user id a directory of ours belongs to; None when it is new or not ours."""
+    """Return the user id that owns a directory of ours; None if the directory is new or not ours."""
     try:
         (directory / LOCK).lstat()
         return directory.stat().st_uid
@@ -28,13 +28,13 @@ def previous_owner(directory: Path) -> int | None:
 
 
 def prepare(directory: Path, account: Account) -> None:
-    """Makes the directory, mode 0700 and owned by the account, and the parents it lacks.
+    """Create the directory, with mode 0700 and owned by the account, and its missing parents.
 
-    Parents that exist are never changed, nor is a directory that holds anything but our own files.
+    Existing parents are never changed, and neither is a directory with other files than ours.
 
     Raises:
-        EmbeddedPostgresError: it is somebody's, holds other files, or the account cannot reach it.
-        OSError: it cannot be made.
+        EmbeddedPostgresError: the directory belongs to another user, holds other files, or the account cannot enter it.
+        OSError: the directory cannot be created.
     """
     make_parents(directory, 0o755 if account.dropped else 0o700)
     directory.mkdir(mode=0o700, exist_ok=True)
@@ -55,12 +55,12 @@ def prepare(directory: Path, account: Account) -> None:
 
 
 def make_parents(path: Path, mode: int) -> None:
-    """Makes the missing parents of a path with exactly this mode, whatever our umask."""
+    """Create the missing parents of a path with exactly this mode, independent of the umask."""
     missing = [parent for parent in path.parents if not parent.exists()]
     for parent in reversed(missing):
         try:
             parent.mkdir()
-        except FileExistsError:  # another starter was faster, and sets the mode
+        except FileExistsError:  # another process was faster, and sets the mode
             continue
         parent.chmod(mode)
 
@@ -79,10 +79,10 @@ def _require_reachable(directory: Path, account: Account) -> None:
 
 
 def lock(directory: Path, account: Account) -> int:
-    """Takes the directory's lock and returns its descriptor; closing it, or dying, releases it.
+    """Lock the directory and return the descriptor of the lock. Closing it, or the end of the process, releases the lock.
 
     Raises:
-        EmbeddedPostgresError: a living process holds it.
+        EmbeddedPostgresError: another process holds the lock.
     """
     descriptor = open_own(directory / LOCK, account)
     try:
@@ -97,14 +97,13 @@ def lock(directory: Path, account: Account) -> int:
 
 
 def open_own(path: Path, account: Account) -> int:
-    """Opens a file of ours for appending, made when missing, mode 0600; returns its descriptor.
+    """Open a file of ours for appending, created with mode 0600 if it is missing; return its descriptor.
 
-    The directory is the unprivileged account's, and we may be root: a link planted there must not
-    make us write elsewhere.
+    The directory belongs to the unprivileged account, and we may be root. So a link in it must not be followed.
 
     Raises:
         EmbeddedPostgresError: the file is not ours.
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
@@ -119,7 +118,7 @@ def open_own(path: Path, account: Account) -> int:
 
 
 def write_own(path: Path, text: str, account: Account) -> None:
-    """Replaces a file of the account's, mode 0600, with this text, at once."""
+    """Replace a file of the account atomically with this text, with mode 0600."""
     descriptor, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
@@ -129,7 +128,7 @@ def write_own(path: Path, text: str, account: Account) -> None:
 
 
 def private_directory(prefix: str, parent: Path, account: Account) -> Path:
-    """A new directory, mode 0700 and owned by the account."""
+    """Create a directory with mode 0700, owned by the account, and return it."""
     made = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     if account.dropped:
         os.chown(made, account.uid, account.gid)

