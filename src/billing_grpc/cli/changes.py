@@ -4,10 +4,9 @@ from typing import Final
 
 import click
 
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as answers
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.options import Call, Connection, WorkspaceId
-from billing_grpc.cli.session import Server, asking
+from billing_grpc.cli.session import Session, open_session
 from billing_grpc.model import Change, author
 from billing_grpc.validation import DEFAULT_PAGE, MAX_PAGE
 
@@ -33,19 +32,19 @@ def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: b
     Without a WORKSPACE_ID, of all workspaces. Each line: when, workspace, from, to, who, why; with --json, each is an object
     on a line of its own.
     """
-    with asking(connection) as server:
-        found = server.wait(_newest(server, workspace_id, limit))
+    with open_session(connection) as session:
+        found = session.run(_newest(session, workspace_id, limit))
     if as_json:
         for each in found:
-            output.json_line(answers.change(each))
+            output.json_line(json_output.change(each))
     else:
         _show(found, of_one=bool(workspace_id))
     return exit_codes.OK
 
 
-async def _newest(server: Server, workspace_id: str, limit: int) -> list[Change[str]]:
+async def _newest(session: Session, workspace_id: str, limit: int) -> list[Change[str]]:
     found: list[Change[str]] = []
-    async for each in server.client.changes(workspace_id, page_size=min(limit, MAX_PAGE)):
+    async for each in session.client.changes(workspace_id, page_size=min(limit, MAX_PAGE)):
         found.append(each)
         if len(found) == limit:
             break
@@ -63,4 +62,4 @@ def _show(found: list[Change[str]], *, of_one: bool) -> None:
 def _row(each: Change[str]) -> tuple[str, ...]:
     before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
     who = author(each.principal, each.database_user)
-    return answers.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason
+    return json_output.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason

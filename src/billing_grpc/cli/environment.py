@@ -44,7 +44,7 @@ def process_environment() -> dict[str, str]:
     return environment
 
 
-def as_given(environment: Mapping[str, str]) -> dict[bytes, bytes]:
+def environment_bytes(environment: Mapping[str, str]) -> dict[bytes, bytes]:
     """The bytes of an environment of `process_environment`."""
     return {_bytes(name): _bytes(value) for name, value in environment.items()}
 

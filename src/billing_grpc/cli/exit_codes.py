@@ -24,7 +24,7 @@ _SIGNALLED: Final = 128
 _LAST_FLUSH: Final = 0.5
 """Seconds in which readers can take what is left when a command is interrupted."""
 _STDERR: Final = 2
-_NOBODY_READS: Final = 141
+_BROKEN_PIPE: Final = 141
 """As a shell says of a program that SIGPIPE ended."""
 
 
@@ -64,22 +64,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
-def complain(*lines: str) -> None:
+def print_error(*lines: str) -> None:
     """Says on standard error what is wrong, if that can be written; further lines indented."""
-    _say("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
+    _write_error("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
 
 
-def last_words(text: str) -> None:
+def print_last_error(text: str) -> None:
     """Says why a server ends. Who restarts it waits for its end, so a reader who stands still is not waited for."""
     if sys.stderr is not None:
         write_within(_STDERR, f"billing-grpc: {printable(text)}\n".encode(errors="backslashreplace"))
 
 
-def complain_of_usage(error: click.ClickException) -> None:
+def print_usage_error(error: click.ClickException) -> None:
     """Says what click has to say of an error, which may repeat what was given, whatever that holds."""
     said = io.StringIO()
     error.show(said)
-    _say("".join(f"{printable(line)}\n" for line in said.getvalue().expandtabs().splitlines()))
+    _write_error("".join(f"{printable(line)}\n" for line in said.getvalue().expandtabs().splitlines()))
 
 
 def write(text: str) -> None:
@@ -88,7 +88,7 @@ def write(text: str) -> None:
         with _interruptible():
             sys.stdout.write(text)
     except OSError as error:
-        _end(error)
+        _exit_for_output(error)
 
 
 def flush() -> None:
@@ -98,10 +98,10 @@ def flush() -> None:
             with _interruptible():
                 sys.stdout.flush()
     except OSError as error:
-        _end(error)
+        _exit_for_output(error)
 
 
-def _say(text: str) -> None:
+def _write_error(text: str) -> None:
     try:
         if sys.stderr is not None:
             with _interruptible():
@@ -112,12 +112,12 @@ def _say(text: str) -> None:
         sys.stderr = io.StringIO()
 
 
-def interrupted() -> NoReturn:
+def exit_interrupted() -> NoReturn:
     """Ends the process as one that SIGINT ended, with what is written so far as far as its readers take it at once."""
 
     def flush() -> None:
         if sys.stderr is not None and sys.stderr.isatty():
-            _say("\n")  # ends the terminal's line, which shows ^C
+            _write_error("\n")  # ends the terminal's line, which shows ^C
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 if stream is not None:
@@ -133,7 +133,7 @@ def interrupted() -> NoReturn:
 def honour_sigterm() -> None:
     """Lets SIGTERM end this process also as the first of a container, which the kernel spares what it does not handle."""
     if os.getpid() == 1:
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, _exit_for_signal)
 
 
 @contextmanager
@@ -144,22 +144,22 @@ def _interruptible() -> Iterator[None]:
     if not on_main_thread or before in {signal.SIG_IGN, None}:
         yield
         return
-    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGINT, _exit_for_signal)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_for_signal(number: int, frame: FrameType | None) -> None:
     del frame
     os._exit(_SIGNALLED + number)
 
 
-def _end(error: OSError) -> NoReturn:
+def _exit_for_output(error: OSError) -> NoReturn:
     # What Python still holds would be written, and fail again, when the process ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
-        sys.exit(_NOBODY_READS)
-    complain(f"standard output cannot be written: {error.strerror}")
+        sys.exit(_BROKEN_PIPE)
+    print_error(f"standard output cannot be written: {error.strerror}")
     sys.exit(REFUSED)

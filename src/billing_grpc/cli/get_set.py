@@ -6,10 +6,9 @@ from typing import Any, Final
 import click
 
 from billing_grpc import validation
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as answers
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
-from billing_grpc.cli.session import asking
+from billing_grpc.cli.session import open_session
 from billing_grpc.errors import InvalidArgument
 from billing_grpc.model import BillingMode, BillingModeUpdate, WorkspaceBillingMode
 
@@ -47,10 +46,10 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_obj
 def get(connection: Connection, *, workspace_id: str, as_json: bool) -> int:
     """Show an existing workspace's mode, its etag, and who set it."""
-    with asking(connection) as server:
-        found = server.wait(server.client.get(workspace_id))
+    with open_session(connection) as session:
+        found = session.run(session.client.get(workspace_id))
     if as_json:
-        output.json_line(answers.workspace(found))
+        output.json_line(json_output.workspace(found))
     else:
         output.resolution(found.resolution)
         _show_standing(found)
@@ -69,8 +68,8 @@ def set_mode(connection: Connection, /, *, workspace_id: str, mode: str, as_json
 
     It takes effect when the workspace next starts. May be repeated: setting what is set changes nothing.
     """
-    with asking(connection, writes=not change["validate_only"]) as server:
-        written = server.wait(server.client.set(workspace_id, BillingMode(mode), **change))
+    with open_session(connection, writes=not change["validate_only"]) as session:
+        written = session.run(session.client.set(workspace_id, BillingMode(mode), **change))
     return _show_update(written, as_json=as_json, validate_only=change["validate_only"])
 
 
@@ -83,14 +82,14 @@ def inherit(connection: Connection, /, *, workspace_id: str, as_json: bool, **ch
 
     It takes effect when the workspace next starts. May be repeated.
     """
-    with asking(connection, writes=not change["validate_only"]) as server:
-        written = server.wait(server.client.inherit(workspace_id, **change))
+    with open_session(connection, writes=not change["validate_only"]) as session:
+        written = session.run(session.client.inherit(workspace_id, **change))
     return _show_update(written, as_json=as_json, validate_only=change["validate_only"])
 
 
 def _show_update(written: BillingModeUpdate, *, as_json: bool, validate_only: bool) -> int:
     if as_json:
-        output.json_line(answers.update(written, validate_only=validate_only))
+        output.json_line(json_output.update(written, validate_only=validate_only))
         return exit_codes.OK
     output.resolution(written.current.resolution)
     before = f"{written.previous.mode} ({written.previous.source})"
@@ -106,5 +105,5 @@ def _show_standing(now: WorkspaceBillingMode) -> None:
     if now.update_time is None:
         output.line("No change was ever recorded.")
     else:
-        output.line(f"Last changed at {answers.time(now.update_time)} by {now.updated_by}.")
+        output.line(f"Last changed at {json_output.time(now.update_time)} by {now.updated_by}.")
     output.line(f"etag: {now.etag}")

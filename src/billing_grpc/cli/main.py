@@ -12,14 +12,14 @@ import click
 from billing_grpc import __version__
 from billing_grpc.cli import exit_codes
 from billing_grpc.cli.environment import load_client_settings, process_environment, quieten_grpc
-from billing_grpc.cli.options import Connection, options
+from billing_grpc.cli.options import Connection, connection_options
 from billing_grpc.errors import SettingsError, StartupError
 from billing_grpc.setting_names import VARIABLES, other_settings
 
 _SERVE: Final = "serve"
 _LOOKS_LIKE: Final = 0.85
 """The likeness, of 1, from which on a variable's name may be a misspelt one of ours."""
-_OF_A_SERVER: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
+_SERVER_MODULES: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
 _EPILOG: Final = """\b
 Exit codes:
   0  done, or allowed
@@ -98,7 +98,7 @@ class _Lazy(click.Group):
             formatter.write_dl([*((name, each.help) for name, each in _COMMANDS.items()), *added.items()])
 
 
-def _warn_of_unknown_settings() -> None:
+def _warn_about_unknown_settings() -> None:
     """Says which variables look like settings and are none.
 
     Not an error as for a server: `run` starts containers, whose environment others may add to.
@@ -107,7 +107,7 @@ def _warn_of_unknown_settings() -> None:
     others = other_settings(process_environment())
     if any(get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE) for name in others):
         for problem in import_module("billing_grpc.server.settings.config").unknown_settings():
-            exit_codes.complain(problem)
+            exit_codes.print_error(problem)
 
 
 @click.group(
@@ -119,11 +119,11 @@ def cli(context: click.Context, /, **given: Any) -> None:
     """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
     context.obj = Connection(**given)
     place = _COMMANDS.get(context.invoked_subcommand or "")
-    if place is not None and place.module not in _OF_A_SERVER:
-        _warn_of_unknown_settings()
+    if place is not None and place.module not in _SERVER_MODULES:
+        _warn_about_unknown_settings()
 
 
-cli.params.extend(options())
+cli.params.extend(connection_options())
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -134,17 +134,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = cli.main(arguments, prog_name="billing-grpc", standalone_mode=False, default_map=load_client_settings())
         exit_codes.flush()
     except exit_codes.Failed as error:
-        exit_codes.complain(error.message)
+        exit_codes.print_error(error.message)
         code = error.code
     except click.ClickException as error:
-        exit_codes.complain_of_usage(error)
+        exit_codes.print_usage_error(error)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        exit_codes.interrupted()
+        exit_codes.exit_interrupted()
     except SettingsError as error:
-        exit_codes.complain("wrong settings:", *error.problems)
+        exit_codes.print_error("wrong settings:", *error.problems)
         code = exit_codes.USAGE
     except StartupError as error:
-        exit_codes.last_words(str(error))
+        exit_codes.print_last_error(str(error))
         code = exit_codes.REFUSED
     sys.exit(code if isinstance(code, int) else exit_codes.OK)

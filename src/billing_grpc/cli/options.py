@@ -123,16 +123,16 @@ _HELP: Final[dict[str, tuple[Any, str]]] = {
 }
 
 
-def options(*, of_a_command: bool = False) -> list[click.Option]:
+def connection_options(*, after_command: bool = False) -> list[click.Option]:
     """The options of a `Connection`; of a command, without defaults, so that it is known what was given."""
     return [
         click.Option(
             [f"--{name.replace('_', '-')}", name],
             type=kind,
             multiple=name == "extra_blocked_key",
-            default=_DEFAULT_ADDRESS if name == "address" and not of_a_command else None,
+            default=_DEFAULT_ADDRESS if name == "address" and not after_command else None,
             show_default=True,
-            hidden=of_a_command,
+            hidden=after_command,
             help=f"{text} (setting: {VARIABLES[name]})",
         )
         for name, (kind, text) in _HELP.items()
@@ -144,7 +144,7 @@ class Call(click.Command):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.params.extend(options(of_a_command=True))
+        self.params.extend(connection_options(after_command=True))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; what stands after its name wins."""

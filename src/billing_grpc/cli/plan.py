@@ -5,11 +5,10 @@ from typing import Final
 
 import click
 
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as answers
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.environment import process_environment
 from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
-from billing_grpc.cli.session import asking
+from billing_grpc.cli.session import open_session
 from billing_grpc.model import ProvisionPlan
 from billing_grpc.provision import removed
 
@@ -42,15 +41,15 @@ def plan(
     if env_from_current and env_keys:
         raise click.UsageError("give KEYs or --env-from-current, not both")
     held = list(process_environment()) if env_from_current else list(env_keys)
-    with asking(connection) as server:
-        made = server.wait(server.client.plan_provision_env(workspace_id, held))
+    with open_session(connection) as session:
+        made = session.run(session.client.plan_provision_env(workspace_id, held))
         present = present_keys(made, held)
         if as_json:
-            output.json_line(answers.provision_plan(made, present))
+            output.json_line(json_output.provision_plan(made, present))
         else:
             _show(made, present)
         exit_codes.flush()
-        server.warn(made.resolution)
+        session.warn(made.resolution)
     return exit_codes.OK if made.resolution.error is None else exit_codes.UNAVAILABLE
 
 

@@ -4,11 +4,10 @@ from typing import Any, BinaryIO, Final
 
 import click
 
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as as_json
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.id_lines import IdLines, Progress
 from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
-from billing_grpc.cli.session import Server, asking
+from billing_grpc.cli.session import Session, open_session
 from billing_grpc.model import Resolution
 from billing_grpc.validation import MAX_BATCH
 
@@ -41,47 +40,47 @@ def resolve(
         raise click.UsageError("give a WORKSPACE_ID or --file, one of them")
     if file is not None and org_default is not None:
         raise click.UsageError("--org-default is for one WORKSPACE_ID, not for --file")
-    with asking(connection) as server:
+    with open_session(connection) as session:
         if file is not None:
-            return _resolve_all(server, IdLines(file), json_lines=as_json)
-        answer = server.wait(server.client.resolve(workspace_id or "", org_default=org_default))
-        _show(answer, json_lines=as_json)
+            return _resolve_all(session, IdLines(file), as_json=as_json)
+        answer = session.run(session.client.resolve(workspace_id or "", org_default=org_default))
+        _show(answer, as_json=as_json)
         exit_codes.flush()
-        server.warn(answer)
+        session.warn(answer)
         return exit_codes.OK if answer.error is None else exit_codes.UNAVAILABLE
 
 
-def _show(answer: Resolution, *, json_lines: bool) -> None:
-    if json_lines:
-        output.json_line(as_json.resolution(answer))
+def _show(answer: Resolution, *, as_json: bool) -> None:
+    if as_json:
+        output.json_line(json_output.resolution(answer))
         return
     output.resolution(answer)
 
 
-def _resolve_all(server: Server, ids: IdLines, *, json_lines: bool) -> int:
-    closed: dict[str, int] = {}
+def _resolve_all(session: Session, ids: IdLines, *, as_json: bool) -> int:
+    fallbacks: dict[str, int] = {}
     with Progress(ids.total) as progress:
         for batch in ids.batches(MAX_BATCH):
-            answers = server.wait(server.client.resolve_many(batch))
+            answers = session.run(session.client.resolve_many(batch))
             for each in answers:
                 if each.error is not None:
-                    why = server.why_closed(each.error)
-                    closed[why] = closed.get(why, 0) + 1
-                _show_row(each, json_lines=json_lines)
+                    why = session.why_fallback(each.error)
+                    fallbacks[why] = fallbacks.get(why, 0) + 1
+                _show_row(each, as_json=as_json)
             exit_codes.flush()
             progress.advance(len(batch))
-    for why, count in closed.items():
-        exit_codes.complain(f"{count} without an answer, taken as platform_managed for safety: {why}")
+    for why, count in fallbacks.items():
+        exit_codes.print_error(f"{count} without an answer, taken as platform_managed for safety: {why}")
     for problem in ids.problems:
-        exit_codes.complain(problem)
-    if closed:
+        exit_codes.print_error(problem)
+    if fallbacks:
         return exit_codes.UNAVAILABLE
     return exit_codes.USAGE if ids.problems else exit_codes.OK
 
 
-def _show_row(each: Resolution, *, json_lines: bool) -> None:
-    if json_lines:
-        output.json_line(as_json.resolution(each))
+def _show_row(each: Resolution, *, as_json: bool) -> None:
+    if as_json:
+        output.json_line(json_output.resolution(each))
         return
     error = "" if each.error is None else each.error.reason
     cells: list[Any] = [(each.workspace_id, 36), (each.mode.value, 16), (each.source.value, 18), (error, 0)]

@@ -10,9 +10,9 @@ import click
 
 from billing_grpc import provision
 from billing_grpc.cli import exit_codes
-from billing_grpc.cli.environment import as_given, process_environment
+from billing_grpc.cli.environment import environment_bytes, process_environment
 from billing_grpc.cli.options import Call, Connection, Seconds, WorkspaceId
-from billing_grpc.cli.session import Server, asking
+from billing_grpc.cli.session import Session, open_session
 from billing_grpc.model import ProvisionPlan
 
 _NOT_FOUND: Final = 127
@@ -62,14 +62,14 @@ def run(
     --retry-for, the vendor keys are taken out, a warning goes to standard error, and COMMAND starts.
     """
     environment = process_environment()
-    with asking(connection, files=False) as server:
+    with open_session(connection, files=False) as session:
         budget = _Budget(retry_for, connection.timeout)
-        plan = server.wait(_plan(server, workspace_id, list(environment), budget))
+        plan = session.run(_plan(session, workspace_id, list(environment), budget))
         if plan.resolution.error is not None and require_answer:
-            why = server.why_closed(plan.resolution.error)
+            why = session.why_fallback(plan.resolution.error)
             raise exit_codes.Failed(f"no answer, so {command[0]} was not started: {why}", exit_codes.UNAVAILABLE)
-        server.warn(plan.resolution)
-    _become(command, provision.apply(plan, environment))
+        session.warn(plan.resolution)
+    _exec(command, provision.apply(plan, environment))
 
 
 class _Budget:
@@ -92,27 +92,27 @@ class _Budget:
         return self._end - time.monotonic() <= _PAUSE
 
 
-async def _plan(server: Server, workspace_id: str, names: list[str], budget: _Budget) -> ProvisionPlan:
+async def _plan(session: Session, workspace_id: str, names: list[str], budget: _Budget) -> ProvisionPlan:
     """The first plan with an answer, or the last one without when the time is up."""
     while True:
-        plan = await server.client.plan_provision_env(workspace_id, names, timeout=budget.limit())
+        plan = await session.client.plan_provision_env(workspace_id, names, timeout=budget.limit())
         if plan.resolution.error is None or budget.over():
             return plan
         await asyncio.sleep(_PAUSE)
 
 
-def _become(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
+def _exec(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     # Python ignores these two, and what is ignored stays so in the program that takes its place.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     if not command[0]:
-        exit_codes.complain("an empty name is no command")
+        exit_codes.print_error("an empty name is no command")
         raise SystemExit(_NOT_FOUND)
     try:
-        os.execvpe(command[0], command, as_given(environment))  # noqa: S606 - running what the user names is the purpose
+        os.execvpe(command[0], command, environment_bytes(environment))  # noqa: S606 - running what the user names is the purpose
     except (FileNotFoundError, NotADirectoryError):
-        exit_codes.complain(f"{command[0]}: not found in the PATH of its environment")
+        exit_codes.print_error(f"{command[0]}: not found in the PATH of its environment")
         raise SystemExit(_NOT_FOUND) from None
     except OSError as error:
-        exit_codes.complain(f"{command[0]}: cannot be run: {error.strerror}")
+        exit_codes.print_error(f"{command[0]}: cannot be run: {error.strerror}")
         raise SystemExit(_NOT_EXECUTABLE) from None

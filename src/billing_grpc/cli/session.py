@@ -37,22 +37,22 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class Session:
     """The way to the server, while a command runs.
 
     Attributes:
         client: the client.
-        wait: runs a coroutine to its end and answers what it answers.
+        run: runs a coroutine to its end and answers what it answers.
         causes: what kept the client from an answer so far, the newest last.
         address: where it asks.
     """
 
     client: BillingClient
-    wait: Callable[[Coroutine[Any, Any, Value]], Value]
+    run: Callable[[Coroutine[Any, Any, Value]], Value]
     causes: list[BaseException]
     address: str
 
-    def why_closed(self, error: ResolutionError) -> str:
+    def why_fallback(self, error: ResolutionError) -> str:
         """Why an answer is the closed one, with what to do about it as far as that is known here."""
         if self.causes and error.reason in _CLIENT_REASONS:
             return describe(self.causes[-1], self.address)
@@ -61,8 +61,8 @@ class Server:
     def warn(self, resolution: Resolution) -> None:
         """Says on standard error that, and why, an answer is the closed one."""
         if resolution.error is not None:
-            exit_codes.complain(
-                f"no answer, taken as {resolution.mode} for safety: {self.why_closed(resolution.error)}"
+            exit_codes.print_error(
+                f"no answer, taken as {resolution.mode} for safety: {self.why_fallback(resolution.error)}"
             )
 
 
@@ -85,7 +85,7 @@ class _Causes(logging.Handler):
 
 
 @contextmanager
-def asking(connection: Connection, *, files: bool = True, writes: bool = False) -> Iterator[Server]:
+def open_session(connection: Connection, *, files: bool = True, writes: bool = False) -> Iterator[Session]:
     """A server to ask.
 
     Args:
@@ -99,15 +99,15 @@ def asking(connection: Connection, *, files: bool = True, writes: bool = False) 
     """
     if files:
         check_files(connection)
-    client, causes = client_of(connection), _listen()
+    client, causes = make_client(connection), _collect_causes()
     with asyncio.Runner() as runner:
         try:
-            yield Server(client, runner.run, causes, connection.address)
+            yield Session(client, runner.run, causes, connection.address)
         except BillingError as error:
-            told = describe(error, connection.address)
+            message = describe(error, connection.address)
             if writes and isinstance(error, _UNKNOWN_OUTCOME):
-                told += "; the outcome is unknown: repeat the command"
-            raise exit_codes.Failed(told, exit_code(error)) from error
+                message += "; the outcome is unknown: repeat the command"
+            raise exit_codes.Failed(message, exit_code(error)) from error
         finally:
             runner.run(client.close())
 
@@ -128,7 +128,7 @@ def check_files(connection: Connection) -> None:
             raise click.BadParameter(f"{path} cannot be read as a file", param_hint=f"'{option}'")
 
 
-def client_of(connection: Connection) -> BillingClient:
+def make_client(connection: Connection) -> BillingClient:
     """A client for this connection.
 
     Raises:
@@ -138,7 +138,7 @@ def client_of(connection: Connection) -> BillingClient:
         return BillingClient(
             connection.target,
             token=connection.token_file,
-            tls=tls_of(connection),
+            tls=client_tls(connection),
             extra_blocked_keys=connection.extra_blocked_key,
             timeout=connection.timeout,
         )
@@ -146,7 +146,7 @@ def client_of(connection: Connection) -> BillingClient:
         raise click.UsageError(str(error)) from error
 
 
-def tls_of(connection: Connection) -> ClientTls | None:
+def client_tls(connection: Connection) -> ClientTls | None:
     """How to know the server; None for plain text."""
     if not connection.secure:
         return None
@@ -186,7 +186,7 @@ def moment(now: WorkspaceBillingMode) -> str:
     return "" if now.update_time is None else json_output.time(now.update_time)
 
 
-def _listen() -> list[BaseException]:
+def _collect_causes() -> list[BaseException]:
     handler = _Causes()
     log = logging.getLogger("billing_grpc.client")
     log.addHandler(handler)

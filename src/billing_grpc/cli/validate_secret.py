@@ -5,10 +5,9 @@ from typing import Final
 import click
 
 from billing_grpc import validation
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as answers
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.options import Call, Connection, WorkspaceId
-from billing_grpc.cli.session import asking
+from billing_grpc.cli.session import open_session
 from billing_grpc.errors import InvalidArgument
 from billing_grpc.model import SecretVerdict, SecretWriteDecision
 
@@ -40,18 +39,18 @@ def validate_secret(
         validation.secret_names(secret_keys)
     except InvalidArgument as error:
         raise click.BadParameter(str(error), param_hint="'KEY...'") from error
-    with asking(connection) as server:
-        decision = server.wait(
-            server.client.validate_secret_write(secret_keys, workspace_id=workspace_id or "", org_wide=org_wide)
+    with open_session(connection) as session:
+        decision = session.run(
+            session.client.validate_secret_write(secret_keys, workspace_id=workspace_id or "", org_wide=org_wide)
         )
         if as_json:
-            output.json_line(answers.secret_write(decision))
+            output.json_line(json_output.secret_write(decision))
         else:
             rows = [(each.secret_key, each.verdict.value, each.message) for each in decision.verdicts]
             output.table(("key", "verdict", "message"), rows, prose=frozenset({"message"}))
         exit_codes.flush()
         if decision.resolution is not None:
-            server.warn(decision.resolution)
+            session.warn(decision.resolution)
     return _exit_code(decision)
 
 

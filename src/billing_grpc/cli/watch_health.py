@@ -8,10 +8,9 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from billing_grpc.cli import exit_codes, output
-from billing_grpc.cli import json_output as answers
+from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.options import Call, Connection, Text
-from billing_grpc.cli.session import check_files, tls_of
+from billing_grpc.cli.session import check_files, client_tls
 from billing_grpc.client.channel import Dialer
 from billing_grpc.errors import BillingError
 
@@ -47,7 +46,7 @@ def watch_health(connection: Connection, *, service: str, once: bool, as_json: b
     """
     check_files(connection)
     try:
-        dialer = Dialer(connection.target, token=connection.token_file, tls=tls_of(connection))
+        dialer = Dialer(connection.target, token=connection.token_file, tls=client_tls(connection))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     watch = _Watch(dialer, service, as_json=as_json)
@@ -67,19 +66,19 @@ class _Watch:
         self._dialer = dialer
         self._request = health_pb2.HealthCheckRequest(service=service)
         self._as_json = as_json
-        self._said = ""
+        self._shown = ""
 
     async def once(self, seconds: float) -> int:
         """Says the status, and answers the exit code."""
         try:
             answer = await self._stub().Check(self._request, timeout=seconds, metadata=self._metadata())
         except (grpc.aio.AioRpcError, BillingError) as error:
-            self._refused(error)
-            self._say(_UNREACHABLE)
+            self._raise_if_refused(error)
+            self._show(_UNREACHABLE)
             exit_codes.flush()
             raise exit_codes.Failed(_why(error), exit_codes.UNAVAILABLE) from error
         status = _status(answer)
-        self._say(status)
+        self._show(status)
         return exit_codes.OK if status == _SERVING else exit_codes.UNAVAILABLE
 
     async def until_interrupted(self) -> None:
@@ -89,13 +88,13 @@ class _Watch:
             try:
                 async for answer in self._stub().Watch(self._request, metadata=self._metadata()):
                     failures = 0
-                    self._say(_status(answer))
+                    self._show(_status(answer))
             except (grpc.aio.AioRpcError, BillingError) as error:
-                self._refused(error)
+                self._raise_if_refused(error)
             # A server also ends a connection for its age; only one that does not come back at once is away.
             failures += 1
             if failures > 1:
-                self._say(_UNREACHABLE)
+                self._show(_UNREACHABLE)
                 await asyncio.sleep(_PAUSE)
 
     def _stub(self) -> health_pb2_grpc.HealthStub:
@@ -105,18 +104,18 @@ class _Watch:
         authorization = self._dialer.authorization()
         return () if authorization is None else (("authorization", authorization),)
 
-    def _say(self, status: str) -> None:
-        if status == self._said:
+    def _show(self, status: str) -> None:
+        if status == self._shown:
             return
-        self._said = status
-        moment = answers.time(datetime.now(UTC).replace(microsecond=0))
+        self._shown = status
+        moment = json_output.time(datetime.now(UTC).replace(microsecond=0))
         if self._as_json:
             output.json_line({"time": moment, "service": self._request.service, "status": status})
         else:
             output.row([(moment, 20), (status, 0)], "green" if status == _SERVING else "bold red")
         exit_codes.flush()
 
-    def _refused(self, error: grpc.aio.AioRpcError | BillingError) -> None:
+    def _raise_if_refused(self, error: grpc.aio.AioRpcError | BillingError) -> None:
         code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None
         if code in _REFUSALS:
             raise exit_codes.Failed(f"{code.name}: {_REFUSALS[code]}", exit_codes.REFUSED) from error

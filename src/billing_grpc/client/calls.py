@@ -33,26 +33,26 @@ from billing_grpc.wire import trace_context
 # The application's own logging and metrics, not the service's: this module lives in other people's processes.
 log = logging.getLogger("billing_grpc.client")
 
-CLOSED_ANSWERS: Final = Counter(
+FALLBACK_ANSWERS: Final = Counter(
     "billing_grpc_client_closed_answers",
     "Decisions that were closed because no answer could be had or used, by method and reason.",
     ["method", "reason"],
 )
 
-LONGEST_TIMEOUT: Final = 3600.0
+MAX_TIMEOUT: Final = 3600.0
 """Seconds; always a deadline."""
 
 _SLACK: Final = 0.5
 """Seconds past its deadline after which a call is given up that gRPC itself did not end, as in a process that was forked."""
 
-_LEAST: Final = 0.001
+_MIN_TIMEOUT: Final = 0.001
 """Seconds that a call gets when those before it have used up the decision's."""
 
 _METADATA_KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _METADATA_TEXT: Final = re.compile(r"[ -~]*")
-_OURS: Final = frozenset({"authorization", "x-request-id"})
+_OWN_KEYS: Final = frozenset({"authorization", "x-request-id"})
 
-_REASONS: Final = {
+_MESSAGES: Final = {
     ServerUnreachable.reason: "the server cannot be reached, or did not answer in time; retry",
     ServerRefused.reason: "the server refused to answer; the caller's log says why",
     AnswerInvalid.reason: "the server's answer cannot be used; the caller's log says why",
@@ -84,13 +84,13 @@ class Calls:
         self._dialer = dialer
         self._timeout = timeout
         self._metadata = tuple(metadata)
-        if wrong := [key for key, value in self._metadata if not _can_be_sent(key, value)]:
+        if wrong := [key for key, value in self._metadata if not _is_valid_metadata(key, value)]:
             raise ValueError(f"metadata: cannot be sent, or is the client's own to send: {wrong}")
         self._running: set[grpc.aio.Call] = set()
 
     async def close(self) -> None:
         """Ends the calls that run, and the way to the server; what is called afterwards finds it closed."""
-        if self._dialer.is_here():
+        if self._dialer.is_usable_here():
             for each in list(self._running):
                 each.cancel()
         await self._dialer.close()
@@ -120,10 +120,10 @@ class Calls:
         """
         wanted = self._timeout if timeout is None else timeout
         seconds = service_config.timeout(name) if wanted is None else wanted
-        if not 0 < seconds <= LONGEST_TIMEOUT:
-            raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {seconds}")
+        if not 0 < seconds <= MAX_TIMEOUT:
+            raise ValueError(f"timeout: must be more than 0 and at most {MAX_TIMEOUT} seconds; it is {seconds}")
         if since is not None:
-            seconds = max(seconds - (time.monotonic() - since), _LEAST)
+            seconds = max(seconds - (time.monotonic() - since), _MIN_TIMEOUT)
         request_id = uuid.uuid4().hex
         metadata: list[tuple[str, str | bytes]] = [*self._metadata, ("x-request-id", request_id)]
         authorization = self._dialer.authorization()
@@ -140,7 +140,7 @@ class Calls:
             failure.add_note(f"request id {request_id}")
             raise failure from error
         except TimeoutError:
-            raise forked.given_up() from None
+            raise forked.deadline_missed() from None
         except asyncio.CancelledError:
             # gRPC says the same when this task is cancelled and when the channel is closed under it.
             if _is_cancelled():
@@ -153,11 +153,11 @@ class Calls:
             raise AnswerInvalid("the server's answer cannot be used: it is not a message of this method")
         return answer
 
-    async def total(
+    async def decide(
         self,
         name: str,
         ask: Callable[[], Awaitable[Decision]],
-        close: Callable[[ResolutionError], Decision],
+        fall_back: Callable[[ResolutionError], Decision],
         *,
         decisions: int = 1,
     ) -> Decision:
@@ -166,23 +166,23 @@ class Calls:
         Args:
             name: the method's bare name.
             ask: makes the call and reads the answer.
-            close: the closed answer for a reason.
+            fall_back: returns the fallback for a reason.
             decisions: how many are closed at once without an answer.
         """
         try:
             return await ask()
-        except Exception as error:  # noqa: BLE001 - a mistake of ours must close too; `closing` logs it with its traceback
-            return close(closing(name, error, decisions))
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must close too; `fallback_error` logs it with its traceback
+            return fall_back(fallback_error(name, error, decisions))
 
 
-def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
+def fallback_error(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
     """Why decisions are closed: logged in one line, each counted, and in the words that their caller gets."""
     reason = ServerRefused.reason
     if isinstance(error, StorageError):
         reason = ServerUnreachable.reason
     elif isinstance(error, CallError):
         reason = error.reason
-    CLOSED_ANSWERS.labels(method=name, reason=reason).inc(decisions)
+    FALLBACK_ANSWERS.labels(method=name, reason=reason).inc(decisions)
     expected = isinstance(error, BillingError)
     log.warning(
         "%s: no answer that can be used, defaulting to platform_managed for safety: decisions=%d reason=%s error=%s: %s%s",
@@ -201,11 +201,11 @@ def closing(name: str, error: Exception, decisions: int = 1) -> ResolutionError:
     if isinstance(error, RequestError) and reason == ServerRefused.reason:
         # What the service says is meant for its callers; what gRPC says may name hosts, and stays in the log.
         return ResolutionError(reason, f"the server refused to answer: {error.message}")
-    return ResolutionError(reason, _REASONS[reason])
+    return ResolutionError(reason, _MESSAGES[reason])
 
 
-def _can_be_sent(key: object, value: object) -> bool:
-    if not isinstance(key, str) or not _METADATA_KEY.fullmatch(key) or key in _OURS:
+def _is_valid_metadata(key: object, value: object) -> bool:
+    if not isinstance(key, str) or not _METADATA_KEY.fullmatch(key) or key in _OWN_KEYS:
         return False
     if key.endswith("-bin"):
         return isinstance(value, bytes)

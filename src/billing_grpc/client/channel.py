@@ -108,7 +108,7 @@ class Dialer:
     def channel(self) -> grpc.aio.Channel:
         """The channel to call on, made anew when a certificate has changed.
 
-        Files that are missing, half written or half renewed change nothing where there is a channel already, and are said.
+        Files that are missing, half written or half renewed change nothing where there is a channel already, and are logged.
 
         Raises:
             ServerUnreachable: this dialer was closed, or there are no certificates that could be used yet.
@@ -116,10 +116,10 @@ class Dialer:
         """
         if self._closed:
             raise ServerUnreachable("this client was closed")
-        self._come_here()
+        self._use_this_loop()
         broken = self._broken_since is not None and time.monotonic() - self._broken_since >= _RETRY_SECONDS
         changed = any(file.changed() for file in self._files.values())
-        if self._channel is None or broken or changed or self._reaches_nobody(self._channel):
+        if self._channel is None or broken or changed or self._is_unreachable(self._channel):
             self._renew()
         if self._channel is None:
             raise ServerUnreachable("there is no channel")
@@ -140,18 +140,18 @@ class Dialer:
         loop is left to that.
         """
         self._closed = True
-        if not self.is_here():
+        if not self.is_usable_here():
             return
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    def is_here(self) -> bool:
+    def is_usable_here(self) -> bool:
         """Whether the channel, if there is one, is of the running event loop and of this process."""
-        return self._loop is asyncio.get_running_loop() and not forked.grpc_was_left()
+        return self._loop is asyncio.get_running_loop() and not forked.grpc_belongs_to_parent()
 
-    def _come_here(self) -> None:
+    def _use_this_loop(self) -> None:
         """Leave a channel behind whose event loop has ended: it cannot be used on another."""
         forked.use_grpc()
         loop = asyncio.get_running_loop()
@@ -162,7 +162,7 @@ class Dialer:
         self._loop, self._channel = loop, None
         self._closing.clear()
 
-    def _reaches_nobody(self, channel: grpc.aio.Channel) -> bool:
+    def _is_unreachable(self, channel: grpc.aio.Channel) -> bool:
         if time.monotonic() - self._dialled < _NEW_CHANNEL_SECONDS:
             return False
         return channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
@@ -172,7 +172,7 @@ class Dialer:
             channel = self._dial()
         except (OSError, ValueError) as error:
             self._broken_since = time.monotonic()
-            why = f"the TLS files cannot be used ({_said(error)})"
+            why = f"the TLS files cannot be used ({_problem(error)})"
             if self._channel is None:
                 raise ServerUnreachable(why) from error
             log.warning("%s, the old ones stay in force", why)
@@ -225,7 +225,7 @@ def _text(content: bytes) -> bytes:
     return content
 
 
-def _said(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     """What is wrong, without what a file holds."""
     if isinstance(error, ssl.SSLError):
         return error.reason or "not PEM"

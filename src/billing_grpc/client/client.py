@@ -17,7 +17,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import fallback, verified
 from billing_grpc.client.bearer_token import TokenSource
-from billing_grpc.client.calls import LONGEST_TIMEOUT, Calls, closing
+from billing_grpc.client.calls import MAX_TIMEOUT, Calls, fallback_error
 from billing_grpc.client.channel import ClientTls, Dialer
 from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
@@ -37,7 +37,7 @@ from billing_grpc.wire.messages import MODE_FROM_PROTO, MODE_TO_PROTO
 __all__ = ["BillingClient", "ClientTls", "TokenSource", "WorkspaceId"]
 
 WorkspaceId = str | uuid.UUID
-_NONE_YET: Final = ""
+_NO_WORKSPACE: Final = ""
 _RESOLVE_MANY: Final = "BatchResolveBillingModes"
 Item = TypeVar("Item")
 
@@ -78,8 +78,8 @@ class BillingClient:
         extra = {key: normalise(key) for key in _names(extra_blocked_keys)}
         if wrong := [key for key, name in extra.items() if name is None]:
             raise ValueError(f"extra_blocked_keys: not names of keys: {wrong}")
-        if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
-            raise ValueError(f"timeout: must be more than 0 and at most {LONGEST_TIMEOUT} seconds; it is {timeout}")
+        if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(f"timeout: must be more than 0 and at most {MAX_TIMEOUT} seconds; it is {timeout}")
         self._keys = KeyList(name for name in extra.values() if name is not None)
         self._calls = Calls(Dialer(target, token=token, tls=tls), timeout, metadata)
 
@@ -97,7 +97,7 @@ class BillingClient:
 
     async def resolve(
         self,
-        workspace_id: WorkspaceId = _NONE_YET,
+        workspace_id: WorkspaceId = _NO_WORKSPACE,
         *,
         org_default: str | None = None,
         timeout: float | None = None,
@@ -118,7 +118,7 @@ class BillingClient:
             )
             return verified.resolution(answer.resolution, asked, what_if=org_default)
 
-        return await self._calls.total("ResolveBillingMode", ask, lambda error: fallback.resolution(asked, error))
+        return await self._calls.decide("ResolveBillingMode", ask, lambda error: fallback.resolution(asked, error))
 
     async def resolve_many(
         self, workspace_ids: Iterable[WorkspaceId], *, timeout: float | None = None
@@ -135,7 +135,7 @@ class BillingClient:
                 validation.workspace_id(each)
             except InvalidArgument as error:
                 wrong[position] = error
-        found = _each_closed(ids, wrong)
+        found = _fallbacks(ids, wrong)
         askable = [position for position in range(len(ids)) if position not in wrong]
         for batch in _batches(askable, validation.MAX_BATCH):
             answered = await self._resolve_batch([ids[position] for position in batch], timeout)
@@ -151,16 +151,16 @@ class BillingClient:
                 raise AnswerInvalid("the server's answer cannot be used: it is not about the workspaces of the request")
             return _usable(answer.resolutions, batch)
 
-        def close(error: ResolutionError) -> list[Resolution]:
+        def fall_back(error: ResolutionError) -> list[Resolution]:
             return [fallback.resolution(each, error) for each in batch]
 
-        return await self._calls.total(_RESOLVE_MANY, ask, close, decisions=len(batch))
+        return await self._calls.decide(_RESOLVE_MANY, ask, fall_back, decisions=len(batch))
 
     async def validate_secret_write(
         self,
         secret_keys: Iterable[str],
         *,
-        workspace_id: WorkspaceId = _NONE_YET,
+        workspace_id: WorkspaceId = _NO_WORKSPACE,
         org_wide: bool = False,
         timeout: float | None = None,
     ) -> SecretWriteDecision:
@@ -176,7 +176,7 @@ class BillingClient:
         askable = [position for position, name in enumerate(names) if can_be_sent(name)]
         if not askable:
             return await self._validate(names, asked, timeout, began, org_wide=org_wide)
-        verdicts = {position: fallback.no_name(name) for position, name in enumerate(names)}
+        verdicts = {position: fallback.invalid_name(name) for position, name in enumerate(names)}
         decided: list[Resolution] = []
         for batch in _batches(askable, validation.MAX_SECRET_KEYS):
             sent = [names[position] for position in batch]
@@ -222,14 +222,14 @@ class BillingClient:
             answer.resolution.CopyFrom(found.resolution)
             return verified.secret_write(answer, sent, asked, self._keys, org_wide=org_wide)
 
-        def close(error: ResolutionError) -> SecretWriteDecision:
+        def fall_back(error: ResolutionError) -> SecretWriteDecision:
             return fallback.secret_write(asked, sent, error, self._keys, doubted=doubted)
 
-        return await self._calls.total(method, ask, close)
+        return await self._calls.decide(method, ask, fall_back)
 
     async def plan_provision_env(
         self,
-        workspace_id: WorkspaceId = _NONE_YET,
+        workspace_id: WorkspaceId = _NO_WORKSPACE,
         env_keys: Iterable[str] = (),
         *,
         timeout: float | None = None,
@@ -263,10 +263,10 @@ class BillingClient:
             # The first answer decides; the others add what the server strips of further names.
             return verified.stripping(plans[0], wanted, present, self._keys)
 
-        def close(error: ResolutionError) -> ProvisionPlan:
+        def fall_back(error: ResolutionError) -> ProvisionPlan:
             return fallback.provision_plan(asked, present, error, self._keys, also_strip=wanted)
 
-        return await self._calls.total(method, ask, close)
+        return await self._calls.decide(method, ask, fall_back)
 
     async def get(self, workspace_id: WorkspaceId) -> WorkspaceBillingMode:
         """The billing mode of an existing workspace.
@@ -313,7 +313,7 @@ class BillingClient:
         return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
 
     async def changes(
-        self, workspace_id: WorkspaceId = _NONE_YET, *, page_size: int = 0
+        self, workspace_id: WorkspaceId = _NO_WORKSPACE, *, page_size: int = 0
     ) -> AsyncGenerator[Change[str], None]:
         """The recorded changes of one workspace, or of all, newest first; asks for a page when the last one is used up.
 
@@ -369,13 +369,13 @@ def _usable(messages: Iterable[pb.BillingModeResolution], asked: Sequence[str]) 
             found[position] = verified.resolution(message, asked[position])
         except AnswerInvalid as error:
             wrong[position] = error
-    found |= _each_closed(asked, wrong)
+    found |= _fallbacks(asked, wrong)
     return [found[position] for position in range(len(asked))]
 
 
-def _each_closed(ids: Sequence[str], wrong: Mapping[int, BillingError]) -> dict[int, Resolution]:
+def _fallbacks(ids: Sequence[str], wrong: Mapping[int, BillingError]) -> dict[int, Resolution]:
     """The closed resolutions of these positions; one line in the log for all of them."""
     if not wrong:
         return {}
-    error = closing(_RESOLVE_MANY, next(iter(wrong.values())), len(wrong))
+    error = fallback_error(_RESOLVE_MANY, next(iter(wrong.values())), len(wrong))
     return {position: fallback.resolution(ids[position], error) for position in wrong}

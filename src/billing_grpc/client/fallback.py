@@ -47,21 +47,21 @@ def secret_write(
         keys: the vendor keys.
         doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow.
     """
-    closed, doubts = resolution(workspace_id, error), set(doubted)
+    decided, doubts = resolution(workspace_id, error), set(doubted)
     verdicts = []
     for index, key in enumerate(secret_keys):
         name = normalise(key)
         # Of an answer with an error the message is the same wherever the secret was to go.
-        verdict = no_name(key) if name is None else keys.judge(key, name, closed, org_wide=False)
+        verdict = invalid_name(key) if name is None else keys.judge(key, name, decided, org_wide=False)
         if index in doubts and verdict.verdict is SecretVerdict.ALLOWED:
             message = "refused: no answer that could be understood judges it; retry"
             verdict = replace(verdict, verdict=SecretVerdict.BLOCKED_PLATFORM_MANAGED, message=message)
         verdicts.append(verdict)
     allowed = bool(verdicts) and all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
-    return SecretWriteDecision(allowed, tuple(verdicts), closed)
+    return SecretWriteDecision(allowed, tuple(verdicts), decided)
 
 
-def no_name(key: str) -> SecretKeyVerdict:
+def invalid_name(key: str) -> SecretKeyVerdict:
     """The verdict on what is no key's name, which no server is asked about."""
     message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
     return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)

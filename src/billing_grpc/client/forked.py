@@ -19,17 +19,17 @@ def use_grpc() -> None:
     Raises:
         ClientMisused: it did so before the fork that made this process.
     """
-    if grpc_was_left():
+    if grpc_belongs_to_parent():
         raise ClientMisused(_FORKED)
     _used_in.add(os.getpid())
 
 
-def grpc_was_left() -> bool:
+def grpc_belongs_to_parent() -> bool:
     """Whether the client used gRPC before the fork that made this process."""
     return bool(_used_in) and os.getpid() not in _used_in
 
 
-def given_up() -> ClientMisused | ServerUnreachable:
+def deadline_missed() -> ClientMisused | ServerUnreachable:
     """Why gRPC did not end a call at its deadline; in a fork, something else may have used it before."""
     if os.getpid() != _imported_in:
         return ClientMisused(_FORKED)

@@ -47,30 +47,30 @@ def call_error(error: grpc.aio.AioRpcError) -> BillingError:
     own, and gRPC here says RESOURCE_EXHAUSTED of an answer that is too long.
     """
     code, details = error.code(), _details(error)
-    said = str(error.details() or "no details")
-    ours = _ours(details, said)
-    if ours is not None:
-        return ours
+    text = str(error.details() or "no details")
+    service_error = _service_error(details, text)
+    if service_error is not None:
+        return service_error
     if code in _UNREACHABLE:
-        return ServerUnreachable(f"{code.name}: {said}")
+        return ServerUnreachable(f"{code.name}: {text}")
     if code in _BY_CODE:
         return _BY_CODE[code]()
-    return ServerRefused(f"{code.name}: {said}")
+    return ServerRefused(f"{code.name}: {text}")
 
 
-def _ours(details: status_pb2.Status, said: str) -> BillingError | None:
+def _service_error(details: status_pb2.Status, text: str) -> BillingError | None:
     info = _unpacked(details, error_details_pb2.ErrorInfo())
     reason = str(info.reason) if info.domain == ERROR_DOMAIN else ""
     if reason in STORAGE_ERRORS:
-        return STORAGE_ERRORS[reason](attachments=_attached(details))
+        return STORAGE_ERRORS[reason](attachments=_attachments(details))
     if reason in _WITHOUT_DETAILS:
         return _WITHOUT_DETAILS[reason]()
     if reason == WorkspaceNotFound.reason:
-        return WorkspaceNotFound(said)
+        return WorkspaceNotFound(text)
     if reason == EtagStale.reason:
-        return EtagStale(said, attachments=_attached(details))
+        return EtagStale(text, attachments=_attachments(details))
     if reason and details.code == code_pb2.INVALID_ARGUMENT:
-        return InvalidArgument(reason, *_violations(details, said))
+        return InvalidArgument(reason, *_violations(details, text))
     return None
 
 
@@ -84,7 +84,7 @@ def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
     return status_pb2.Status()
 
 
-def _attached(details: status_pb2.Status) -> tuple[object, ...]:
+def _attachments(details: status_pb2.Status) -> tuple[object, ...]:
     """The closed resolution of a read that failed, the current state of a write that was stale; none that contradict."""
     current = _unpacked(details, pb.WorkspaceBillingMode())
     resolution = _unpacked(details, pb.BillingModeResolution())
@@ -98,10 +98,10 @@ def _attached(details: status_pb2.Status) -> tuple[object, ...]:
     return ()
 
 
-def _violations(details: status_pb2.Status, said: str) -> list[FieldViolation]:
+def _violations(details: status_pb2.Status, text: str) -> list[FieldViolation]:
     bad_request = _unpacked(details, error_details_pb2.BadRequest())
     return [FieldViolation(each.field, each.description) for each in bad_request.field_violations] or [
-        FieldViolation("request", said)
+        FieldViolation("request", text)
     ]
 
 

@@ -1,7 +1,7 @@
 """What a server answered, taken only where it follows from its own parts by the rule. Pure.
 
 A client acts on these answers with keys and money, so a mode it does not know, or an answer that contradicts itself, is no
-answer: `AnswerInvalid`, for which `closed` has the one to act on.
+answer: `AnswerInvalid`, for which `fallback` has the one to act on.
 """
 
 from collections.abc import Iterable, Sequence
@@ -136,12 +136,12 @@ def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequenc
 
 def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> SecretKeyVerdict:
     verdict, name = VERDICT_FROM_PROTO.get(message.verdict), normalise(message.secret_key)
-    closes = decided is not None and decided.mode is CLOSED
+    managed = decided is not None and decided.mode is CLOSED
     if verdict is None or name is None:
         _refuse("it holds a verdict that this version does not know, or one on what is no key's name")
     if is_reserved(name) and verdict is not SecretVerdict.BLOCKED_RESERVED:
         _refuse(f"the verdict on {quoted(name)} is not that on a reserved name")
-    if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not closes:
+    if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not managed:
         _refuse(f"it blocks {quoted(name)} as platform_managed, which its mode is not")
     return SecretKeyVerdict(message.secret_key, verdict, message.message)
 
@@ -161,18 +161,18 @@ def provision_plan(
         AnswerInvalid: it strips under an open mode, or does not set what its mode says.
     """
     decided = resolution(answer.resolution, workspace_id)
-    strip, closes = set(answer.strip_keys), decided.mode is CLOSED
-    if strip and not closes:
+    strip, managed = set(answer.strip_keys), decided.mode is CLOSED
+    if strip and not managed:
         _refuse("it strips keys under a mode that strips none")
     if any(is_reserved(normalise(key) or "") for key in strip):
         _refuse("it strips the platform's own variables")
-    if closes and any(map(keys.holds, answer.set_env)):
+    if managed and any(map(keys.holds, answer.set_env)):
         _refuse("it sets a vendor key under platform_managed")
     if any(not provision.can_be_variable(name) or "\0" in value for name, value in answer.set_env.items()):
         _refuse("it sets what can be no variable")
     if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
         _refuse("it does not set the mode that it resolved")
-    if answer.route_via_platform_proxy != closes:
+    if answer.route_via_platform_proxy != managed:
         _refuse("the proxy is for platform_managed and for nothing else")
     made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
     return stripping(made, strip, env_keys, keys)

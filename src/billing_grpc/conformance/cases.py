@@ -34,7 +34,7 @@ class Case:
         expect: what a default-closed client must answer, in the texts of the contract's section 2.
         expect_server: what the server itself must answer where that differs: `{"status": {"code": ..., "reason": ...}}`, or
             `{"answer": ...}` as in `expect`.
-        extra_blocked_keys: the names that the client was told to add to the list of vendor keys.
+        extra_blocked_keys: the names that the client was stopped to add to the list of vendor keys.
         timeout: the client's deadline in seconds; None for its usual one.
     """
 

@@ -18,5 +18,5 @@ def conformance_server(listen: str) -> None:
     Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no
     database, holds no workspace, decides nothing.
     """
-    with announcing(_STDOUT) as say:
-        server.run(listen, say)
+    with announcing(_STDOUT) as announce:
+        server.run(listen, announce)

@@ -25,17 +25,17 @@ from billing_grpc.server.telemetry.metrics import Metrics
 _BEHIND: Final = "127.0.0.1:0"
 
 
-def run(listen: str, say: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; `say` gets the line that names the address once it answers.
+def run(listen: str, announce: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM; `announce` gets the line that names the address once it answers.
 
     Raises:
         SettingsError: the address is none, or others than this machine could reach it.
         ListenError: the address is taken or cannot be used.
     """
-    address = _of_this_machine(listen)
+    address = _local_address(listen)
     # A degraded decision is what many cases are about, and no news.
     logs.configure("auto", "ERROR")
-    asyncio.run(_until_told(address, say))
+    asyncio.run(_until_stopped(address, announce))
 
 
 @asynccontextmanager
@@ -70,17 +70,17 @@ async def serving(address: Address) -> AsyncIterator[str]:
         await behind.stop(grace=0)
 
 
-async def _until_told(address: Address, say: Callable[[str], None]) -> None:
-    told = asyncio.Event()
+async def _until_stopped(address: Address, announce: Callable[[str], None]) -> None:
+    stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stopped.set)
     async with serving(address) as target:
-        say(f"listening on {target}")
-        await told.wait()
+        announce(f"listening on {target}")
+        await stopped.wait()
 
 
-def _of_this_machine(listen: str) -> Address:
+def _local_address(listen: str) -> Address:
     try:
         address = parse(listen)
     except ValueError as error:
