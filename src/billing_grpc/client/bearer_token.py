@@ -1,4 +1,4 @@
-"""The token that a client shows: asked for at every call, so that it rotates, and never repeated anywhere else."""
+"""Ask for the client's token at every call, so that tokens rotate; never repeat a token anywhere else."""
 
 import re
 from collections.abc import Callable
@@ -6,65 +6,74 @@ from pathlib import Path
 from typing import Final
 
 from billing_grpc.errors import ServerRefused
+from billing_grpc.reloaded_file import ReloadedFile
 from billing_grpc.watched_file import WatchedFile
 
 _MAX_FILE_BYTES: Final = 1 << 20
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 TokenSource = Path | Callable[[], str]
-"""A file that holds a bearer token and may be replaced, or what returns the one to show now."""
+"""A file that holds a bearer token and may be replaced, or a callable that returns the current token."""
 
 
 class BearerToken:
-    """A token that may be another at every call.
+    """A token that may change from call to call.
 
     Args:
-        source: where it comes from.
+        source: the token's file, or a callable that returns the token.
 
     Raises:
-        TypeError: the source is neither a path nor a callable; a text is not taken for either.
+        TypeError: the source is neither a path nor a callable; a string is neither.
     """
 
     def __init__(self, source: TokenSource) -> None:
-        self._ask: Callable[[], object]
+        self._read: Callable[[], object]
         if isinstance(source, Path):
-            self._ask = _TokenFile(source).read
+            self._read = _TokenFile(source).read
         elif callable(source):
-            self._ask = source
+            self._read = source
         else:
             raise TypeError("token: give a pathlib.Path of a file that holds it, or a callable that returns it")
 
     def authorization(self) -> str:
-        """The value of the `authorization` header of a call that starts now.
+        """Return the value of the `authorization` header for a call that starts now.
 
         Raises:
-            ServerRefused: the token cannot be had, or is none.
+            ServerRefused: the source failed, or it returned something that is not a token.
         """
         try:
-            token = self._ask()
+            token = self._read()
         except ServerRefused:
             raise
         except Exception as error:
-            raise ServerRefused("the token cannot be had: its source raised an error") from error
-        # Never repeated in a message, and never sent: gRPC would quote it when it refuses the header.
+            raise ServerRefused("the token cannot be read: its source raised an error") from error
+        # An invalid token is not sent, because gRPC quotes a header that it refuses; no message repeats it either.
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise ServerRefused("the token is empty, no text, or holds characters that no token has")
+            raise ServerRefused("the token is empty, is not a string, or holds characters that a token cannot have")
         return f"Bearer {token}"
 
 
 class _TokenFile:
     def __init__(self, path: Path) -> None:
         self._file = WatchedFile(path, _MAX_FILE_BYTES)
-        self._shown = ""
-        self._unread = ""
+        self._token: ReloadedFile[str] | None = None
 
     def read(self) -> str:
-        if self._file.changed():
+        """Return the file's token. While the file cannot be read, return the last one: it may be being replaced.
+
+        Raises:
+            ServerRefused: the file cannot be read, and never could be.
+        """
+        if self._token is None:
             try:
-                self._shown, self._unread = self._file.read().decode("ascii", "replace").strip(), ""
+                self._token = ReloadedFile([self._file], self._load, made=_ignore, broken=_ignore)
             except OSError as error:
-                self._unread = f"the token file {self._file.path} cannot be read: {error.strerror}"
-        # A file that is being replaced may be gone for a moment; the last token is then still the best.
-        if self._unread and not self._shown:
-            raise ServerRefused(self._unread)
-        return self._shown
+                raise ServerRefused(f"the token file {self._file.path} cannot be read: {error.strerror}") from error
+        return self._token.current()
+
+    def _load(self) -> str:
+        return self._file.read().decode("ascii", "replace").strip()
+
+
+def _ignore(*_: object) -> None:
+    """Log nothing: a call whose token the server refuses is logged with its reason."""

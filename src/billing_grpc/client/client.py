@@ -18,7 +18,8 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import fallback, verified
 from billing_grpc.client.bearer_token import TokenSource
 from billing_grpc.client.calls import MAX_TIMEOUT, Calls, fallback_error
-from billing_grpc.client.channel import ClientTls, Dialer
+from billing_grpc.client.channel import Dialer
+from billing_grpc.client.tls import ClientTls
 from billing_grpc.errors import AnswerInvalid, BillingError, InvalidArgument
 from billing_grpc.model import (
     BillingMode,
