@@ -23,7 +23,7 @@ ONLY_THERE: Final = {
     "psutil": {"storage/embedded"},
     "cryptography": {"server/auth", "server/net"},
     "opentelemetry": {"server/telemetry", "wire/trace_context"},
-    "prometheus_client": {"server/telemetry", "server/compose", "client/calls"},
+    "prometheus_client": {"server/telemetry", "server/compose", "client/fallback_log"},
 }
 
 PURE_MODULES: Final = {

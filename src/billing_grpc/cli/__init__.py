@@ -1,1 +1,1 @@
-"""The commands that ask a running server: each a module, loaded when it is used."""
+"""The commands of the program, one module each, loaded when they are used."""

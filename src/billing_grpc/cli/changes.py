@@ -1,4 +1,4 @@
-"""`billing-grpc changes`: the change log."""
+"""`billing-grpc changes`: list the change log."""
 
 from typing import Final
 
@@ -22,15 +22,15 @@ Examples:
 @click.command("changes", cls=Call, epilog=_EPILOG)
 @click.argument("workspace_id", required=False, default="", type=WorkspaceId(may_be_empty=True))
 @click.option(
-    "--limit", type=click.IntRange(1, _MOST), default=DEFAULT_PAGE, show_default=True, help="At most so many."
+    "--limit", type=click.IntRange(1, _MOST), default=DEFAULT_PAGE, show_default=True, help="The most changes to list."
 )
 @output.json_option
 @click.pass_obj
 def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: bool) -> int:
     """List who changed what, and why, newest first.
 
-    Without a WORKSPACE_ID, of all workspaces. Each line: when, workspace, from, to, who, why; with --json, each is an object
-    on a line of its own.
+    Without a WORKSPACE_ID, list the changes of all workspaces. Each line: when, workspace, from, to, who, why. With --json,
+    each change is an object on its own line.
     """
     with open_session(connection) as session:
         found = session.run(_newest(session, workspace_id, limit))
@@ -54,7 +54,7 @@ async def _newest(session: Session, workspace_id: str, limit: int) -> list[Chang
 def _show(found: list[Change[str]], *, of_one: bool) -> None:
     columns, rows = _COLUMNS, [_row(each) for each in found]
     if of_one and output.is_terminal():
-        # Who looks at one workspace knows which, and a narrow terminal is soon full.
+        # The caller named the workspace, and a narrow terminal has little room.
         columns, rows = columns[:1] + columns[2:], [row[:1] + row[2:] for row in rows]
     output.table(columns, rows, prose=frozenset({"why"}))
 

@@ -1,4 +1,4 @@
-"""`billing-grpc completion`: what a shell needs to complete our commands and options."""
+"""`billing-grpc completion`: print the script with which a shell completes commands and options."""
 
 from typing import Final
 

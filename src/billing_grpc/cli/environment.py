@@ -1,6 +1,6 @@
-"""What the command line takes from its environment when it asks a server; `config` is for those who are one.
+"""Read the environment for the commands that ask a server.
 
-Apart from `config`, because that loads the driver and TLS of a server, which would triple the start of a call.
+Separate from the server's `settings.config`, which loads the database driver and would triple the start-up time of a call.
 """
 
 import os
@@ -15,7 +15,7 @@ _LOCALE: Final = b"LC_CTYPE="
 
 
 def load_client_settings() -> dict[str, str | list[str]]:
-    """The options that the environment gives, as text, by name; an empty variable is unset."""
+    """Return the options that the environment sets, as text by option name; an empty variable counts as unset."""
     given: dict[str, str | list[str]] = {
         option: text for option, variable in VARIABLES.items() if (text := os.environ.get(variable, ""))
     }
@@ -26,12 +26,12 @@ def load_client_settings() -> dict[str, str | list[str]]:
 
 
 def process_environment() -> dict[str, str]:
-    """The environment that this process was given: UTF-8 in every locale, with surrogate escapes for bytes that are none.
+    """Return the environment that this process was started with, decoded as UTF-8 with surrogate escapes in every locale.
 
-    In the locale's own encoding a space that is no ASCII could hide a vendor key from whoever trims names.
-    Python itself sets LC_CTYPE where the locale is C; on Linux, what was there before is told by the kernel.
+    In the locale's encoding, a byte could become a non-ASCII space, which hides a vendor key from code that trims names.
+    Python itself sets LC_CTYPE if the locale is C; on Linux, the kernel shows the original value.
     """
-    # A variable without a name can be inherited and not be handed on.
+    # A variable without a name can be inherited, but not passed to a new program.
     environment = {_text(name): _text(value) for name, value in os.environb.items() if name}
     try:
         given = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -45,7 +45,7 @@ def process_environment() -> dict[str, str]:
 
 
 def environment_bytes(environment: Mapping[str, str]) -> dict[bytes, bytes]:
-    """The bytes of an environment of `process_environment`."""
+    """Return an environment of `process_environment` as bytes."""
     return {_bytes(name): _bytes(value) for name, value in environment.items()}
 
 
@@ -58,10 +58,10 @@ def _bytes(text: str) -> bytes:
 
 
 def quieten_grpc() -> None:
-    """Keeps gRPC's core from writing to standard error, unless the caller asked it to; before gRPC is loaded.
+    """Silence gRPC's core on standard error, unless GRPC_VERBOSITY is set. Call it before gRPC is loaded.
 
-    It writes a line for every handshake that fails, and its threads wait for a reader who stands still.
-    Only its own C library sees this: `process_environment` stays what it was.
+    gRPC writes a line for every failed handshake, and its threads wait if the reader is stuck.
+    Only C code sees this variable: `process_environment` does not change.
     """
     if _VERBOSITY not in os.environ:
         os.putenv(_VERBOSITY, "NONE")

@@ -1,4 +1,4 @@
-"""How a command ends, and what it may write: exit codes, complaints, and text that cannot take over a terminal."""
+"""End a command and write its output: exit codes, errors on standard error, and text that a terminal cannot act on."""
 
 import errno
 import io
@@ -22,17 +22,17 @@ UNAVAILABLE: Final = 3
 INTERRUPTED: Final = 130
 _SIGNALLED: Final = 128
 _LAST_FLUSH: Final = 0.5
-"""Seconds in which readers can take what is left when a command is interrupted."""
+"""Seconds for the readers to take the remaining output when a command is interrupted."""
 _STDERR: Final = 2
 _BROKEN_PIPE: Final = 141
-"""As a shell says of a program that SIGPIPE ended."""
+"""The code that a shell gives a program that SIGPIPE ended."""
 
 
 class Failed(Exception):
-    """The command cannot do what was asked.
+    """The command failed.
 
     Attributes:
-        message: what happened and what to do about it, on one line.
+        message: what happened and the remedy, on one line.
         code: the exit code.
     """
 
@@ -43,47 +43,47 @@ class Failed(Exception):
 
 
 def accept_any_text() -> None:
-    """Writes text that the terminal's encoding lacks as an escape, instead of failing."""
+    """Write characters that the terminal's encoding lacks as escapes, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def open_missing_streams() -> None:
-    """Puts in the place of a standard stream that was closed one that fails as it does; nothing we open takes its number."""
+    """Replace each closed standard stream by one that fails like it, so that no file we open gets its number."""
     for name, flags, mode in (("stdin", os.O_WRONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_RDONLY, "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, errors="backslashreplace"))
 
 
 def printable(text: str) -> str:
-    """The text on one line, with an escape for every control, direction mark, line break and other invisible character.
+    """Return the text on one line, with an escape for every control, direction mark and other invisible character.
 
-    What is stored may come from anybody who can write to the database; a terminal must not act on it.
+    Stored text may come from anyone who can write to the database; a terminal must not act on it.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def print_error(*lines: str) -> None:
-    """Says on standard error what is wrong, if that can be written; further lines indented."""
+    """Print what is wrong to standard error, further lines indented; do nothing if that cannot be written."""
     _write_error("billing-grpc: " + "\n  ".join(map(printable, lines)) + "\n")
 
 
 def print_last_error(text: str) -> None:
-    """Says why a server ends. Who restarts it waits for its end, so a reader who stands still is not waited for."""
+    """Print why a server ends, without waiting for a reader that is stuck: a supervisor waits for the end."""
     if sys.stderr is not None:
         write_within(_STDERR, f"billing-grpc: {printable(text)}\n".encode(errors="backslashreplace"))
 
 
 def print_usage_error(error: click.ClickException) -> None:
-    """Says what click has to say of an error, which may repeat what was given, whatever that holds."""
+    """Print click's message for an error, escaped, because it may repeat the arguments."""
     said = io.StringIO()
     error.show(said)
     _write_error("".join(f"{printable(line)}\n" for line in said.getvalue().expandtabs().splitlines()))
 
 
 def write(text: str) -> None:
-    """Writes to standard output as it is, and ends the process quietly when nobody reads any more."""
+    """Write text to standard output unchanged; end the process silently if the reader has gone."""
     try:
         with _interruptible():
             sys.stdout.write(text)
@@ -92,7 +92,7 @@ def write(text: str) -> None:
 
 
 def flush() -> None:
-    """What was written leaves; as `write`."""
+    """Flush standard output; end the process like `write`."""
     try:
         if sys.stdout is not None:
             with _interruptible():
@@ -108,12 +108,12 @@ def _write_error(text: str) -> None:
                 sys.stderr.write(text)
                 sys.stderr.flush()
     except OSError:
-        # The exit code says it too. What Python still holds would fail again, and be the exit code, when the process ends.
+        # The exit code reports the failure too. Python would flush its buffer again at exit, fail, and change the exit code.
         sys.stderr = io.StringIO()
 
 
 def exit_interrupted() -> NoReturn:
-    """Ends the process as one that SIGINT ended, with what is written so far as far as its readers take it at once."""
+    """End the process with the code of SIGINT, after flushing what the readers take at once."""
 
     def flush() -> None:
         if sys.stderr is not None and sys.stderr.isatty():
@@ -126,19 +126,19 @@ def exit_interrupted() -> NoReturn:
     thread = threading.Thread(target=flush, daemon=True)
     thread.start()
     thread.join(_LAST_FLUSH)
-    # An ordinary end would flush again, and wait for a reader who stands still, for ever.
+    # A normal exit would flush again and could wait for a stuck reader for ever.
     os._exit(INTERRUPTED)
 
 
 def honour_sigterm() -> None:
-    """Lets SIGTERM end this process also as the first of a container, which the kernel spares what it does not handle."""
+    """Make SIGTERM end this process even as process 1, for which the kernel ignores signals without a handler."""
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, _exit_for_signal)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """While we write, SIGINT ends the process at once: an exception would leave text that Python writes at its end."""
+    """Let SIGINT end the process at once during a write: after an exception, Python would write the rest at exit."""
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     if not on_main_thread or before in {signal.SIG_IGN, None}:
@@ -157,7 +157,7 @@ def _exit_for_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_for_output(error: OSError) -> NoReturn:
-    # What Python still holds would be written, and fail again, when the process ends.
+    # Python would flush its buffer at exit and fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if error.errno == errno.EPIPE:
         sys.exit(_BROKEN_PIPE)

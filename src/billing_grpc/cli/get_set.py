@@ -1,4 +1,4 @@
-"""`billing-grpc get`, `set` and `inherit`: one workspace's own mode."""
+"""`billing-grpc get`, `set` and `inherit`: read and change one workspace's own mode."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -33,8 +33,12 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--validate-only", is_flag=True, help="Check everything, permission and etag included; write nothing."
         ),
-        click.option("--etag", type=Text(), default="", help="Write only if this is still the workspace's; see get."),
-        click.option("--reason", type=_Reason(), default="", help="Why, for the change log; at most 500 characters."),
+        click.option(
+            "--etag", type=Text(), default="", help="Write only if this is still the workspace's etag, as shown by get."
+        ),
+        click.option(
+            "--reason", type=_Reason(), default="", help="The reason for the change log; at most 500 characters."
+        ),
     ):
         function = option(function)
     return function
@@ -66,7 +70,7 @@ def get(connection: Connection, *, workspace_id: str, as_json: bool) -> int:
 def set_mode(connection: Connection, /, *, workspace_id: str, mode: str, as_json: bool, **change: Any) -> int:
     """Give a workspace its own mode.
 
-    It takes effect when the workspace next starts. May be repeated: setting what is set changes nothing.
+    It takes effect when the workspace next starts. Setting the same mode again changes nothing.
     """
     with open_session(connection, writes=not change["validate_only"]) as session:
         written = session.run(session.client.set(workspace_id, BillingMode(mode), **change))

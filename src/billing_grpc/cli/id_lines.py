@@ -1,4 +1,4 @@
-"""Ids from a file, batch by batch as they come, and how far that is."""
+"""Read ids from a file in batches as they arrive, and show the progress."""
 
 import os
 import stat
@@ -22,19 +22,20 @@ _COMMENT: Final = "#"
 
 
 class IdLines:
-    """The ids of a file, one a line; blank lines and comments are passed over.
+    """The ids of a file, one a line; blank lines and comments are skipped.
+
+    Args:
+        file: read as a whole if it is a regular file; a pipe is read as its lines arrive.
 
     Attributes:
-        total: how many lines hold something; None when the file ends only when its writer says so.
-        problems: a sentence for each line that is no id, the first twenty of them, once they were read.
+        total: how many lines hold text; `None` for a pipe.
+        problems: a sentence for each of the first twenty malformed ids that were read.
+
+    Raises:
+        exit_codes.Failed: the file cannot be read; also while the batches of a pipe are read.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """Reads the whole file when it is one; a pipe is read as it comes.
-
-        Raises:
-            outcome.Failed: it cannot be read; also while it is read as it comes.
-        """
         self.problems: list[str] = []
         self._bad = 0
         self._lines = _read(file)
@@ -44,7 +45,7 @@ class IdLines:
             self._lines, self.total = iter(lines), sum(_text(each) != "" for each in lines)
 
     def batches(self, size: int) -> Iterator[list[str]]:
-        """The ids in order, in lists of at most this many."""
+        """Yield the ids in order, in lists of at most `size`."""
         ids = self._ids()
         while batch := list(islice(ids, size)):
             yield batch
@@ -64,7 +65,7 @@ class IdLines:
 
 
 class Progress:
-    """A bar on standard error, where that is a terminal and the answers do not scroll by on it themselves."""
+    """A progress bar on standard error, shown if that is a terminal and standard output is not."""
 
     def __init__(self, total: int | None) -> None:
         self._shown: ProgressBar[int] | None = None
@@ -85,7 +86,7 @@ class Progress:
             self._shown.__exit__(kind, error, traceback)
 
     def advance(self, done: int) -> None:
-        """So many more are done."""
+        """Count `done` more ids as done."""
         if self._shown is not None:
             self._shown.update(done)
 

@@ -1,4 +1,4 @@
-"""Answers as JSON: the contract's field names and the texts of its tables. Pure."""
+"""Turn answers into JSON objects, with the contract's field names and the texts of its tables. Pure."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -16,12 +16,12 @@ Object = dict[str, Any]
 
 
 def time(moment: datetime) -> str:
-    """RFC 3339 in UTC, to the microsecond if it has any."""
+    """Return a time as RFC 3339 in UTC, with microseconds unless they are zero."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def resolution(each: Resolution) -> Object:
-    """A resolution; `workspace_override` and `error` are null without one."""
+    """Return a resolution; `workspace_override` and `error` may be null."""
     return {
         "workspace_id": each.workspace_id,
         "resolved_mode": each.mode.value,
@@ -34,7 +34,7 @@ def resolution(each: Resolution) -> Object:
 
 
 def workspace(each: WorkspaceBillingMode) -> Object:
-    """A workspace; `update_time` is null when no change was ever recorded."""
+    """Return a workspace; `update_time` is null if no change is recorded."""
     return {
         "resolution": resolution(each.resolution),
         "etag": each.etag,
@@ -44,7 +44,7 @@ def workspace(each: WorkspaceBillingMode) -> Object:
 
 
 def update(each: BillingModeUpdate, *, validate_only: bool) -> Object:
-    """What a write left behind and found; `validate_only` says that it was none."""
+    """Return the states after and before a write; with `validate_only` nothing was written."""
     return {
         "billing_mode": workspace(each.current),
         "previous": resolution(each.previous),
@@ -53,7 +53,7 @@ def update(each: BillingModeUpdate, *, validate_only: bool) -> Object:
 
 
 def secret_write(each: SecretWriteDecision) -> Object:
-    """A decision on secrets; `resolution` is null when no key needed a mode."""
+    """Return a decision on secrets; `resolution` is null if no key needed a mode."""
     return {
         "allowed": each.allowed,
         "verdicts": [
@@ -65,7 +65,7 @@ def secret_write(each: SecretWriteDecision) -> Object:
 
 
 def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
-    """A plan, and which of its `strip_keys` are `present_keys` of the environment it was asked for."""
+    """Return a plan; `present_keys` are those of its names that the environment holds."""
     return {
         "resolution": resolution(each.resolution),
         "strip_keys": list(each.strip_keys),
@@ -76,7 +76,7 @@ def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
 
 
 def change(each: Change[str]) -> Object:
-    """An entry of the change log; an override is null where the workspace inherits."""
+    """Return an entry of the change log; an override is null if the workspace inherits."""
     return {
         "change_id": each.change_id,
         "workspace_id": each.workspace_id,

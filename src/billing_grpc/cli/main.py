@@ -1,4 +1,4 @@
-"""The command line: which commands there are, the options they share, and how each ends. Loads a command when it is used."""
+"""The command line: its commands, each loaded when it is used, their common options, and the exit codes."""
 
 import signal
 import sys
@@ -18,14 +18,14 @@ from billing_grpc.setting_names import VARIABLES, other_settings
 
 _SERVE: Final = "serve"
 _LOOKS_LIKE: Final = 0.85
-"""The likeness, of 1, from which on a variable's name may be a misspelt one of ours."""
+"""The similarity, of 1, from which a variable's name counts as a misspelt setting."""
 _SERVER_MODULES: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
 _EPILOG: Final = """\b
 Exit codes:
   0  done, or allowed
   1  refused: no such workspace, a stale etag, not permitted, a blocked key, or a failed start
   2  wrong usage, settings or input
-  3  unavailable: the answer is the closed one, or there is none; try again later
+  3  unavailable: no answer, or the fallback; try again later
   130  interrupted
 
 The connection's options may also stand after the command. Reference: docs/cli.md."""
@@ -33,7 +33,7 @@ The connection's options may also stand after the command. Reference: docs/cli.m
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """Where a command is, and its line in the help, which so need not load it."""
+    """A command's module and attribute, and its line in the help, which is shown without loading the module."""
 
     module: str
     attribute: str
@@ -67,7 +67,7 @@ _COMMANDS: Final = {
 
 
 class _Lazy(click.Group):
-    """A group whose commands are loaded when they are used."""
+    """A group that loads a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS, *super().list_commands(ctx)]
@@ -79,7 +79,7 @@ class _Lazy(click.Group):
         exit_codes.open_missing_streams()
         quieten_grpc()
         if cmd_name == _SERVE:
-            # It means "read the files again", and its default would end the process until there is somebody to do so.
+            # SIGHUP means "read the files again"; until the server handles it, its default would end the process.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         found: click.Command = getattr(import_module(place.module), place.attribute)
         return found
@@ -88,7 +88,7 @@ class _Lazy(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            # click would first write to standard error, whose reader may stand still.
+            # click would first write to standard error, whose reader may be stuck.
             raise click.Abort from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -99,11 +99,11 @@ class _Lazy(click.Group):
 
 
 def _warn_about_unknown_settings() -> None:
-    """Says which variables look like settings and are none.
+    """Print a warning for each variable that looks like a setting and is unknown.
 
-    Not an error as for a server: `run` starts containers, whose environment others may add to.
+    For a server this is an error; here it is not, because `run` starts containers whose environment others may extend.
     """
-    # Who knows the server's settings as well takes as long to load as a server: only where a name looks like one of ours.
+    # The module that knows the server's settings is slow to load: only if a name is similar to a setting.
     others = other_settings(process_environment())
     if any(get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE) for name in others):
         for problem in import_module("billing_grpc.server.settings.config").unknown_settings():
@@ -116,7 +116,7 @@ def _warn_about_unknown_settings() -> None:
 @click.version_option(__version__, prog_name="billing-grpc")
 @click.pass_context
 def cli(context: click.Context, /, **given: Any) -> None:
-    """Decides, for every workspace of an AI platform, who pays for its language-model calls."""
+    """Decide who pays for the language-model calls of each workspace of an AI platform."""
     context.obj = Connection(**given)
     place = _COMMANDS.get(context.invoked_subcommand or "")
     if place is not None and place.module not in _SERVER_MODULES:
@@ -127,7 +127,7 @@ cli.params.extend(connection_options())
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """The entry point; ends the process with an exit code of `billing-grpc --help`."""
+    """Run the command line, and end the process with one of the exit codes of `billing-grpc --help`."""
     exit_codes.honour_sigterm()
     exit_codes.accept_any_text()
     try:

@@ -1,4 +1,4 @@
-"""`billing-grpc plan`: what a workspace's container loses and gets."""
+"""`billing-grpc plan`: show what a workspace's container loses and gets."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -25,9 +25,9 @@ Examples:
     "workspace_id",
     type=WorkspaceId(may_be_empty=True),
     default="",
-    help="The workspace; without it, one to be.",
+    help="The workspace; omit it for a workspace that does not exist yet.",
 )
-@click.option("--env-from-current", is_flag=True, help="The names of this shell's environment, instead of KEYs.")
+@click.option("--env-from-current", is_flag=True, help="Take the names from this shell's environment instead of KEYs.")
 @output.json_option
 @click.pass_obj
 def plan(
@@ -35,8 +35,8 @@ def plan(
 ) -> int:
     """Show what a workspace's container loses and gets.
 
-    KEYs are names that its environment holds, never values. Each line: strip, a name, present or absent; set, a name, its
-    value; proxy, yes or no. `run` carries it out.
+    KEYs are the names in its environment, never values. Each line: strip, a name, present or absent; set, a name, its value;
+    proxy, yes or no. `run` applies the plan.
     """
     if env_from_current and env_keys:
         raise click.UsageError("give KEYs or --env-from-current, not both")
@@ -54,7 +54,7 @@ def plan(
 
 
 def present_keys(plan: ProvisionPlan, held: Iterable[str]) -> list[str]:
-    """Which of these names are gone when the plan is applied, sorted; not those that it sets."""
+    """Return which of these names the plan removes, sorted, without those that it sets."""
     return sorted(removed(plan, held) - plan.set_env.keys())
 
 

@@ -1,4 +1,4 @@
-"""`billing-grpc resolve`: who pays for a workspace, or for as many as a file names."""
+"""`billing-grpc resolve`: say who pays for one workspace, or for each workspace of a file."""
 
 from typing import Any, BinaryIO, Final
 
@@ -23,9 +23,14 @@ Examples:
 @click.option(
     "--file",
     type=click.File("rb"),
-    help="A file of ids, one a line; - is standard input. Lines that begin with # are passed over.",
+    help="A file of ids, one a line; - is standard input. Lines that begin with # are skipped.",
 )
-@click.option("--org-default", type=Text(), metavar="MODE", help="What if this were the organisation's default.")
+@click.option(
+    "--org-default",
+    type=Text(),
+    metavar="MODE",
+    help="Assume this default of the organisation instead of the published one.",
+)
 @output.json_option
 @click.pass_obj
 def resolve(
@@ -34,10 +39,10 @@ def resolve(
     """Say who pays for workspaces, and why.
 
     An empty id ("") asks for a workspace that does not exist yet. With --file, each answer is a line: id, mode, source, and
-    the reason of an error; with --json, each is an object on a line of its own.
+    the reason of an error. With --json, each answer is an object on its own line.
     """
     if (workspace_id is None) == (file is None):
-        raise click.UsageError("give a WORKSPACE_ID or --file, one of them")
+        raise click.UsageError("give either a WORKSPACE_ID or --file")
     if file is not None and org_default is not None:
         raise click.UsageError("--org-default is for one WORKSPACE_ID, not for --file")
     with open_session(connection) as session:

@@ -1,4 +1,4 @@
-"""`billing-grpc run`: starts a command in the environment that its workspace may have."""
+"""`billing-grpc run`: start a command in the environment that its workspace may have."""
 
 import asyncio
 import os
@@ -18,10 +18,10 @@ from billing_grpc.model import ProvisionPlan
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
 _PAUSE: Final = 0.25
-"""Seconds between two askings."""
+"""Seconds between two attempts."""
 
 _LEAST: Final = 0.05
-"""Seconds that the last asking gets at least."""
+"""The least number of seconds for the last attempt."""
 
 _EPILOG: Final = """\b
 Examples:
@@ -30,7 +30,7 @@ Examples:
 
 \b
 Exit codes before COMMAND runs: 2 wrong usage, 3 no answer (--require-answer), 126 not executable, 127 not found.
-Afterwards they are COMMAND's: it takes this process's place."""
+COMMAND then replaces this process, so later exit codes are its own."""
 
 
 @click.command("run", cls=Call, epilog=_EPILOG, context_settings={"allow_interspersed_args": False})
@@ -39,7 +39,7 @@ Afterwards they are COMMAND's: it takes this process's place."""
     "workspace_id",
     required=True,
     type=WorkspaceId(may_be_empty=True),
-    help='The workspace; "" for one to be.',
+    help='The workspace; "" for one that does not exist yet.',
 )
 @click.option(
     "--retry-for",
@@ -47,9 +47,9 @@ Afterwards they are COMMAND's: it takes this process's place."""
     default=5,
     show_default=True,
     metavar="SECONDS",
-    help="How long to ask for an answer altogether; 0 asks once.",
+    help="How long to ask for an answer in total; 0 asks once.",
 )
-@click.option("--require-answer", is_flag=True, help="Exit with 3 instead of starting without an answer.")
+@click.option("--require-answer", is_flag=True, help="Without an answer, exit with 3 and do not start COMMAND.")
 @click.argument("command", metavar="-- COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def run(
@@ -57,9 +57,9 @@ def run(
 ) -> NoReturn:
     """Run a command in the environment that its workspace may have.
 
-    Takes the vendor keys out of the environment unless the workspace pays for itself, tells its billing mode in
-    MOLECULE_LLM_BILLING_MODE_RESOLVED, and becomes COMMAND. All else is handed on as it is. When nobody answers within
-    --retry-for, the vendor keys are taken out, a warning goes to standard error, and COMMAND starts.
+    Remove the vendor keys from the environment if the workspace is platform_managed, set its billing mode in
+    MOLECULE_LLM_BILLING_MODE_RESOLVED, and become COMMAND. All other variables stay as they are. Without an answer within
+    --retry-for, remove the vendor keys, print a warning to standard error, and start COMMAND.
     """
     environment = process_environment()
     with open_session(connection, files=False) as session:
@@ -73,7 +73,12 @@ def run(
 
 
 class _Budget:
-    """The seconds there are for all askings, and how many of them one may take; None for as many as there are."""
+    """The seconds for all attempts and for each of them.
+
+    Args:
+        altogether: seconds for all attempts; 0 for a single attempt without a limit of its own.
+        each: seconds for one attempt; `None` for all that are left.
+    """
 
     def __init__(self, altogether: float, each: float | None) -> None:
         self._end = time.monotonic() + altogether
@@ -81,19 +86,19 @@ class _Budget:
         self._once = not altogether
 
     def limit(self) -> float | None:
-        """What the next asking may take; None for what the client says."""
+        """Return the seconds for the next attempt; `None` for the client's timeout."""
         if self._once:
             return None
         left = max(self._end - time.monotonic(), _LEAST)
         return left if self._each is None else min(left, self._each)
 
     def over(self) -> bool:
-        """Whether there is no time to ask again."""
+        """Return whether there is no time for another attempt."""
         return self._end - time.monotonic() <= _PAUSE
 
 
 async def _plan(session: Session, workspace_id: str, names: list[str], budget: _Budget) -> ProvisionPlan:
-    """The first plan with an answer, or the last one without when the time is up."""
+    """Return the first plan with an answer, or the last fallback when the time is up."""
     while True:
         plan = await session.client.plan_provision_env(workspace_id, names, timeout=budget.limit())
         if plan.resolution.error is None or budget.over():
@@ -102,14 +107,14 @@ async def _plan(session: Session, workspace_id: str, names: list[str], budget: _
 
 
 def _exec(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
-    # Python ignores these two, and what is ignored stays so in the program that takes its place.
+    # Python ignores these two signals, and the new program would inherit that.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     if not command[0]:
         exit_codes.print_error("an empty name is no command")
         raise SystemExit(_NOT_FOUND)
     try:
-        os.execvpe(command[0], command, environment_bytes(environment))  # noqa: S606 - running what the user names is the purpose
+        os.execvpe(command[0], command, environment_bytes(environment))  # noqa: S606 - running the user's command is the purpose
     except (FileNotFoundError, NotADirectoryError):
         exit_codes.print_error(f"{command[0]}: not found in the PATH of its environment")
         raise SystemExit(_NOT_FOUND) from None

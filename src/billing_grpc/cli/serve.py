@@ -1,4 +1,4 @@
-"""The commands of those who run the server: serve, migrate, and the tokens that callers show."""
+"""The commands for operators of the server: `serve`, `migrate` and `token`."""
 
 import secrets
 from typing import Final
@@ -17,11 +17,11 @@ from billing_grpc.storage import migrations
 
 _STDOUT: Final = 1
 _PREFIX: Final = "bgrpc_"
-"""How every token begins, so that scanners for leaked secrets recognise one."""
+"""The prefix of every token, by which scanners for leaked secrets recognise one."""
 
 
 @click.group()
-@click.option("--database-url", help="The Postgres to migrate (setting: DATABASE_URL).")
+@click.option("--database-url", help="The URL of the Postgres database to migrate (setting: DATABASE_URL).")
 @click.pass_context
 def migrate(context: click.Context, database_url: str | None) -> None:
     """Change the database's schema, or look at where it stands."""
@@ -32,8 +32,8 @@ def migrate(context: click.Context, database_url: str | None) -> None:
 @click.option(
     "--allow-unsafe-table",
     is_flag=True,
-    help="Migrate also where an id of `workspaces` may have two rows (decisions for it are closed), or where rows may be"
-    " lost or late: unlogged, or filled by a logical subscription.",
+    help="Migrate even if an id of `workspaces` may have two rows (its decisions are then platform_managed), or if rows may"
+    " be lost or late, because the table is unlogged or filled by a logical subscription.",
 )
 @click.pass_obj
 def migrate_up(database_url: str, *, allow_unsafe_table: bool) -> None:
@@ -46,7 +46,7 @@ def migrate_up(database_url: str, *, allow_unsafe_table: bool) -> None:
 
 
 @migrate.command("down")
-@click.option("--all", "every", is_flag=True, help="Roll back all of them, newest first.")
+@click.option("--all", "every", is_flag=True, help="Roll back all migrations, newest first.")
 @click.pass_obj
 def migrate_down(database_url: str, *, every: bool) -> None:
     """Roll back the newest applied migration. What it added is lost."""
@@ -72,11 +72,16 @@ def token() -> None:
 
 
 @token.command("new")
-@click.option("--name", required=True, help="Who will show it; stands in logs and in the change log.")
-@click.option("--role", required=True, type=click.Choice([role.value for role in Role]), help="What it may do.")
+@click.option("--name", required=True, help="The caller's name, for logs and the change log.")
+@click.option(
+    "--role",
+    required=True,
+    type=click.Choice([role.value for role in Role]),
+    help="The role, which decides what the caller may do.",
+)
 def token_new(name: str, role: str) -> None:
     """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
-    # A name that holds a quote would be valid TOML and more than a name.
+    # A quote in the name would let it add TOML of its own.
     if not is_name(name):
         raise SettingsError([f"--name must be {NAME_RULE}"])
     fresh = _PREFIX + secrets.token_urlsafe(32)
@@ -98,14 +103,14 @@ def _setting(field: FieldInfo) -> str:
 
 
 def _serve_command() -> click.Command:
-    """`serve` with one flag for every setting, so that the two cannot differ."""
+    """Return `serve` with one flag for each setting, so that flags and settings cannot differ."""
     options: list[click.Parameter] = [
         click.Option(
             [f"--{_setting(field).removeprefix('BILLING_GRPC_').lower().replace('_', '-')}", name],
             help=f"{field.description} (setting: {_setting(field)})",
             metavar="VALUE",
         )
-        # The limits last: few people look for them.
+        # The limits last, because they are rarely needed.
         for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in LimitSettings.model_fields)
     ]
     return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")

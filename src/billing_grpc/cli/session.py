@@ -1,4 +1,4 @@
-"""Asks a server for a command: a client for as long as it is needed, and each way to fail as one line and an exit code."""
+"""Open a client for a command, and turn each error into one line and an exit code."""
 
 import asyncio
 import logging
@@ -38,13 +38,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The way to the server, while a command runs.
+    """A client, while a command runs.
 
     Attributes:
         client: the client.
-        run: runs a coroutine to its end and answers what it answers.
-        causes: what kept the client from an answer so far, the newest last.
-        address: where it asks.
+        run: runs a coroutine to its end and returns its result.
+        causes: the errors behind the client's fallbacks so far, the newest last.
+        address: the server's address, as given.
     """
 
     client: BillingClient
@@ -53,13 +53,13 @@ class Session:
     address: str
 
     def why_fallback(self, error: ResolutionError) -> str:
-        """Why an answer is the closed one, with what to do about it as far as that is known here."""
+        """Return why an answer is the fallback, and the remedy if it is known."""
         if self.causes and error.reason in _CLIENT_REASONS:
             return describe(self.causes[-1], self.address)
         return f"{error.reason}: {error.message}"
 
     def warn(self, resolution: Resolution) -> None:
-        """Says on standard error that, and why, an answer is the closed one."""
+        """Print to standard error why an answer is the fallback, if it is."""
         if resolution.error is not None:
             exit_codes.print_error(
                 f"no answer, taken as {resolution.mode} for safety: {self.why_fallback(resolution.error)}"
@@ -72,7 +72,7 @@ _CLIENT_REASONS: Final = frozenset(
 
 
 class _Causes(logging.Handler):
-    """Keeps why the client had no answer, which it tells its log and nobody else."""
+    """Collect the errors behind the client's fallbacks, which only its log records hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,15 +86,15 @@ class _Causes(logging.Handler):
 
 @contextmanager
 def open_session(connection: Connection, *, files: bool = True, writes: bool = False) -> Iterator[Session]:
-    """A server to ask.
+    """Yield a session with the server.
 
     Args:
-        connection: which, and how.
-        files: refuses files that cannot be read as wrong usage; otherwise nobody can be asked.
-        writes: whether an error can leave something changed.
+        connection: the server and how to reach it.
+        files: an unreadable file is a usage error; otherwise it makes the client fall back.
+        writes: whether the command writes, so that an error can leave the outcome unknown.
 
     Raises:
-        outcome.Failed: for every error of `errors`.
+        exit_codes.Failed: for every error of `errors`.
         UsageError: the connection's options contradict each other.
     """
     if files:
@@ -113,23 +113,23 @@ def open_session(connection: Connection, *, files: bool = True, writes: bool = F
 
 
 def check_files(connection: Connection) -> None:
-    """Looks whether its files can be read.
+    """Check that the connection's files can be read.
 
     Raises:
-        BadParameter: one cannot.
+        BadParameter: one cannot be read.
     """
     for option, path in connection.files.items():
         try:
             readable = path.is_file() and os.access(path, os.R_OK)
         except OSError:
-            # A folder that may not be entered, or a name that is too long.
+            # The folder may be inaccessible, or the name too long.
             readable = False
         if not readable:
             raise click.BadParameter(f"{path} cannot be read as a file", param_hint=f"'{option}'")
 
 
 def make_client(connection: Connection) -> BillingClient:
-    """A client for this connection.
+    """Return a client for this connection.
 
     Raises:
         UsageError: its options contradict each other.
@@ -147,24 +147,24 @@ def make_client(connection: Connection) -> BillingClient:
 
 
 def client_tls(connection: Connection) -> ClientTls | None:
-    """How to know the server; None for plain text."""
+    """Return the TLS files; `None` for plain text."""
     if not connection.secure:
         return None
     return ClientTls(connection.ca, connection.cert, connection.key, connection.server_name)
 
 
 def exit_code(error: BillingError) -> int:
-    """The exit code for an error."""
+    """Return the exit code for an error."""
     if isinstance(error, _AS_USAGE):
         return exit_codes.USAGE
     return exit_codes.UNAVAILABLE if isinstance(error, _AS_UNAVAILABLE) else exit_codes.REFUSED
 
 
 def describe(error: BaseException, address: str) -> str:
-    """One line: what happened, and what to do about it."""
+    """Return one line: what happened, and the remedy."""
     match error:
         case Unauthenticated():
-            return f"{error.reason}: nobody that {address} knows: give --token-file, or --cert and --key"
+            return f"{error.reason}: {address} does not know this caller: give --token-file, or --cert and --key"
         case PermissionDenied():
             return f"{error.reason}: {error}; use a token of a role that may"
         case EtagStale(attachments=[WorkspaceBillingMode() as now]):
@@ -182,7 +182,7 @@ def _standing(now: WorkspaceBillingMode) -> str:
 
 
 def moment(now: WorkspaceBillingMode) -> str:
-    """When the override last changed; empty when no change was ever recorded."""
+    """Return when the override last changed; empty if no change is recorded."""
     return "" if now.update_time is None else json_output.time(now.update_time)
 
 

@@ -1,4 +1,4 @@
-"""`billing-grpc validate-secret`: may secrets be stored under these names."""
+"""`billing-grpc validate-secret`: say whether secrets may be stored under these names."""
 
 from typing import Final
 
@@ -20,9 +20,12 @@ Examples:
 @click.command("validate-secret", cls=Call, epilog=_EPILOG)
 @click.argument("secret_keys", metavar="KEY...", nargs=-1, required=True)
 @click.option(
-    "--workspace", "workspace_id", type=WorkspaceId(may_be_empty=True), help="Where; without it, a workspace to be."
+    "--workspace",
+    "workspace_id",
+    type=WorkspaceId(may_be_empty=True),
+    help="The workspace; omit it for one that does not exist yet.",
 )
-@click.option("--org-wide", is_flag=True, help="For the whole organisation instead.")
+@click.option("--org-wide", is_flag=True, help="Store them for the whole organisation instead.")
 @output.json_option
 @click.pass_obj
 def validate_secret(
@@ -30,8 +33,8 @@ def validate_secret(
 ) -> int:
     """Say whether secrets may be stored under these names.
 
-    Names only, never a value. Each line: name, verdict, and what to do. Exits with 1 when any is refused, with 3 when
-    that is so because nobody could be asked; names that are on no list stay allowed in an outage.
+    Give names only, never a value. Each line: name, verdict, and the remedy. The exit code is 1 if a name is refused, and 3
+    if it is refused because the server gave no answer. In an outage, names that are not listed stay allowed.
     """
     if org_wide and workspace_id is not None:
         raise click.UsageError("give --workspace or --org-wide, not both")
@@ -57,7 +60,7 @@ def validate_secret(
 def _exit_code(decision: SecretWriteDecision) -> int:
     if decision.allowed:
         return exit_codes.OK
-    # A reserved name is refused in every mode: nothing to try again.
+    # A reserved name is refused in every mode, so a retry cannot help.
     reserved = any(each.verdict is SecretVerdict.BLOCKED_RESERVED for each in decision.verdicts)
     degraded = decision.resolution is not None and decision.resolution.error is not None
     return exit_codes.UNAVAILABLE if degraded and not reserved else exit_codes.REFUSED

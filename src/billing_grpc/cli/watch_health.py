@@ -1,4 +1,4 @@
-"""`billing-grpc watch-health`: whether a server serves, and each time that changes."""
+"""`billing-grpc watch-health`: show whether a server serves, and each change of that."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -17,15 +17,15 @@ from billing_grpc.errors import BillingError
 _SERVING: Final = "SERVING"
 _UNREACHABLE: Final = "UNREACHABLE"
 _UNKNOWN: Final = "UNKNOWN"
-"""Of an answer that says nothing, or what this version does not know."""
+"""The status of an answer that is not a known one."""
 
 _TIMEOUT: Final = 5.0
 _PAUSE: Final = 1.0
-"""Seconds after which a server that cannot be reached is tried again."""
+"""Seconds until an unreachable server is tried again."""
 
 _REFUSALS: Final = {
     grpc.StatusCode.NOT_FOUND: "the server has no service of this name",
-    grpc.StatusCode.UNIMPLEMENTED: "the server offers no health checks, or has no place left for one more watch; try --once",
+    grpc.StatusCode.UNIMPLEMENTED: "the server offers no health checks, or has reached its limit of watches; try --once",
 }
 _EPILOG: Final = """\b
 Examples:
@@ -35,14 +35,14 @@ Examples:
 
 @click.command("watch-health", cls=Call, epilog=_EPILOG)
 @click.argument("service", required=False, default="", type=Text())
-@click.option("--once", is_flag=True, help="Ask once; exit with 3 unless it is SERVING.")
+@click.option("--once", is_flag=True, help="Ask once; exit with 3 unless the status is SERVING.")
 @output.json_option
 @click.pass_obj
 def watch_health(connection: Connection, *, service: str, once: bool, as_json: bool) -> int:
     """Say whether a server serves, and when that changes.
 
-    SERVICE is a full name; without it, the server as a whole. Each line: when, and SERVING, NOT_SERVING, SERVICE_UNKNOWN or
-    UNREACHABLE. Watches until Ctrl-C, also while the server is away.
+    SERVICE is a full name; without it, the whole server is asked about. Each line: when, and SERVING, NOT_SERVING,
+    SERVICE_UNKNOWN or UNREACHABLE. Watch until Ctrl-C, even while the server is unreachable.
     """
     check_files(connection)
     try:
@@ -60,7 +60,7 @@ def watch_health(connection: Connection, *, service: str, once: bool, as_json: b
 
 
 class _Watch:
-    """What is known of one service of one server."""
+    """The last known status of one service of one server."""
 
     def __init__(self, dialer: Dialer, service: str, *, as_json: bool) -> None:
         self._dialer = dialer
@@ -69,7 +69,7 @@ class _Watch:
         self._shown = ""
 
     async def once(self, seconds: float) -> int:
-        """Says the status, and answers the exit code."""
+        """Show the status, and return the exit code."""
         try:
             answer = await self._stub().Check(self._request, timeout=seconds, metadata=self._metadata())
         except (grpc.aio.AioRpcError, BillingError) as error:
@@ -82,7 +82,7 @@ class _Watch:
         return exit_codes.OK if status == _SERVING else exit_codes.UNAVAILABLE
 
     async def until_interrupted(self) -> None:
-        """Says the status each time that it is another."""
+        """Show the status each time that it changes."""
         failures = 0
         while True:
             try:
@@ -91,7 +91,7 @@ class _Watch:
                     self._show(_status(answer))
             except (grpc.aio.AioRpcError, BillingError) as error:
                 self._raise_if_refused(error)
-            # A server also ends a connection for its age; only one that does not come back at once is away.
+            # A server may also end an old connection; only one that does not answer again at once is unreachable.
             failures += 1
             if failures > 1:
                 self._show(_UNREACHABLE)
@@ -126,7 +126,7 @@ def _why(error: grpc.aio.AioRpcError | BillingError) -> str:
 
 
 def _status(answer: object) -> str:
-    # A message that does not parse comes as None, whatever the types say.
+    # gRPC returns `None` for a message that does not parse, against its type annotation.
     if not isinstance(answer, health_pb2.HealthCheckResponse):
         return _UNKNOWN
     try:

@@ -1,7 +1,7 @@
-"""The closed answers of a client that has no answer it may use. Pure.
+"""The fallbacks: what a client answers without a usable answer of the server. Pure.
 
-Whoever cannot ask acts as if the workspace were `platform_managed`: every listed key is refused and stripped. A key that is
-not on the list stays allowed, so that an outage does not block unrelated secrets (contract, sections 2, 4 and 5).
+A fallback treats the workspace as `platform_managed`: every listed key is refused and stripped. A key that is not listed
+stays allowed, so that an outage does not block unrelated secrets (contract, sections 2, 4 and 5).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from billing_grpc.secret_keys import KeyList, is_reserved, normalise
 
 
 def resolution(workspace_id: str, error: ResolutionError) -> Resolution:
-    """`platform_managed` from the constant fallback; the workspace is named only where its id is one."""
+    """Return `platform_managed` from the constant fallback, without the workspace's id if that is malformed."""
     try:
         named = validation.workspace_id(workspace_id)
     except InvalidArgument:
@@ -38,20 +38,20 @@ def secret_write(
     *,
     doubted: Iterable[int] = (),
 ) -> SecretWriteDecision:
-    """Listed and reserved keys refused, and those that are no key's name; the others allowed. Of no keys nothing is.
+    """Refuse listed keys, reserved keys and malformed names; allow the others. An empty list is refused.
 
     Args:
         workspace_id: where the secrets would be stored.
         secret_keys: the names asked about.
         error: why there is no answer.
         keys: the vendor keys.
-        doubted: indexes of further keys to refuse, which an invalid answer did not plainly allow.
+        doubted: indexes of further keys to refuse, because an invalid answer did not plainly allow them.
     """
     decided, doubts = resolution(workspace_id, error), set(doubted)
     verdicts = []
     for index, key in enumerate(secret_keys):
         name = normalise(key)
-        # Of an answer with an error the message is the same wherever the secret was to go.
+        # With an error the verdict does not depend on `org_wide`.
         verdict = invalid_name(key) if name is None else keys.judge(key, name, decided, org_wide=False)
         if index in doubts and verdict.verdict is SecretVerdict.ALLOWED:
             message = "refused: no answer that could be understood judges it; retry"
@@ -62,7 +62,7 @@ def secret_write(
 
 
 def invalid_name(key: str) -> SecretKeyVerdict:
-    """The verdict on what is no key's name, which no server is asked about."""
+    """Return the verdict on a malformed name; no server is asked about it."""
     message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
     return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)
 
@@ -75,14 +75,14 @@ def provision_plan(
     *,
     also_strip: Iterable[str] = (),
 ) -> ProvisionPlan:
-    """Every listed key stripped, in any spelling, and the platform's proxy used.
+    """Strip every listed key, in any spelling, and use the platform's proxy.
 
     Args:
         workspace_id: the container's workspace.
         env_keys: names present in the environment.
         error: why there is no answer.
         keys: the vendor keys.
-        also_strip: names that an invalid answer wanted stripped; the platform's own, and what can be no name, are left out.
+        also_strip: names that an invalid answer wanted stripped; reserved and malformed names are left out.
     """
     wanted = [key for key in also_strip if (name := normalise(key)) is not None and not is_reserved(name)]
     return provision.plan(resolution(workspace_id, error), keys, env_keys, also_strip=wanted)

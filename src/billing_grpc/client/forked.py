@@ -1,4 +1,4 @@
-"""Whether this process was forked from one that had used gRPC, whose threads do not come along: there it hangs or aborts."""
+"""Detect a process that was forked after gRPC was used: it lacks gRPC's threads, so gRPC hangs or aborts in it."""
 
 import os
 from typing import Final
@@ -6,8 +6,8 @@ from typing import Final
 from billing_grpc.errors import ClientMisused, ServerUnreachable
 
 _FORKED: Final = (
-    "this process was forked from one that had used gRPC, which does not work in it; make the first client after the fork,"
-    " or start processes by 'spawn' or 'forkserver'"
+    "this process was forked after gRPC was used, and gRPC does not work in such a process; make the first client after"
+    " the fork, or start processes by 'spawn' or 'forkserver'"
 )
 _imported_in: Final = os.getpid()
 _used_in: set[int] = set()
@@ -17,7 +17,7 @@ def use_grpc() -> None:
     """Note that the client uses gRPC in this process.
 
     Raises:
-        ClientMisused: it did so before the fork that made this process.
+        ClientMisused: the client used gRPC before the fork that made this process.
     """
     if grpc_belongs_to_parent():
         raise ClientMisused(_FORKED)
@@ -25,12 +25,12 @@ def use_grpc() -> None:
 
 
 def grpc_belongs_to_parent() -> bool:
-    """Whether the client used gRPC before the fork that made this process."""
+    """Return whether the client used gRPC before the fork that made this process, and not since."""
     return bool(_used_in) and os.getpid() not in _used_in
 
 
 def deadline_missed() -> ClientMisused | ServerUnreachable:
-    """Why gRPC did not end a call at its deadline; in a fork, something else may have used it before."""
+    """Return the error of a call that gRPC did not end at its deadline. In a fork, other code may have used gRPC before."""
     if os.getpid() != _imported_in:
         return ClientMisused(_FORKED)
     return ServerUnreachable("gRPC did not end the call at its deadline")

@@ -1,4 +1,4 @@
-"""What a failed call means to its caller: a status and its details as one of our errors."""
+"""Turn the status of a failed call, and its details, into one of our errors."""
 
 from typing import Final, TypeVar
 
@@ -40,11 +40,11 @@ _WITHOUT_DETAILS: Final = {each.reason: each for each in (Overloaded, WriteNotAp
 
 
 def call_error(error: grpc.aio.AioRpcError) -> BillingError:
-    """Our error for a call that ended with a status.
+    """Return our error for a call that ended with a status.
 
-    The storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` only where the service itself
-    said so, in the details that the contract promises: what stands between may use the same statuses for reasons of its
-    own, and gRPC here says RESOURCE_EXHAUSTED of an answer that is too long.
+    Storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` need the details that the contract
+    promises. The status alone does not prove them: a proxy may use the same statuses for its own reasons, and gRPC itself
+    uses RESOURCE_EXHAUSTED for an answer that is too long.
     """
     code, details = error.code(), _details(error)
     text = str(error.details() or "no details")
@@ -85,7 +85,7 @@ def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
 
 
 def _attachments(details: status_pb2.Status) -> tuple[object, ...]:
-    """The closed resolution of a read that failed, the current state of a write that was stale; none that contradict."""
+    """Return the fallback of a failed read or the current state of a stale write; nothing if it contradicts itself."""
     current = _unpacked(details, pb.WorkspaceBillingMode())
     resolution = _unpacked(details, pb.BillingModeResolution())
     try:

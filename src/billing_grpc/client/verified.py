@@ -1,7 +1,7 @@
-"""What a server answered, taken only where it follows from its own parts by the rule. Pure.
+"""Accept a server's answer only if its parts follow from each other by the rule. Pure.
 
-A client acts on these answers with keys and money, so a mode it does not know, or an answer that contradicts itself, is no
-answer: `AnswerInvalid`, for which `fallback` has the one to act on.
+A client acts on these answers with keys and money. An answer that names an unknown mode or contradicts itself raises
+`AnswerInvalid`; the client then uses the `fallback`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,16 +34,15 @@ from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO, VERDI
 
 
 def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if: str | None = None) -> Resolution:
-    """The resolution of a workspace.
+    """Return the resolution of a workspace.
 
     Args:
         message: the answer.
-        workspace_id: the one asked about, in any case; empty for none.
-        what_if: the org default that the request supposed.
+        workspace_id: the workspace of the request, in any case; empty before it exists.
+        what_if: the org default that the request assumed.
 
     Raises:
-        AnswerInvalid: it is about another workspace, names a mode or source that is unknown here, or does not follow from
-            its own parts.
+        AnswerInvalid: it is about another workspace, names an unknown mode or source, or contradicts itself.
     """
     if message.workspace_id != workspace_id.lower():
         _refuse("it is about another workspace")
@@ -57,7 +56,7 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
     text = message.workspace_override if message.HasField("workspace_override") else None
     error = ResolutionError(message.error.reason, message.error.message) if message.HasField("error") else None
     known = error if error is not None else StoredOverride(text)
-    # An org default of platform_managed also stands for one that is unset, which another source then decided.
+    # An answer shows an unset org default as platform_managed too; the source is then another.
     published = [default.value, None] if default is CLOSED else [default.value]
     follows = {(each.mode, each.source) for each in (resolve(workspace_id, known, org) for org in published)}
     unread = error is not None or not workspace_id
@@ -76,18 +75,18 @@ def secret_write(
     *,
     org_wide: bool = False,
 ) -> SecretWriteDecision:
-    """Whether secrets may be stored under these names.
+    """Return whether secrets may be stored under these names.
 
     Args:
         answer: the answer.
-        secret_keys: the names asked about.
-        workspace_id: where they would be stored; empty for no workspace and for the whole organisation.
+        secret_keys: the names of the request.
+        workspace_id: where they would be stored; empty before the workspace exists, and for the whole organisation.
         keys: the vendor keys as the caller knows them.
-        org_wide: whether they are meant for the whole organisation.
+        org_wide: whether they would be stored for the whole organisation.
 
     Returns:
-        The decision. What this list holds and the server's does not is refused as well, unless the mode is open; if the
-        answer then has no resolution, the server was not asked about a mode, and has to be (`lacks_mode`).
+        The decision. A key that only `keys` lists is refused too, unless the mode is open. If the answer then has no
+        resolution, the client has to ask for the mode (`lacks_mode`).
 
     Raises:
         AnswerInvalid: it is about other keys, or contradicts its own resolution.
@@ -103,7 +102,7 @@ def secret_write(
 
 
 def lacks_mode(decision: SecretWriteDecision) -> bool:
-    """Whether a key is refused for want of a mode alone: the client lists it, and the server does not."""
+    """Return whether the mode is missing: a key is refused that the client lists and the server does not."""
     blocked = (each.verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED for each in decision.verdicts)
     return decision.resolution is None and any(blocked)
 
@@ -115,7 +114,7 @@ def _all_allowed(verdicts: Sequence[SecretKeyVerdict]) -> bool:
 def _stricter(
     theirs: SecretKeyVerdict, decided: Resolution | None, keys: KeyList, *, org_wide: bool
 ) -> SecretKeyVerdict:
-    """The server's verdict, or ours where only ours refuses."""
+    """Return the server's verdict, or the client's if only the client refuses."""
     if theirs.verdict is not SecretVerdict.ALLOWED:
         return theirs
     ours = keys.judge(theirs.secret_key, normalise(theirs.secret_key) or "", decided, org_wide=org_wide)
@@ -123,9 +122,10 @@ def _stricter(
 
 
 def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str]) -> list[int]:
-    """Indexes of the keys that an invalid answer does not plainly allow.
+    """Return the indexes of the keys that an invalid answer does not plainly allow.
 
-    All, when it answers fewer or more keys than were asked about, or refuses the whole without saying which.
+    Return all indexes if the answer has another number of keys than the request, or refuses the request without naming a
+    key.
     """
     plain = [each.verdict == pb.SECRET_VERDICT_ALLOWED for each in answer.verdicts]
     if len(plain) != len(secret_keys) or (all(plain) and not answer.allowed):
@@ -138,52 +138,52 @@ def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> Secret
     verdict, name = VERDICT_FROM_PROTO.get(message.verdict), normalise(message.secret_key)
     managed = decided is not None and decided.mode is CLOSED
     if verdict is None or name is None:
-        _refuse("it holds a verdict that this version does not know, or one on what is no key's name")
+        _refuse("it holds an unknown verdict, or a verdict on a malformed name")
     if is_reserved(name) and verdict is not SecretVerdict.BLOCKED_RESERVED:
-        _refuse(f"the verdict on {quoted(name)} is not that on a reserved name")
+        _refuse(f"{quoted(name)} is reserved, and its verdict is not that of a reserved name")
     if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not managed:
-        _refuse(f"it blocks {quoted(name)} as platform_managed, which its mode is not")
+        _refuse(f"it blocks {quoted(name)} as platform_managed under another mode")
     return SecretKeyVerdict(message.secret_key, verdict, message.message)
 
 
 def provision_plan(
     answer: service_pb.PlanProvisionEnvResponse, env_keys: Sequence[str], workspace_id: str, keys: KeyList
 ) -> ProvisionPlan:
-    """What to do to a container's environment.
+    """Return what to do to a container's environment.
 
     Args:
         answer: the answer.
-        env_keys: the names present in the environment, as asked about.
+        env_keys: the names of the request, which are present in the environment.
         workspace_id: the container's workspace; empty before it exists.
-        keys: the vendor keys as the caller knows them, which are stripped beside the server's.
+        keys: the vendor keys as the caller knows them; they are stripped in addition to the server's.
 
     Raises:
-        AnswerInvalid: it strips under an open mode, or does not set what its mode says.
+        AnswerInvalid: it strips under an open mode, or does not set the variables of its mode.
     """
     decided = resolution(answer.resolution, workspace_id)
     strip, managed = set(answer.strip_keys), decided.mode is CLOSED
     if strip and not managed:
-        _refuse("it strips keys under a mode that strips none")
+        _refuse("it strips keys under an open mode")
     if any(is_reserved(normalise(key) or "") for key in strip):
         _refuse("it strips the platform's own variables")
     if managed and any(map(keys.holds, answer.set_env)):
         _refuse("it sets a vendor key under platform_managed")
     if any(not provision.can_be_variable(name) or "\0" in value for name, value in answer.set_env.items()):
-        _refuse("it sets what can be no variable")
+        _refuse("it sets a variable whose name or value is invalid")
     if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
         _refuse("it does not set the mode that it resolved")
     if answer.route_via_platform_proxy != managed:
-        _refuse("the proxy is for platform_managed and for nothing else")
+        _refuse("it must use the proxy under platform_managed, and only there")
     made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
     return stripping(made, strip, env_keys, keys)
 
 
 def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable[str], keys: KeyList) -> ProvisionPlan:
-    """A plan that strips what either list holds: the two may be of different releases, or configured differently.
+    """Return a plan that strips the keys of both lists: client and server may differ in release or configuration.
 
     Args:
         made: the plan.
-        strip_keys: what the server strips, over all calls.
+        strip_keys: the names that the server strips, of all calls.
         env_keys: the names present in the environment.
         keys: the vendor keys as the caller knows them.
     """
@@ -192,10 +192,10 @@ def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable
 
 
 def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceBillingMode:
-    """A workspace as administration sees it.
+    """Return a workspace with its etag and its last change.
 
     Raises:
-        AnswerInvalid: as `resolution`, or its time is none.
+        AnswerInvalid: as for `resolution`, or its time is out of range.
     """
     return WorkspaceBillingMode(
         resolution=resolution(message.resolution, workspace_id),
@@ -208,22 +208,31 @@ def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceB
 def update(
     answer: service_pb.SetWorkspaceBillingModeResponse, workspace_id: str, wanted: str | None
 ) -> BillingModeUpdate:
-    """What a write left behind and found; `wanted` is the override that it was to leave.
+    """Return the states after and before a write.
+
+    Args:
+        answer: the answer.
+        workspace_id: the workspace of the request.
+        wanted: the override of the request; `None` to inherit.
 
     Raises:
-        AnswerInvalid: as `workspace`, or it left another override.
+        AnswerInvalid: as for `workspace`, or the override is not the wanted one.
     """
     current = workspace(answer.billing_mode, workspace_id)
     if current.resolution.workspace_override != wanted:
-        _refuse("it says that another mode was written than the request's")
+        _refuse("it shows another mode than the request wrote")
     return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
 
 
 def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
-    """One entry of the change log.
+    """Return one entry of the change log.
+
+    Args:
+        message: the answer.
+        workspace_id: the workspace of the request; empty for all.
 
     Raises:
-        AnswerInvalid: it is about another workspace than the one asked about, or its time is none.
+        AnswerInvalid: it is about another workspace, or its time is out of range.
     """
     if workspace_id and message.workspace_id != workspace_id.lower():
         _refuse("it is about another workspace")

@@ -1,4 +1,4 @@
-"""What happens to a call that names a case: the real service's answer, a made-up one, or none."""
+"""Answer a call that names a case: with the real service's answer, a made-up one, or none at all."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ _USAGE: Final = (
 
 
 def handler(cases: Mapping[str, Case], reset: Reset) -> grpc.GenericRpcHandler:
-    """The four decisions, each call answered as the case says that it names.
+    """Return the handler of the four decisions; each call is answered as its case says.
 
     Args:
-        cases: by their id.
-        reset: ends the connection of the caller with this peer name, mid-call.
+        cases: the cases by id.
+        reset: resets the connection of the caller with this peer name during a call.
     """
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name, {method: _method(method, cases, reset) for method in DECISIONS}
@@ -47,7 +47,7 @@ def _method(method: str, cases: Mapping[str, Case], reset: Reset) -> "grpc.RpcMe
     async def answer(request: Message, context: "Context") -> Message | bytes:
         named = dict(context.invocation_metadata() or ()).get(METADATA_KEY, "")
         case = cases.get(str(named))
-        # A client may need a second decision for the first: the real service has an answer to that too.
+        # A client may need a second decision for the first; only the real service can answer that too.
         if case is None or (case.method != method and case.behaviour != "state"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _USAGE)
         match case.behaviour:
@@ -63,9 +63,9 @@ def _method(method: str, cases: Mapping[str, Case], reset: Reset) -> "grpc.RpcMe
                 await _refuse(context, case.detail)
             case "reset":
                 reset(context.peer())
-        # To hang, and until a connection's end has come through: gRPC cancels a call whose caller is gone.
+        # Wait until gRPC cancels the call: for "hang", and until a reset connection is noticed.
         await asyncio.Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("this event is never set")
 
     return grpc.unary_unary_rpc_method_handler(answer, request_class.FromString, _on_the_wire)
 

@@ -1,4 +1,4 @@
-"""The conformance vectors as values: what a client is asked, what then happens, and what it must answer."""
+"""Load the conformance vectors: what a client is asked, what the server does, and what the client must answer."""
 
 import json
 from collections.abc import Mapping
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 METADATA_KEY: Final = "x-conformance-case"
-"""The metadata by which a call names the case that it belongs to: the file's name without its ending, `/`, the case's."""
+"""The metadata key by which a call names its case: the file's name without its extension, `/`, and the case's name."""
 
-ASKING: Final = ("resolution", "secrets", "plan", "closed")
-"""The files whose cases ask a server."""
+_SERVER_FILES: Final = ("resolution", "secrets", "plan", "closed")
+"""The files with cases that ask a server."""
 
 DECISIONS: Final = ("ResolveBillingMode", "BatchResolveBillingModes", "ValidateSecretWrite", "PlanProvisionEnv")
 """The methods that a case may call."""
@@ -26,16 +26,16 @@ class Case:
     """One case that asks a server.
 
     Attributes:
-        id: file and name, as `METADATA_KEY` takes it.
+        id: file and name, as the value of `METADATA_KEY`.
         method: one of `DECISIONS`.
         request: the request, as proto JSON with the contract's field names.
         behaviour: what the server does, one of `BEHAVIOURS`.
-        detail: the particulars of the behaviour: a state, an answer, bytes as hexadecimal text, a status, or True.
+        detail: the argument of the behaviour: a state, an answer, bytes as hexadecimal text, a status, or `True`.
         expect: what a default-closed client must answer, in the texts of the contract's section 2.
-        expect_server: what the server itself must answer where that differs: `{"status": {"code": ..., "reason": ...}}`, or
+        expect_server: what the server itself must answer if that differs: `{"status": {"code": ..., "reason": ...}}`, or
             `{"answer": ...}` as in `expect`.
-        extra_blocked_keys: the names that the client was stopped to add to the list of vendor keys.
-        timeout: the client's deadline in seconds; None for its usual one.
+        extra_blocked_keys: the names that the client is configured to add to the vendor keys.
+        timeout: the client's timeout in seconds; `None` for its default.
     """
 
     id: str
@@ -51,13 +51,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class ApplyCase:
-    """A plan applied to an environment.
+    """A case that applies a plan to an environment.
 
     Attributes:
-        name: unique among these.
-        mode: the mode that the plan was made for.
-        strip_keys: the plan's names to remove.
-        set_env: the plan's variables to set.
+        name: unique in its file.
+        mode: the mode of the plan.
+        strip_keys: the names that the plan removes.
+        set_env: the variables that the plan sets.
         env: the environment before.
         expect: the environment after.
     """
@@ -72,11 +72,11 @@ class ApplyCase:
 
 @dataclass(frozen=True, slots=True)
 class KeyNames:
-    """The names that a client must know without asking.
+    """The names that a client must know without a server.
 
     Attributes:
         blocked_keys: the vendor keys.
-        reserved_prefix: how names begin that belong to the platform.
+        reserved_prefix: the prefix of the platform's own names.
     """
 
     blocked_keys: tuple[str, ...]
@@ -84,12 +84,12 @@ class KeyNames:
 
 
 def load() -> tuple[Case, ...]:
-    """Every case that asks a server, in the order of the files."""
-    return tuple(_case(stem, each) for stem in ASKING for each in _read(stem)["cases"])
+    """Return every case that asks a server, in the order of the files."""
+    return tuple(_case(stem, each) for stem in _SERVER_FILES for each in _read(stem)["cases"])
 
 
 def load_apply() -> tuple[ApplyCase, ...]:
-    """Every case of `apply.json`."""
+    """Return every case of `apply.json`."""
     return tuple(
         ApplyCase(
             name=each["name"],
@@ -104,13 +104,13 @@ def load_apply() -> tuple[ApplyCase, ...]:
 
 
 def load_key_names() -> KeyNames:
-    """What `blocked_keys.json` says."""
+    """Return the names of `blocked_keys.json`."""
     read = _read("blocked_keys")
     return KeyNames(tuple(read["blocked_keys"]), read["reserved_prefix"])
 
 
 def matches(expected: Any, actual: Any) -> bool:
-    """Whether an answer is the expected one; an `error` may be a list of reasons, any of which will do."""
+    """Return whether an answer is the expected one; an expected `error` may be a list of accepted reasons."""
     if isinstance(expected, dict) and isinstance(actual, dict):
         return expected.keys() == actual.keys() and all(
             actual[name] in value if name == "error" and isinstance(value, list) else matches(value, actual[name])

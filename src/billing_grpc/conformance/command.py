@@ -15,8 +15,8 @@ _STDOUT: Final = 1
 def conformance_server(listen: str) -> None:
     """For tests of clients: play the conformance vectors.
 
-    Wrong answers and broken connections are among them. A call names its case in the metadata x-conformance-case. Asks no
-    database, holds no workspace, decides nothing.
+    The vectors include wrong answers and broken connections. A call names its case in the metadata x-conformance-case. This
+    server uses no database, holds no workspaces and makes no real decisions.
     """
     with announcing(_STDOUT) as announce:
         server.run(listen, announce)

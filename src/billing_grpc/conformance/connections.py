@@ -1,4 +1,4 @@
-"""Passes bytes between callers and the gRPC server behind, which by itself cannot reset a caller's connection."""
+"""Relay bytes between callers and a gRPC server, which cannot reset a caller's connection itself."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,14 @@ from typing import Final
 
 _CHUNK: Final = 1 << 16
 _DROP_WHAT_IS_UNSENT: Final = struct.pack("ii", 1, 0)
-"""A linger time of zero: closing then sends a reset in place of an orderly end."""
+"""A linger time of zero: closing then sends a reset instead of an orderly end."""
 
 
 class Connections:
-    """The callers' connections, each with one of its own to the server behind.
+    """The callers' connections, each relayed over its own connection to the server.
 
     Args:
-        port: where the server behind listens, on loopback.
+        port: the server's port on loopback.
     """
 
     def __init__(self, port: int) -> None:
@@ -24,7 +24,7 @@ class Connections:
         self._running: set[asyncio.Task[None]] = set()
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carries one caller's bytes both ways until either side ends."""
+        """Relay one caller's bytes in both directions until either side ends."""
         running = asyncio.create_task(self._relay(reader, writer))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -46,13 +46,13 @@ class Connections:
                 each.transport.abort()
 
     def reset(self, peer: str) -> None:
-        """Resets the caller that the server behind knows as `peer`, as in `ipv4:127.0.0.1:50000`."""
+        """Reset the caller that the server sees as `peer`, for example `ipv4:127.0.0.1:50000`."""
         writer = self._callers[peer.rpartition(":")[2]]
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_WHAT_IS_UNSENT)
         writer.transport.abort()
 
     async def end(self) -> None:
-        """Ends every connection; comes back when none is left."""
+        """End every connection, and return when all are closed."""
         for writer in list(self._callers.values()):
             writer.transport.abort()
         if self._running:

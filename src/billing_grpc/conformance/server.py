@@ -1,4 +1,4 @@
-"""The server that plays the conformance vectors, on loopback or a Unix socket alone."""
+"""Run the server that plays the conformance vectors, on loopback or a Unix socket only."""
 
 import asyncio
 import signal
@@ -26,26 +26,30 @@ _BEHIND: Final = "127.0.0.1:0"
 
 
 def run(listen: str, announce: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM; `announce` gets the line that names the address once it answers.
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        listen: the address to listen on.
+        announce: gets the line with the address, once the server answers.
 
     Raises:
-        SettingsError: the address is none, or others than this machine could reach it.
+        SettingsError: the address is malformed, or other machines could reach it.
         ListenError: the address is taken or cannot be used.
     """
     address = _local_address(listen)
-    # A degraded decision is what many cases are about, and no news.
+    # Many cases are degraded decisions, so their warnings are noise.
     logs.configure("auto", "ERROR")
     asyncio.run(_until_stopped(address, announce))
 
 
 @asynccontextmanager
 async def serving(address: Address) -> AsyncIterator[str]:
-    """A conformance server; yields the `host:port` or `unix:/path` to dial.
+    """Run a conformance server, and yield the `host:port` or `unix:/path` to dial.
 
     Raises:
         ListenError: the address is taken or cannot be used.
     """
-    # The interceptors of production: errors, ids and limits are part of what a client meets.
+    # Production's interceptors: a client also meets their errors, request ids and limits.
     behind = grpc.aio.server(
         interceptors=interceptors.in_order(
             FixedPrincipals(Principals({}, {}, {})), local_admin=True, limits=Limits(), metrics=Metrics(), tracing=None
@@ -63,7 +67,7 @@ async def serving(address: Address) -> AsyncIterator[str]:
             yield str(bound)
         finally:
             listener.close()
-            # From Python 3.12 on a listener is closed only once its connections are.
+            # Since Python 3.12, `wait_closed` waits for the listener's connections.
             await connections.end()
             await listener.wait_closed()
     finally:
@@ -88,7 +92,9 @@ def _local_address(listen: str) -> Address:
     if isinstance(address, UnixAddress) or (address.is_loopback and address.security == "plain"):
         return address
     raise SettingsError(
-        [f"--listen: {address} is not plain text on loopback, nor a Unix socket: this server is for tests"]
+        [
+            f"--listen: {address} is neither a plain-text loopback address nor a Unix socket: this server is for tests only"
+        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""The real service in the state that a case describes: over a repository in memory, with its errors where the case says."""
+"""Build the real service in the state of a case, over a repository in memory that can fail."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final
@@ -15,14 +15,19 @@ _STORAGE_TIMEOUT: Final = 1.0
 
 
 class RepositoryInState(InMemoryRepository):
-    """A repository of which some rows cannot be read."""
+    """A repository in memory with unreadable rows.
+
+    Args:
+        overrides: the stored text of each workspace; `None` to inherit.
+        unreadable: the ids of the unreadable rows.
+    """
 
     def __init__(self, overrides: Mapping[str, str | None], unreadable: Collection[str]) -> None:
         super().__init__(overrides)
         self._unreadable = unreadable
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """As `Repository` says."""
+        """Return the stored override; raise `ValueUnreadable` if the row is unreadable."""
         if workspace_id in self._unreadable:
             raise ValueUnreadable
         return await super().load_override(workspace_id, budget=budget)
@@ -30,14 +35,14 @@ class RepositoryInState(InMemoryRepository):
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """As `Repository` says."""
+        """Return the stored overrides, with an error for each unreadable row."""
         error = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
         found = await super().load_overrides(workspace_ids, budget=budget)
         return {**found, **{each: error for each in workspace_ids if each in self._unreadable}}
 
 
 def service_in(state: Mapping[str, Any]) -> BillingModeService:
-    """The service that production runs, in this state; what the state leaves out is empty or unset."""
+    """Return the production service in this state; what the state omits is empty or unset."""
     repository = RepositoryInState(state.get("overrides", {}), state.get("unreadable", ()))
     if "storage_error" in state:
         repository.failure = STORAGE_ERRORS[state["storage_error"]]()

@@ -1,0 +1,109 @@
+"""Read and change the modes of existing workspaces; every failure raises one of `billing_grpc.errors`."""
+
+from collections.abc import AsyncGenerator
+
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.client import verified
+from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
+from billing_grpc.errors import AnswerInvalid
+from billing_grpc.model import BillingMode, BillingModeUpdate, ListedChange, WorkspaceBillingMode
+from billing_grpc.wire.messages import MODE_FROM_PROTO, MODE_TO_PROTO
+
+
+class Administration:
+    """The administration of one client.
+
+    Args:
+        calls: makes the calls.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def get(self, workspace_id: WorkspaceId) -> WorkspaceBillingMode:
+        """Return the billing mode of an existing workspace.
+
+        Raises:
+            BillingError: `WorkspaceNotFound`, `InvalidArgument`, a `StorageError`, or another of `errors`.
+        """
+        asked = str(workspace_id)
+        request = service_pb.GetWorkspaceBillingModeRequest(workspace_id=asked)
+        answer = await self._calls.call(lambda stub: stub.GetWorkspaceBillingMode, "GetWorkspaceBillingMode", request)
+        return verified.workspace(answer.billing_mode, asked)
+
+    async def set(
+        self,
+        workspace_id: WorkspaceId,
+        mode: BillingMode,
+        *,
+        reason: str = "",
+        etag: str = "",
+        validate_only: bool = False,
+    ) -> BillingModeUpdate:
+        """Set a workspace's own mode, which takes effect at its next start. The call may be repeated.
+
+        Args:
+            workspace_id: the workspace.
+            mode: its new mode.
+            reason: why, for the change log; at most 500 characters.
+            etag: write only if the workspace still has this etag; empty to write unconditionally.
+            validate_only: check everything and write nothing.
+
+        Raises:
+            BillingError: `EtagStale` with the current `WorkspaceBillingMode` attached, `WorkspaceNotFound`,
+                `InvalidArgument`, or another of `errors`. After a `StorageError`, `ServerUnreachable` or `AnswerInvalid`
+                the outcome is unknown: repeat the call.
+        """
+        request = service_pb.SetWorkspaceBillingModeRequest(mode=MODE_TO_PROTO[BillingMode(mode)])
+        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+
+    async def inherit(
+        self, workspace_id: WorkspaceId, *, reason: str = "", etag: str = "", validate_only: bool = False
+    ) -> BillingModeUpdate:
+        """Remove a workspace's own mode, so that it inherits the organisation's default.
+
+        Arguments, answer and errors are those of `set`.
+        """
+        request = service_pb.SetWorkspaceBillingModeRequest(inherit=pb.Inherit())
+        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+
+    async def changes(
+        self, workspace_id: WorkspaceId = NO_WORKSPACE, *, page_size: int = 0
+    ) -> AsyncGenerator[ListedChange, None]:
+        """Yield the recorded changes of one workspace, or of all, newest first; fetch each page when it is needed.
+
+        Args:
+            workspace_id: the workspace; empty for all.
+            page_size: how many changes one call fetches; 0 for the server's default.
+
+        Raises:
+            BillingError: `InvalidArgument`, a `StorageError`, or another of `errors`.
+        """
+        request = service_pb.ListBillingModeChangesRequest(workspace_id=str(workspace_id), page_size=page_size)
+        seen = set()
+        while True:
+            answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
+            for each in answer.changes:
+                yield verified.change(each, request.workspace_id)
+            if not answer.next_page_token:
+                return
+            if answer.next_page_token in seen:
+                raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
+            seen.add(answer.next_page_token)
+            request.page_token = answer.next_page_token
+
+    async def _set(
+        self,
+        request: service_pb.SetWorkspaceBillingModeRequest,
+        workspace_id: str,
+        reason: str,
+        etag: str,
+        *,
+        validate_only: bool,
+    ) -> BillingModeUpdate:
+        request.workspace_id, request.reason, request.etag = workspace_id, reason, etag
+        request.validate_only = validate_only
+        answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
+        wanted = MODE_FROM_PROTO[request.mode].value if request.HasField("mode") else None
+        return verified.update(answer, workspace_id, wanted)
