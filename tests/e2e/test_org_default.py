@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.commands import Changes
 from tests.support.polling import until
 from tests.support.servers import Serve, Server, decision
 from tests.support.workspaces import as_service
@@ -54,7 +55,7 @@ def shared(
 ) -> tuple[Server, Path]:
     """One server for every test that writes a file, and the path of that file."""
     path = tmp_path_factory.mktemp("published") / "mode"
-    settings = {"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path}
+    settings: Changes = {"DATABASE_URL": as_service(module_database_url), "MOLECULE_LLM_BILLING_MODE_FILE": path}
     return module_serve(settings=settings), path
 
 

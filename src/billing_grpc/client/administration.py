@@ -7,7 +7,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import verified
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
 from billing_grpc.errors import AnswerInvalid
-from billing_grpc.model import BillingMode, BillingModeUpdate, ListedChange, WorkspaceBillingMode
+from billing_grpc.model import BillingMode, BillingModeUpdate, Change, WorkspaceBillingMode
 from billing_grpc.wire.messages import MODE_FROM_PROTO, MODE_TO_PROTO
 
 
@@ -70,7 +70,7 @@ class Administration:
 
     async def changes(
         self, workspace_id: WorkspaceId = NO_WORKSPACE, *, page_size: int = 0
-    ) -> AsyncGenerator[ListedChange, None]:
+    ) -> AsyncGenerator[Change[str], None]:
         """Yield the recorded changes of one workspace, or of all, newest first; fetch each page when it is needed.
 
         Args:
