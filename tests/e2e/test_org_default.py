@@ -6,14 +6,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.support.commands import Changes
 from tests.support.polling import until
 from tests.support.servers import Serve, Server, decision
 from tests.support.workspaces import as_service
+
+if TYPE_CHECKING:
+    from tests.support.commands import Changes
 
 CLOSED: Final = ("platform_managed", "constant_fallback")
 PLATFORM: Final = ("platform_managed", "org_default")
