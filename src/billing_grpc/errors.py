@@ -149,7 +149,7 @@ class WriteNotApplied(WriteUndone):
     reason = "WRITE_NOT_APPLIED"
     public_message = (
         "the database did not keep the mode that was set, so the change was rolled back;"
-        " an operator has to look for a rule or a trigger on the workspaces table"
+        " an operator has to look at rules, triggers and constraints of the workspaces table, and at the column's type"
     )
 
 
@@ -201,8 +201,8 @@ class SchemaNotReady(StorageError):
 
     reason = "SCHEMA_NOT_READY"
     public_message = (
-        "the database lacks the billing mode schema where the service's role looks for it;"
-        " run: billing-grpc migrate up, or correct the role's search path"
+        "the database lacks the billing mode schema as this service needs it;"
+        " run: billing-grpc migrate up; if that does not help, the server's log says what is wrong"
     )
 
 

@@ -472,10 +472,11 @@ async def test_another_type_of_the_column_makes_no_difference(empty_database_url
         await repository.check_administration(budget=BUDGET)
 
 
-@pytest.mark.parametrize("kind", ["varchar(12)", "char(4)", "modes", "jsonb"])
+@pytest.mark.parametrize("kind", ["varchar(12)", "char(4)", "modes", "jsonb", "short_text"])
 async def test_a_column_that_cannot_hold_every_mode_is_said(empty_database_url: str, kind: str) -> None:
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         connection.execute("CREATE TYPE modes AS ENUM ('byok', 'disabled')")
+        connection.execute("CREATE DOMAIN short_text AS varchar(12)")
         connection.execute(f"CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode {kind})")
         await asyncio.to_thread(migrations.up, empty_database_url)
         stored = '"byok"' if kind == "jsonb" else "byok"
@@ -530,6 +531,16 @@ async def test_a_failure_is_named_and_the_drivers_words_stay_in_the_log(
                 assert type(raised.value) is breakage.error
                 assert str(raised.value) == breakage.error.public_message
                 assert raised.value.attachments == ()
+
+
+@pytest.mark.parametrize("kind", ["text NOT NULL DEFAULT 'byok'", "text GENERATED ALWAYS AS ('byok') STORED"])
+async def test_a_column_that_cannot_be_cleared_or_set_is_said(empty_database_url: str, kind: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode {kind})")
+    await asyncio.to_thread(migrations.up, empty_database_url)
+    async with PostgresRepository.opened(empty_database_url) as repository:
+        with pytest.raises(SchemaNotReady):
+            await repository.check_administration(budget=BUDGET)
 
 
 @pytest.mark.parametrize("name", ["svc@proj.iam", "Billing Prod", "billing.prod"])

@@ -31,7 +31,9 @@ POOL_SIZE: Final = 8
 
 _NOBODY: Final = UUID(int=0)
 _AFTER_THE_LAST: Final = 2**63 - 1
-_NARROW_COLUMN: Final = "the type of workspaces.llm_billing_mode cannot hold every mode: make it text"
+_NARROW_COLUMN: Final = (
+    "workspaces.llm_billing_mode cannot hold NULL and every mode: make it an ordinary text column that may be NULL"
+)
 
 
 class PostgresRepository:

@@ -103,9 +103,9 @@ LIST_CHANGES_OF: Final = _CHANGES.format(of_one=" AND workspace_id = $3")
 # What administration needs, from the catalogs: a question that fails as long as the schema is missing would be logged with
 # every look. The triggers of every table that holds workspaces count: without them a change leaves no trail and no etag.
 # Postgres copies no TRUNCATE trigger to a partition that comes later; `billing-grpc migrate up` adds it. Numbers of a
-# sequence count as not migrated: one that lies behind the log refuses every change. So does the column's type: an enum has
-# to know the three modes, and a bounded text to have room for them. A look at a row notices the rest: a table that is
-# locked, a policy that hides rows, a server that is read-only.
+# sequence count as not migrated: one that lies behind the log refuses every change. So does the column: it takes NULL and
+# every mode, so an enum has to know the three, and a bounded text to have room for them. A look at a row notices the rest: a
+# table that is locked, a policy that hides rows, a server that is read-only.
 CHECK_ADMINISTRATION: Final = """
 WITH RECURSIVE part (relid) AS (
     SELECT pg_catalog.to_regclass('workspaces')::pg_catalog.oid
@@ -122,12 +122,19 @@ SELECT pg_catalog.bool_and(attnum IS NOT NULL)
        pg_catalog.bool_and(pg_catalog.has_column_privilege(attrelid, attnum, privilege)),
        coalesce(pg_catalog.bool_and(
            CASE WHEN relation = 'workspaces' AND name = 'llm_billing_mode' THEN
-               (SELECT typcategory IN ('S', 'E') FROM pg_catalog.pg_type WHERE oid = atttypid)
-               AND (atttypid NOT IN ('pg_catalog.varchar'::pg_catalog.regtype, 'pg_catalog.bpchar'::pg_catalog.regtype)
-                   OR atttypmod = -1 OR atttypmod - 4 >= pg_catalog.length('platform_managed'))
-               AND (NOT EXISTS (SELECT FROM pg_catalog.pg_enum WHERE enumtypid = atttypid)
-                   OR 3 = (SELECT pg_catalog.count(*) FROM pg_catalog.pg_enum WHERE enumtypid = atttypid
-                           AND enumlabel IN ('platform_managed', 'byok', 'disabled')))
+               attgenerated = '' AND NOT attnotnull AND (
+                   SELECT base.typcategory IN ('S', 'E')
+                       AND (base.typname NOT IN ('varchar', 'bpchar') OR length = -1
+                           OR length - 4 >= pg_catalog.length('platform_managed'))
+                       AND (base.typtype <> 'e' OR 3 = (
+                           SELECT pg_catalog.count(*) FROM pg_catalog.pg_enum
+                           WHERE enumtypid = base.oid AND enumlabel IN ('platform_managed', 'byok', 'disabled')))
+                   FROM pg_catalog.pg_type AS own
+                   JOIN pg_catalog.pg_type AS base
+                       ON base.oid = CASE own.typtype WHEN 'd' THEN own.typbasetype ELSE own.oid END
+                   CROSS JOIN LATERAL (
+                       SELECT CASE own.typtype WHEN 'd' THEN own.typtypmod ELSE atttypmod END) AS of_type (length)
+                   WHERE own.oid = atttypid)
            END), false)
 FROM (VALUES
     ('workspaces', 'SELECT', ARRAY['id', 'llm_billing_mode']),
