@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
-from billing_grpc.server.readiness import EVERY, watch_administration
+from billing_grpc.server.health import EVERY, watch_administration
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
@@ -83,7 +83,7 @@ async def test_a_missing_schema_is_no_failure_of_the_driver_which_would_be_logge
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("billing_grpc.server.readiness.EVERY", 0.01)
+    monkeypatch.setattr("billing_grpc.server.health.EVERY", 0.01)
 
 
 async def until(holds: Callable[[], bool]) -> None:

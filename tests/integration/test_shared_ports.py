@@ -9,7 +9,7 @@ import pytest
 
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.errors import ListenError
-from billing_grpc.server.net.shared_ports import reserved
+from billing_grpc.server.net.ports import reserved
 
 HOSTS: Final = ["127.0.0.1", "0.0.0.0", "localhost", "::1", "::"]  # noqa: S104 - nothing is served there
 

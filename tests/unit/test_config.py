@@ -305,6 +305,11 @@ def test_every_limit_is_a_setting_with_the_limits_default() -> None:
     assert load_settings({**LOCAL, "BILLING_GRPC_MAX_CONNECTION_AGE": "60"}).limits() == Limits(max_connection_age=60)
 
 
+def test_a_limit_is_read_under_its_settings_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("max_streams", "7")
+    assert load_settings(LOCAL).limits() == Limits()
+
+
 def test_migrate_needs_a_database_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="DATABASE_URL"):
         load_database_url(None)

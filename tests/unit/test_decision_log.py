@@ -19,7 +19,7 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import RequestContext, current_request
 from billing_grpc.server.decision_log import DecisionLog
 from billing_grpc.server.telemetry.logs import RARELY
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -31,9 +31,9 @@ OPEN = resolve(WORKSPACE, StoredOverride("byok"), None)
 
 @pytest.fixture(autouse=True)
 def somebody() -> Iterator[None]:
-    token = current_principal.set(Principal("provisioner", Role.PROVISIONER))
+    token = current_request.set(RequestContext("request-1", Principal("provisioner", Role.PROVISIONER)))
     yield
-    current_principal.reset(token)
+    current_request.reset(token)
 
 
 PLANS = {

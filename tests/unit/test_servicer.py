@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import DatabaseTimeout, RequestError
 from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList
 from billing_grpc.server.auth.principals import LOCAL
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import RequestContext, current_request
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
@@ -39,7 +39,7 @@ class Synchronous:
         handler = getattr(self._servicer, name)
 
         async def as_local(request: Any, context: Any) -> Any:
-            current_principal.set(LOCAL)
+            current_request.set(RequestContext("request-1", LOCAL))
             try:
                 return await handler(request, context)
             except RequestError as error:

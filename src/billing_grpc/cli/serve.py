@@ -11,7 +11,7 @@ from billing_grpc.model import Role
 from billing_grpc.server.auth.principals import NAME_RULE, is_name, token_digest
 from billing_grpc.server.compose import run
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
-from billing_grpc.server.settings.limit_settings import LimitSettings
+from billing_grpc.server.settings.limits import Limits
 from billing_grpc.standing_reader import announcing
 from billing_grpc.storage import migrations
 
@@ -111,7 +111,7 @@ def _serve_command() -> click.Command:
             metavar="VALUE",
         )
         # The limits last, because they are rarely needed.
-        for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in LimitSettings.model_fields)
+        for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in Limits.model_fields)
     ]
     return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
 

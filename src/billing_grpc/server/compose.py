@@ -24,13 +24,13 @@ from billing_grpc.secret_keys import KeyList
 from billing_grpc.server import demo
 from billing_grpc.server.auth.principals import Principals
 from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalDirectory, PrincipalsFile
+from billing_grpc.server.health import watch_administration
 from billing_grpc.server.listener import Entrance, RpcServer
-from billing_grpc.server.net.shared_ports import reserved
+from billing_grpc.server.net.ports import reserved
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.server.org_default import FileOrgDefault, FixedOrgDefault, OrgDefault
 from billing_grpc.server.processes.stop_signals import StopSignals, hang_ups
 from billing_grpc.server.processes.supervisor import Orders, WorkerFailedError, Workers
-from billing_grpc.server.readiness import watch_administration
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.config import Settings, environment_with
 from billing_grpc.server.telemetry import logs, metrics_port

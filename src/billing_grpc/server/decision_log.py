@@ -6,7 +6,7 @@ import structlog
 
 from billing_grpc.model import ChangeNote, OverrideChange, Resolution, SecretKeyVerdict
 from billing_grpc.resolver import is_corrupt
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import current_request
 from billing_grpc.server.telemetry.metrics import Metrics
 
 log = structlog.stdlib.get_logger(__name__)
@@ -71,7 +71,7 @@ class DecisionLog:
                 workspace=workspace_id,
                 key=name,
                 verdict=verdict.verdict.value,
-                principal=current_principal.get().name,
+                principal=current_request.get().caller.name,
                 mode=None if resolution is None else resolution.mode.value,
                 source=None if resolution is None else resolution.source.value,
             )

@@ -1,12 +1,21 @@
 """The health service: the status of each name, told to who asks and to who watches (grpc.health.v1)."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from billing_grpc.errors import StorageError
+from billing_grpc.storage.repository import Repository
+
+log = structlog.stdlib.get_logger(__name__)
+
 SERVICE_NAME: Final[str] = health.SERVICE_NAME
+EVERY: Final = 1.0
+"""Seconds between two looks, and the longest that one may take."""
 _Response: Final[Any] = health_pb2.HealthCheckResponse
 
 
@@ -66,3 +75,28 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         if name not in self._serving:
             return int(_Response.SERVICE_UNKNOWN)
         return int(_Response.SERVING if self._serving[name] else _Response.NOT_SERVING)
+
+
+async def watch_administration(repository: Repository, report: Callable[[bool], None], *, budget: float) -> None:
+    """Reports after every look whether administration works, and logs when that changes. Never comes back.
+
+    Args:
+        repository: what is looked at, by the way that calls go.
+        report: is told after every look.
+        budget: seconds that a look may take; no more than a second of them is used.
+    """
+    before: str | None = None
+    while True:
+        try:
+            await repository.check_administration(budget=min(budget, EVERY))
+        except StorageError as error:
+            now = error.reason
+            if now != before:
+                log.warning("administration does not work", reason=error.reason, remedy=error.message)
+        else:
+            now = ""
+            if now != before:
+                log.info("administration works")
+        report(not now)
+        before = now
+        await asyncio.sleep(EVERY)

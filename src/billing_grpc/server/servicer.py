@@ -21,10 +21,8 @@ from billing_grpc.model import (
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import current_request
 from billing_grpc.server.decision_log import DecisionLog
-from billing_grpc.server.request_id import current_request_id
-from billing_grpc.server.subject import current_subject
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.storage.repository import Repository
 from billing_grpc.wire import messages
@@ -70,7 +68,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.ResolveBillingModeResponse:
         """Who pays for this workspace, and why. Total (contract, sections 2 and 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_subject.set(workspace_id or "")
+        current_request.get().workspace = workspace_id or ""
         what_if = request.HasField("org_default")
         org_default = request.org_default if what_if else self._org_default()
         resolution = await self._decide(workspace_id, org_default, context, what_if=what_if)
@@ -81,7 +79,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.BatchResolveBillingModesResponse:
         """Who pays for these workspaces, in one read. Total (contract, section 3)."""
         ids = validation.batch_ids(request.workspace_ids)
-        current_subject.set(len(ids))
+        current_request.get().workspace = len(ids)
         org_default = self._org_default()
         overrides = await self._load_many(ids, context)
         decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
@@ -96,7 +94,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.GetWorkspaceBillingModeResponse:
         """The billing mode of an existing workspace. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
-        current_subject.set(workspace_id)
+        current_request.get().workspace = workspace_id
         record = await self._load_record(workspace_id, context)
         return service_pb.GetWorkspaceBillingModeResponse(
             billing_mode=messages.billing_mode_to_proto(self._view(workspace_id, record))
@@ -107,9 +105,10 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.SetWorkspaceBillingModeResponse:
         """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
-        current_subject.set(workspace_id)
+        called = current_request.get()
+        called.workspace = workspace_id
         mode = messages.change_from_proto(request)
-        by = ChangeNote(current_principal.get().name, validation.reason(request.reason), current_request_id.get())
+        by = ChangeNote(called.caller.name, validation.reason(request.reason), called.request_id)
         etag = validation.etag(request.etag)
         if request.validate_only:
             change = await self._would_save(workspace_id, mode, etag, context)
@@ -140,7 +139,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         """May secrets be stored under these names. Total (contract, section 4)."""
         scope = validation.secret_scope(request.WhichOneof("scope"))
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_subject.set(workspace_id or "")
+        current_request.get().workspace = workspace_id or ""
         names = validation.secret_names(request.secret_keys)
         org_wide = scope == "org_wide"
         resolution: Resolution | None = None
@@ -171,7 +170,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.PlanProvisionEnvResponse:
         """What to strip from a container's environment and what to set. Total (contract, section 5)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_subject.set(workspace_id or "")
+        current_request.get().workspace = workspace_id or ""
         env_keys = validation.env_keys(request.env_keys)
         resolution = await self._decide(workspace_id, self._org_default(), context)
         self._log.planned(resolution)
@@ -182,7 +181,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     ) -> service_pb.ListBillingModeChangesResponse:
         """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_subject.set(workspace_id or "")
+        current_request.get().workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
         token_of = workspace_id or ""
         before = page_token.decode(request.page_token, token_of) if request.page_token else None

@@ -9,11 +9,9 @@ import grpc
 import structlog
 
 from billing_grpc.server.auth import roles
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import current_request
 from billing_grpc.server.calls.call_status import OK, code_of
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
-from billing_grpc.server.request_id import current_request_id
-from billing_grpc.server.subject import current_subject
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -46,7 +44,8 @@ class AccessLog(grpc.aio.ServerInterceptor):
                 code = code_of(error, context)
                 raise
             finally:
-                principal = current_principal.get(None)
+                request = current_request.get()
+                principal = request.principal
                 (log.debug if method in roles.OPEN else log.info)(
                     "call",
                     method=shown,
@@ -54,13 +53,13 @@ class AccessLog(grpc.aio.ServerInterceptor):
                     duration_ms=round((time.perf_counter() - started) * 1000, 3),
                     principal=None if principal is None else principal.name,
                     role=None if principal is None else principal.role.value,
-                    request_id=current_request_id.get(),
-                    **_about(current_subject.get()),
+                    request_id=request.request_id,
+                    **_about(request.workspace),
                 )
 
         return rebuild(handler, logged)
 
 
-def _about(subject: str | int | None) -> dict[str, str | int | None]:
+def _about(workspace: str | int | None) -> dict[str, str | int | None]:
     """The workspace that was asked about, or how many; None where the request was never found to be right."""
-    return {"workspaces": subject} if isinstance(subject, int) else {"workspace": subject}
+    return {"workspaces": workspace} if isinstance(workspace, int) else {"workspace": workspace}

@@ -13,7 +13,7 @@ from billing_grpc.server.auth import roles
 from billing_grpc.server.auth.client_certificate import ClientCertificate
 from billing_grpc.server.auth.principals import LOCAL, bearer_token
 from billing_grpc.server.auth.principals_file import PrincipalDirectory
-from billing_grpc.server.caller import current_principal
+from billing_grpc.server.call import current_request
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
 
 _HEADER: Final = "authorization"
@@ -58,7 +58,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             principal = self._principal(headers, context)
             if principal is None:
                 raise Unauthenticated
-            current_principal.set(principal)
+            current_request.get().principal = principal
             if not roles.may_call(principal.role, method):
                 raise PermissionDenied
             yield

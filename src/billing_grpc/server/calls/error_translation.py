@@ -11,8 +11,8 @@ from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from billing_grpc.errors import RequestError
+from billing_grpc.server.call import HEADER, current_request
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
-from billing_grpc.server.request_id import HEADER, current_request_id
 from billing_grpc.wire import statuses
 
 log = structlog.stdlib.get_logger(__name__)
@@ -67,7 +67,7 @@ def _gone() -> asyncio.CancelledError:
 async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
     rich = rpc_status.to_status(status)
     # An abort replaces the trailing metadata, and the call's name with it.
-    named = (*rich.trailing_metadata, (HEADER, current_request_id.get()))
+    named = (*rich.trailing_metadata, (HEADER, current_request.get().request_id))
     try:
         await context.abort_with_status(rich._replace(trailing_metadata=named))
     except grpc.aio.InternalError as error:

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 
+from billing_grpc.server.call import HEADER, RequestContext, current_request, request_id
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
-from billing_grpc.server.request_id import HEADER, current_request_id, name_request
 
 
 class RequestId(grpc.aio.ServerInterceptor):
@@ -23,9 +23,9 @@ class RequestId(grpc.aio.ServerInterceptor):
 
         @asynccontextmanager
         async def named(context: "Context") -> AsyncIterator[None]:
-            name = name_request(given)
-            current_request_id.set(name)
-            context.set_trailing_metadata(((HEADER, name),))
+            request = RequestContext(request_id(given))
+            current_request.set(request)
+            context.set_trailing_metadata(((HEADER, request.request_id),))
             yield
 
         return rebuild(handler, named)

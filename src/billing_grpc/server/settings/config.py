@@ -19,7 +19,7 @@ from billing_grpc.errors import SettingsError
 from billing_grpc.secret_keys import RESERVED_PREFIX, is_reserved, normalise
 from billing_grpc.server.auth.principals_file import PrincipalsFile
 from billing_grpc.server.net.tls import TlsFiles
-from billing_grpc.server.settings.limit_settings import LimitSettings
+from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.settings.types import (
     Addresses,
     CollectorUrl,
@@ -66,11 +66,14 @@ class DatabaseSettings(_FromEnvironment):
     _is_understood = field_validator("database_url")(_understood)
 
 
-class Settings(_FromEnvironment, LimitSettings):
+class Settings(_FromEnvironment, Limits):
     """All settings of `billing-grpc serve`.
 
     Fields stand in the order in which they are checked: one that looks at another stands after it.
     """
+
+    # A variable of the environment counts under its setting's name alone.
+    model_config = SettingsConfigDict(populate_by_name=False)
 
     local_admin: Switch = Field(
         default=False,
@@ -197,6 +200,10 @@ class Settings(_FromEnvironment, LimitSettings):
     def grace(self) -> float:
         """Seconds that running calls get to finish when the process stops."""
         return self.storage_timeout + _DRAIN_MARGIN if self.drain_grace is None else self.drain_grace
+
+    def limits(self) -> Limits:
+        """Return the settings that are limits."""
+        return Limits(**{name: getattr(self, name) for name in Limits.model_fields})
 
     @field_validator("database_url")
     @classmethod

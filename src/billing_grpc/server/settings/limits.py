@@ -1,38 +1,81 @@
-"""How much a server lets itself be asked at once, and how long it puts up with a silent peer."""
+"""The limits of a server: calls, connections, sizes and times. Each is declared once, and is a setting too."""
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, Field
+
+from billing_grpc.server.settings.types import Count, Seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of one server; the defaults fit a control plane and a provisioner.
+class Limits(BaseModel):
+    """The limits of one server, described field by field; the defaults fit a control plane and a provisioner."""
 
-    Attributes:
-        max_message_bytes: the largest request; a plan for 4096 names of 256 characters is a quarter of the default.
-        max_concurrent_calls: how many calls may run at once; more are refused, health checks excepted.
-        max_watchers: how many streams of health and reflection may be open at once, on all connections together.
-        max_streams: how many calls one connection may have open.
-        request_timeout: seconds in which a caller that may call has to send its request.
-        open_request_timeout: the same for health checks, which anybody may call.
-        max_header_bytes: the largest metadata of a call.
-        max_connection_age: seconds after which a connection is asked to go, so that clients spread over new servers.
-        max_connection_age_grace: seconds that calls on such a connection still get.
-        max_connection_idle: seconds after which a connection without a call is asked to go.
-        min_ping_interval: seconds a client must leave between keepalive pings; one that does not is disconnected.
-        handshake_timeout: seconds in which a connection must become one of gRPC.
-        max_connections: how many connections may be open at once on a listener.
-    """
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    max_message_bytes: int = 4 << 20
-    max_concurrent_calls: int = 256
-    max_watchers: int = 128
-    max_streams: int = 100
-    request_timeout: float = 5
-    open_request_timeout: float = 1
-    max_header_bytes: int = 8 << 10
-    max_connection_age: float = 1800
-    max_connection_age_grace: float = 30
-    max_connection_idle: float = 300
-    min_ping_interval: float = 10
-    handshake_timeout: float = 10
-    max_connections: int = 4096
+    # A plan for 4096 names of 256 characters takes a quarter of the default.
+    max_message_bytes: int = Field(
+        4 << 20,
+        alias="BILLING_GRPC_MAX_MESSAGE_BYTES",
+        ge=1024,
+        le=64 << 20,
+        description="the largest request",
+    )
+    max_concurrent_calls: Count = Field(
+        256,
+        alias="BILLING_GRPC_MAX_CONCURRENT_CALLS",
+        description="calls at once; more are refused, health checks excepted",
+    )
+    max_watchers: Count = Field(
+        128,
+        alias="BILLING_GRPC_MAX_WATCHERS",
+        description="streams of health and reflection at once; more are refused",
+    )
+    max_streams: Count = Field(
+        100, alias="BILLING_GRPC_MAX_STREAMS", ge=1, description="calls at once on one connection"
+    )
+    request_timeout: Seconds = Field(
+        5,
+        alias="BILLING_GRPC_REQUEST_TIMEOUT",
+        description="seconds in which a caller has to send its request",
+    )
+    open_request_timeout: Seconds = Field(
+        1,
+        alias="BILLING_GRPC_OPEN_REQUEST_TIMEOUT",
+        description="the same for health checks",
+    )
+    max_header_bytes: int = Field(
+        8 << 10,
+        alias="BILLING_GRPC_MAX_HEADER_BYTES",
+        ge=1024,
+        le=1 << 20,
+        description="the largest metadata of a call",
+    )
+    max_connections: Count = Field(
+        4096,
+        alias="BILLING_GRPC_MAX_CONNECTIONS",
+        description="connections at once on a listener",
+    )
+    # Ends, so that clients spread over new servers.
+    max_connection_age: Seconds = Field(
+        1800,
+        alias="BILLING_GRPC_MAX_CONNECTION_AGE",
+        description="seconds after which a connection is asked to go",
+    )
+    max_connection_age_grace: Seconds = Field(
+        30,
+        alias="BILLING_GRPC_MAX_CONNECTION_AGE_GRACE",
+        description="seconds that calls on such a connection still get",
+    )
+    max_connection_idle: Seconds = Field(
+        300,
+        alias="BILLING_GRPC_MAX_CONNECTION_IDLE",
+        description="seconds after which a connection without a call is asked to go",
+    )
+    min_ping_interval: Seconds = Field(
+        10,
+        alias="BILLING_GRPC_MIN_PING_INTERVAL",
+        description="seconds a client must leave between keepalive pings",
+    )
+    handshake_timeout: Seconds = Field(
+        10,
+        alias="BILLING_GRPC_HANDSHAKE_TIMEOUT",
+        description="seconds in which a connection must become one of gRPC",
+    )
