@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry import logs
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -52,7 +52,7 @@ async def stub(tracing: Tracing | None) -> AsyncIterator[Any]:
     metrics = Metrics()
     repository = ObservedRepository(InMemoryRepository({WORKSPACE: "byok"}), metrics, tracing)
     servicer = BillingModeService(repository, lambda: None, KeyList(), 1.0, metrics)
-    server = RpcServer(servicer, entrance=Entrance(local_admin=True), metrics=metrics, tracing=tracing)
+    server = RpcServer(servicer, access_policy=AccessPolicy(local_admin=True), metrics=metrics, tracing=tracing)
     (address,) = await server.start([TcpAddress("127.0.0.1", 0)])
     try:
         async with grpc.aio.insecure_channel(str(address)) as channel:

@@ -31,15 +31,15 @@ class ReloadedFile(Generic[Value]):
         files: Sequence[WatchedFile],
         make: Callable[[], Value],
         *,
-        made: Callable[[Value | None, Value], None],
-        broken: Callable[[Exception], None],
+        on_made: Callable[[Value | None, Value], None],
+        on_broken: Callable[[Exception], None],
         fallback: Callable[[], Value] | None = None,
         retry_seconds: float | None = None,
     ) -> None:
         self._files: Final = files
         self._make: Final = make
-        self._made: Final = made
-        self._broken: Final = broken
+        self._on_made: Final = on_made
+        self._on_broken: Final = on_broken
         self._fallback: Final = fallback
         self._retry_seconds: Final = retry_seconds
         self._lock: Final = threading.Lock()
@@ -50,13 +50,13 @@ class ReloadedFile(Generic[Value]):
             self._value = make()
         else:
             self._value = fallback()
-            self._take_up()
+            self._make_anew()
 
     def current(self) -> Value:
         """Return the value of the files as they are now, or what stands for it while they are broken."""
         with self._lock:
             if any(file.changed() for file in self._files) or self._due():
-                self._take_up()
+                self._make_anew()
             elif self._error is not None:
                 self._complain(self._error)
             return self._value
@@ -65,14 +65,14 @@ class ReloadedFile(Generic[Value]):
         """Make the value again; if that fails, say so, even if that was said a moment ago."""
         with self._lock:
             self._complaint.over()
-            self._take_up()
+            self._make_anew()
 
     def _due(self) -> bool:
         if self._error is None or self._retry_seconds is None:
             return False
         return time.monotonic() - self._tried >= self._retry_seconds
 
-    def _take_up(self) -> None:
+    def _make_anew(self) -> None:
         before, self._tried = self._value, time.monotonic()
         try:
             self._value = self._make()
@@ -84,11 +84,11 @@ class ReloadedFile(Generic[Value]):
         else:
             self._error = None
             self._complaint.over()
-            self._made(before, self._value)
+            self._on_made(before, self._value)
 
     def _complain(self, error: Exception) -> None:
         if self._complaint.due(f"{type(error).__name__}: {error}"):
-            self._broken(error)
+            self._on_broken(error)
 
 
 def problems_of(error: Exception) -> list[str]:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from billing_grpc.addresses import Address, TcpAddress
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.org_default import FixedOrgDefault, OrgDefault
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.limits import Limits
@@ -25,7 +25,7 @@ async def running_server(
     storage_timeout: float = 1.0,
     metrics: Metrics | None = None,
     address: Address | None = None,
-    entrance: Entrance | None = None,
+    access_policy: AccessPolicy | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[str]:
     """A real server over a repository of your choice; yields the `host:port` or `unix:/path` to dial.
@@ -35,7 +35,9 @@ async def running_server(
     published = FixedOrgDefault(org_default) if org_default is None or isinstance(org_default, str) else org_default
     metrics = metrics or Metrics()
     servicer = BillingModeService(repository, published.current, keys or KeyList(), storage_timeout, metrics)
-    server = RpcServer(servicer, entrance=entrance or Entrance(local_admin=True), limits=limits, metrics=metrics)
+    server = RpcServer(
+        servicer, access_policy=access_policy or AccessPolicy(local_admin=True), limits=limits, metrics=metrics
+    )
     try:
         (bound,) = await server.start([address or TcpAddress("127.0.0.1", 0)])
         yield bound.target if isinstance(bound, TcpAddress) else str(bound)

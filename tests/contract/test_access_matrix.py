@@ -20,7 +20,7 @@ from billing_grpc.server.auth import roles
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalsFile
 from billing_grpc.server.calls.authentication import Authentication
-from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -86,7 +86,7 @@ class Gate:
         principals = PrincipalsFile(self.file)
         servicer = BillingModeService(InMemoryRepository(), lambda: None, KeyList(), 1.0, Metrics())
         server = RpcServer(
-            servicer, entrance=Entrance(principals, tls=TlsFiles(certificate, key, self._folder / "ca.crt"))
+            servicer, access_policy=AccessPolicy(principals, tls=TlsFiles(certificate, key, self._folder / "ca.crt"))
         )
         plain, mutual = await server.start([TcpAddress("127.0.0.1", 0), TcpAddress("127.0.0.1", 0, "mtls")])
         stack.push_async_callback(server.stop, 0)
@@ -246,7 +246,7 @@ async def test_every_handler_that_is_registered_is_in_the_table_or_open(monkeypa
         add(server, handlers)
 
     monkeypatch.setattr(kind, "add_generic_rpc_handlers", noted)
-    RpcServer(service(), entrance=Entrance())
+    RpcServer(service(), access_policy=AccessPolicy())
 
     assert registered - roles.OPEN == set(roles.MAY_CALL)
 
@@ -264,7 +264,7 @@ async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(tmp_
     file = tmp_path / "tokens.toml"
     file.write_text(entry(Role.ADMIN, "right-admin"))
     for local_admin in (False, True):
-        server = RpcServer(service(), entrance=Entrance(PrincipalsFile(file), local_admin=local_admin))
+        server = RpcServer(service(), access_policy=AccessPolicy(PrincipalsFile(file), local_admin=local_admin))
         handlers: Any = {"Do": grpc.unary_unary_rpc_method_handler(never)}
         forgotten = grpc.method_handlers_generic_handler("molecule.billing.v1.Forgotten", handlers)
         server._server.add_generic_rpc_handlers((forgotten,))  # noqa: SLF001 - as a service added in a hurry would be
@@ -284,7 +284,7 @@ def test_a_method_that_nobody_listed_may_be_called_by_nobody() -> None:
 
 @pytest.mark.parametrize("header", ["", "Bearer wrong", "Bearer ", "Basic x", b"\xff"], ids=repr)
 async def test_under_local_admin_a_call_with_authorization_is_still_judged_by_it_alone(header: str | bytes) -> None:
-    server = RpcServer(service(), entrance=Entrance(local_admin=True))
+    server = RpcServer(service(), access_policy=AccessPolicy(local_admin=True))
     (address,) = await server.start([TcpAddress("127.0.0.1", 0)])
     async with connected(str(address)) as connection:
         connection.send(connection.open(RESOLVE, [("authorization", header)]), EMPTY)

@@ -30,7 +30,7 @@ SERVER_PARTS: Final = {
         "rich",
     ),
     *(
-        "billing_grpc.server.compose",
+        "billing_grpc.server.run",
         "billing_grpc.server.servicer",
         "billing_grpc.server.settings.config",
         "billing_grpc.storage.migrations",

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
-from billing_grpc.server.health import EVERY, watch_administration
+from billing_grpc.server.health import CHECK_INTERVAL, watch_administration
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
@@ -83,7 +83,7 @@ async def test_a_missing_schema_is_no_failure_of_the_driver_which_would_be_logge
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("billing_grpc.server.health.EVERY", 0.01)
+    monkeypatch.setattr("billing_grpc.server.health.CHECK_INTERVAL", 0.01)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -115,7 +115,7 @@ async def test_a_look_takes_no_longer_than_a_second_whatever_calls_may_take() ->
     repository, told = InMemoryRepository(), list[bool]()
     repository.delay = 60
     watching = asyncio.create_task(watch_administration(repository, told.append, budget=60))
-    async with asyncio.timeout(EVERY + 2):
+    async with asyncio.timeout(CHECK_INTERVAL + 2):
         while not told:
             await asyncio.sleep(0.01)
     assert told == [False]

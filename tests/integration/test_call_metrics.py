@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseUnreachable
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
@@ -84,7 +84,7 @@ async def test_refusals_outages_and_failures_are_counted_by_what_the_caller_was_
     metrics, repository = Metrics(), InMemoryRepository({WORKSPACE: "byok"})
     async with (
         running_server(repository, metrics=metrics) as target,
-        running_server(repository, metrics=metrics, entrance=Entrance()) as closed,
+        running_server(repository, metrics=metrics, access_policy=AccessPolicy()) as closed,
         running_server(repository, metrics=metrics, limits=Limits(max_concurrent_calls=1)) as narrow,
         grpc.aio.insecure_channel(target) as channel,
         grpc.aio.insecure_channel(closed) as closed_channel,

@@ -18,7 +18,7 @@ from billing_grpc.addresses import TcpAddress
 from billing_grpc.server.auth.client_certificate import ClientCertificate
 from billing_grpc.server.auth.principals import Principals
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.support.certificates import SERIALS, Authority, Issued
@@ -108,9 +108,9 @@ class Site:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     # Under local admin, so that whoever falls through the names would be let in as `local`.
     site = Site(tmp_path)
-    entrance = Entrance(FixedPrincipals(KNOWN), local_admin=True, tls=site.tls)
+    access_policy = AccessPolicy(FixedPrincipals(KNOWN), local_admin=True, tls=site.tls)
     address = TcpAddress("127.0.0.1", 0, "mtls")
-    async with running_server(InMemoryRepository(), entrance=entrance, address=address) as site.target:
+    async with running_server(InMemoryRepository(), access_policy=access_policy, address=address) as site.target:
         yield site
 
 

@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.server.auth.principals_file import PrincipalsFile
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.support.certificates import Authority, Issued
@@ -38,8 +38,8 @@ class Site:
         self.certificate, self.key = self.servers.issue(dns=("localhost",)).write(folder, "server")
         self.target = ""
 
-    def entrance(self) -> Entrance:
-        return Entrance(
+    def access_policy(self) -> AccessPolicy:
+        return AccessPolicy(
             # Under local admin, so that whoever falls through would be let in as `local`.
             PrincipalsFile(self.principals),
             local_admin=True,
@@ -70,7 +70,7 @@ async def ask(stub: Any) -> grpc.StatusCode:
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
     site = Site(tmp_path)
     address = TcpAddress("127.0.0.1", 0, "mtls")
-    async with running_server(InMemoryRepository(), entrance=site.entrance(), address=address) as site.target:
+    async with running_server(InMemoryRepository(), access_policy=site.access_policy(), address=address) as site.target:
         yield site
 
 

@@ -43,7 +43,7 @@ from billing_grpc.resolver import resolve as rule
 from billing_grpc.secret_keys import BLOCKED_KEYS
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.listener import SERVICE_NAME, Entrance
+from billing_grpc.server.listener import SERVICE_NAME, AccessPolicy
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
 from billing_grpc.wire.messages import resolution_to_proto
@@ -418,10 +418,10 @@ class Known:
 
     @asynccontextmanager
     async def serving(self, principals: str, security: Security = "tls") -> AsyncIterator[str]:
-        entrance = Entrance(FixedPrincipals(Principals.parse(principals)), tls=self.files)
+        access_policy = AccessPolicy(FixedPrincipals(Principals.parse(principals)), tls=self.files)
         repository = InMemoryRepository({OPEN: "byok"})
         address = TcpAddress("127.0.0.1", 0, security)
-        async with running_server(repository, entrance=entrance, address=address) as target:
+        async with running_server(repository, access_policy=access_policy, address=address) as target:
             yield target
 
 

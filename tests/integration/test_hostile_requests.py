@@ -20,7 +20,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.calls.concurrency_limit import WATCHERS_OF_A_CONNECTION
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
@@ -48,9 +48,13 @@ REFUSED_STREAM: Final = b"\0\0\0\x07"
 def serving(
     limits: Limits | None = None, repository: InMemoryRepository | None = None, metrics: Metrics | None = None
 ) -> Any:
-    entrance = Entrance(FixedPrincipals(KNOWN))
+    access_policy = AccessPolicy(FixedPrincipals(KNOWN))
     return running_server(
-        repository or InMemoryRepository(), entrance=entrance, limits=limits, storage_timeout=5.0, metrics=metrics
+        repository or InMemoryRepository(),
+        access_policy=access_policy,
+        limits=limits,
+        storage_timeout=5.0,
+        metrics=metrics,
     )
 
 

@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.testing import InMemoryRepository, running_server
 
@@ -54,12 +54,12 @@ class Site:
 
 
 @asynccontextmanager
-async def serving(limits: Limits | None = None, entrance: Entrance | None = None) -> AsyncIterator[Site]:
+async def serving(limits: Limits | None = None, access_policy: AccessPolicy | None = None) -> AsyncIterator[Site]:
     repository = InMemoryRepository({WORKSPACE: "byok"})
-    entrance = entrance or Entrance(FixedPrincipals(KNOWN))
+    access_policy = access_policy or AccessPolicy(FixedPrincipals(KNOWN))
     with capture_logs() as logged:
         async with (
-            running_server(repository, entrance=entrance, limits=limits, storage_timeout=5.0) as target,
+            running_server(repository, access_policy=access_policy, limits=limits, storage_timeout=5.0) as target,
             grpc.aio.insecure_channel(target) as channel,
         ):
             yield Site(target, channel, repository, logged)
@@ -162,7 +162,7 @@ ABOUT: Final[dict[str, tuple[str, Any, dict[str, object]]]] = {
 async def test_a_line_says_which_workspace_was_asked_about_and_never_what_was_sent(
     method: str, request_: Any, about: dict[str, object]
 ) -> None:
-    async with serving(entrance=Entrance(local_admin=True)) as site:
+    async with serving(access_policy=AccessPolicy(local_admin=True)) as site:
         await site.code(request_, (), method)
 
         (line,) = await site.calls(1)

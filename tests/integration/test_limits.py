@@ -16,7 +16,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.testing import InMemoryRepository, running_server
 
@@ -100,10 +100,12 @@ async def test_more_calls_at_once_are_refused_with_a_reason_and_health_is_exempt
 
 async def test_a_flood_of_strangers_takes_no_place_from_those_who_are_known() -> None:
     known = Principals.parse(f'[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = ["{token_digest("right")}"]')
-    entrance = Entrance(FixedPrincipals(known))
+    access_policy = AccessPolicy(FixedPrincipals(known))
     right = (("authorization", "Bearer right"),)
     async with (
-        running_server(InMemoryRepository(), entrance=entrance, limits=Limits(max_concurrent_calls=1)) as target,
+        running_server(
+            InMemoryRepository(), access_policy=access_policy, limits=Limits(max_concurrent_calls=1)
+        ) as target,
         grpc.aio.insecure_channel(target) as strangers,
         grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from billing_grpc.addresses import TcpAddress, UnixAddress
 from billing_grpc.errors import ListenError
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.listener import Entrance, RpcServer
+from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
@@ -36,7 +36,7 @@ async def server() -> AsyncIterator[New]:
 
     def new(mode: int = 0o600) -> RpcServer:
         servicer = BillingModeService(InMemoryRepository(), lambda: None, KeyList(), 1.0, Metrics())
-        made.append(RpcServer(servicer, entrance=Entrance(local_admin=True, socket_mode=mode)))
+        made.append(RpcServer(servicer, access_policy=AccessPolicy(local_admin=True, socket_mode=mode)))
         return made[-1]
 
     yield new

@@ -28,7 +28,7 @@ from billing_grpc.addresses import Address, TcpAddress, UnixAddress
 from billing_grpc.errors import SettingsError
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.listener import Entrance
+from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.support.certificates import SERIALS, Authority, Issued
@@ -64,9 +64,9 @@ class Files:
     @asynccontextmanager
     async def serving(self, security: Any) -> AsyncIterator[str]:
         tls = TlsFiles(self.certificate, self.key, self.ca)
-        entrance = Entrance(FixedPrincipals(Principals.parse(NAMED)), tls=tls)
+        access_policy = AccessPolicy(FixedPrincipals(Principals.parse(NAMED)), tls=tls)
         address = TcpAddress("127.0.0.1", 0, security)
-        async with running_server(InMemoryRepository(), entrance=entrance, address=address) as target:
+        async with running_server(InMemoryRepository(), access_policy=access_policy, address=address) as target:
             yield target
 
     async def ask(
@@ -418,10 +418,10 @@ async def test_a_unix_socket_has_the_mode_that_the_operator_set(mode: int) -> No
     # A path of its own, short enough for a socket.
     path = Path(f"/tmp/billing-grpc-test-{os.getpid()}-{mode:o}.sock")  # noqa: S108 - gone when the server stops
     address: Address = UnixAddress(str(path))
-    entrance = Entrance(local_admin=True, socket_mode=mode)
+    access_policy = AccessPolicy(local_admin=True, socket_mode=mode)
     umask = os.umask(0)
     try:
-        async with running_server(InMemoryRepository(), entrance=entrance, address=address) as target:
+        async with running_server(InMemoryRepository(), access_policy=access_policy, address=address) as target:
             assert stat.S_IMODE(path.stat().st_mode) == mode
             async with grpc.aio.insecure_channel(target) as channel:
                 stub: Any = service_grpc.BillingModeServiceStub(channel)

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from billing_grpc.errors import SettingsError
 from billing_grpc.model import Role
 from billing_grpc.server.auth.principals import NAME_RULE, is_name, token_digest
-from billing_grpc.server.compose import run
+from billing_grpc.server.run import run
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.standing_reader import announcing

@@ -14,7 +14,7 @@ from billing_grpc.storage.repository import Repository
 log = structlog.stdlib.get_logger(__name__)
 
 SERVICE_NAME: Final[str] = health.SERVICE_NAME
-EVERY: Final = 1.0
+CHECK_INTERVAL: Final = 1.0
 """Seconds between two looks, and the longest that one may take."""
 _Response: Final[Any] = health_pb2.HealthCheckResponse
 
@@ -29,17 +29,17 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
     def __init__(self) -> None:
         self._serving: dict[str, bool] = {}
         self._changed = asyncio.Event()
-        self._leaving = False
+        self._draining = False
         self._over = False
 
     def set(self, name: str, *, serving: bool) -> None:
-        """Makes a name known, or changes its status; nothing any more after `leave`."""
-        if not self._leaving:
+        """Makes a name known, or changes its status; nothing any more after `drain`."""
+        if not self._draining:
             self._set({name: serving})
 
-    def leave(self) -> None:
+    def drain(self) -> None:
         """NOT_SERVING for every name and for good: the server is about to go."""
-        self._leaving = True
+        self._draining = True
         self._set(dict.fromkeys(self._serving, False))
 
     def end(self) -> None:
@@ -88,7 +88,7 @@ async def watch_administration(repository: Repository, report: Callable[[bool], 
     before: str | None = None
     while True:
         try:
-            await repository.check_administration(budget=min(budget, EVERY))
+            await repository.check_administration(budget=min(budget, CHECK_INTERVAL))
         except StorageError as error:
             now = error.reason
             if now != before:
@@ -99,4 +99,4 @@ async def watch_administration(repository: Repository, report: Callable[[bool], 
                 log.info("administration works")
         report(not now)
         before = now
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(CHECK_INTERVAL)

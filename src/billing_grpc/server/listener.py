@@ -60,7 +60,7 @@ def _milliseconds(seconds: float) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Entrance:
+class AccessPolicy:
     """Who is let in, and how.
 
     Attributes:
@@ -81,7 +81,7 @@ class RpcServer:
 
     Args:
         servicer: answers the billing RPCs.
-        entrance: who is let in; nobody, unless it says otherwise.
+        access_policy: who is let in; nobody, unless it says otherwise.
         limits: how much the server lets itself be asked.
         reflection_on: whether the contract can be listed over the wire.
         shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
@@ -93,7 +93,7 @@ class RpcServer:
         self,
         servicer: service_grpc.BillingModeServiceServicer,
         *,
-        entrance: Entrance,
+        access_policy: AccessPolicy,
         limits: Limits | None = None,
         reflection_on: bool = True,
         shared_ports: bool = False,
@@ -101,16 +101,16 @@ class RpcServer:
         tracing: Tracing | None = None,
     ) -> None:
         limits = limits or Limits()
-        self._entrance = entrance
+        self._access_policy = access_policy
         self._shared_ports = shared_ports
         self._server = grpc.aio.server(
             interceptors=interceptors.in_order(
-                entrance.principals,
-                local_admin=entrance.local_admin,
+                access_policy.principals,
+                local_admin=access_policy.local_admin,
                 limits=limits,
                 metrics=metrics or Metrics(),
                 tracing=tracing,
-                client_authorities=bytes if entrance.tls is None else entrance.tls.client_authorities,
+                client_authorities=bytes if access_policy.tls is None else access_policy.tls.client_authorities,
             ),
             options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
@@ -137,13 +137,13 @@ class RpcServer:
         """Makes health tell whether administration works; its name is unknown until this was called once."""
         self._health.set(ADMINISTRATION, serving=works)
 
-    def leave(self) -> None:
+    def drain(self) -> None:
         """Says NOT_SERVING under every name, for good, and goes on answering."""
-        self._health.leave()
+        self._health.drain()
 
     async def stop(self, grace: float) -> None:
         """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
-        self.leave()
+        self.drain()
         self._health.end()
         await self._server.stop(grace)
 
@@ -166,14 +166,14 @@ class RpcServer:
             self._bind(str(address), "plain")
         finally:
             os.umask(mask)
-        Path(address.path).chmod(self._entrance.socket_mode)
+        Path(address.path).chmod(self._access_policy.socket_mode)
 
     def _bind(self, target: str, security: Security) -> int:
         try:
             if security == "plain":
                 return self._server.add_insecure_port(target)
-            if self._entrance.tls is None:
+            if self._access_policy.tls is None:
                 raise ListenError(f"cannot listen on {security}://{target}: it needs a certificate and its key")
-            return self._server.add_secure_port(target, self._entrance.tls.credentials(mutual=security == "mtls"))
+            return self._server.add_secure_port(target, self._access_policy.tls.credentials(mutual=security == "mtls"))
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {target}: it is taken, or not an address of this machine") from error

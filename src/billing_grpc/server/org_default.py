@@ -55,7 +55,7 @@ class FileOrgDefault:
     def __init__(self, path: Path) -> None:
         self._file = WatchedFile(path, _MAX_BYTES, _RETRY_SECONDS)
         self._text: ReloadedFile[str | None] = ReloadedFile(
-            [self._file], self._read, made=self._say_read, broken=self._say_unreadable, fallback=lambda: None
+            [self._file], self._read, on_made=self._log_read, on_broken=self._log_unreadable, fallback=lambda: None
         )
 
     def current(self) -> str | None:
@@ -69,11 +69,11 @@ class FileOrgDefault:
     def _read(self) -> str:
         return self._file.read().decode()
 
-    def _say_read(self, before: str | None, text: str | None) -> None:
+    def _log_read(self, before: str | None, text: str | None) -> None:
         if text is not None and text != before:
             log.info("org default read", file=str(self._file.path), org_default=_meaning(text))
 
-    def _say_unreadable(self, error: Exception) -> None:
+    def _log_unreadable(self, error: Exception) -> None:
         path, kind = str(self._file.path), type(error).__name__
         problem = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", None) or ""
         log.warning("org default unreadable, taken as unset", file=path, error=kind, problem=problem)

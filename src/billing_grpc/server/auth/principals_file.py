@@ -54,7 +54,7 @@ class PrincipalsFile:
             SettingsError: it cannot be read, or what is wrong with it.
         """
         self._file = WatchedFile(path, _MAX_BYTES)
-        self._principals = ReloadedFile([self._file], self._read, made=self._say_read, broken=self._say_broken)
+        self._principals = ReloadedFile([self._file], self._read, on_made=self._log_read, on_broken=self._log_broken)
 
     def current(self) -> Principals:
         """The principals of the file as it was when it was last right."""
@@ -64,12 +64,12 @@ class PrincipalsFile:
         """Reads the file again, and says so if it is broken, even if that was said a moment ago."""
         self._principals.reload()
 
-    def _say_read(self, _: Principals | None, known: Principals) -> None:
+    def _log_read(self, _: Principals | None, known: Principals) -> None:
         tables = (known.by_digest, known.by_uri, known.by_dns)
         names = sorted({principal.name for table in tables for principal in table.values()})
         log.info("tokens file read", file=str(self._file.path), principals=names)
 
-    def _say_broken(self, error: Exception) -> None:
+    def _log_broken(self, error: Exception) -> None:
         problems = problems_of(error)
         log.error("tokens file is broken, the old one stays in force", file=str(self._file.path), problems=problems)
 

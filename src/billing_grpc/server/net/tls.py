@@ -42,7 +42,7 @@ class TlsFiles:
         self._key = WatchedFile(key, _MAX_BYTES)
         self._client_ca = None if client_ca is None else WatchedFile(client_ca, _MAX_BYTES)
         self._contents = ReloadedFile(
-            self._files(), self._read, made=self._say_read, broken=self._say_broken, retry_seconds=_RETRY_SECONDS
+            self._files(), self._read, on_made=self._log_read, on_broken=self._log_broken, retry_seconds=_RETRY_SECONDS
         )
         self._warn_of_the_end(self._contents.current())
 
@@ -76,11 +76,11 @@ class TlsFiles:
         """Reads the files again, and says so if they are broken, even if that was said a moment ago."""
         self._contents.reload()
 
-    def _say_read(self, _: Contents | None, contents: Contents) -> None:
+    def _log_read(self, _: Contents | None, contents: Contents) -> None:
         log.info("TLS files read", certificate=str(self._certificate.path))
         self._warn_of_the_end(contents)
 
-    def _say_broken(self, error: Exception) -> None:
+    def _log_broken(self, error: Exception) -> None:
         unexpected = None if isinstance(error, SettingsError) else error
         problems = problems_of(error)
         log.error("TLS files are broken, the old ones stay in force", problems=problems, exc_info=unexpected)

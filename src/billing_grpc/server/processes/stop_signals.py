@@ -15,65 +15,65 @@ _EXIT: Final = 128
 
 
 class StopSignals:
-    """What the signals do, from the moment this is made until the process ends.
+    """The handlers of SIGINT and SIGTERM, from construction until the process ends.
 
-    The first, while the process still starts, unwinds it like an exit; while it serves, it is handed to who serves; while
-    it ends anyway, it changes nothing. The second does not wait for anything.
+    What the first signal does depends on the phase. During the start it raises `SystemExit`. While the process serves, it
+    is the result of the future of `serving`. While the process ends, it is ignored. A second signal waits for nothing.
 
     Args:
-        impatient: whether a second signal ends the process at once. Not in a worker, which gets the same wish from its
-            parent and from whoever signals all processes of a service.
+        second_ends: whether a second signal ends the process at once. False in a worker, which gets the same signal twice:
+            from its parent and from a service manager that signals every process of the service.
     """
 
-    def __init__(self, *, impatient: bool = True) -> None:
-        self._taken_along: list[Callable[[], None]] = []
-        self._impatient = impatient
+    def __init__(self, *, second_ends: bool = True) -> None:
+        self._at_forced_exit: list[Callable[[], None]] = []
+        self._second_ends = second_ends
         self._first: signal.Signals | None = None
-        self._tell: Callable[[signal.Signals], None] = _unwind
+        self._on_first: Callable[[signal.Signals], None] = _unwind
         for number in STOP:
             signal.signal(number, self._received)
 
     @contextmanager
     def serving(self) -> Iterator["asyncio.Future[signal.Signals]"]:
-        """From here on the first signal is the result of the future. Must be entered on the running event loop."""
+        """Yield a future whose result will be the first signal. Enter this on the running event loop."""
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[signal.Signals] = loop.create_future()
+        stop: asyncio.Future[signal.Signals] = loop.create_future()
 
-        def tell(number: signal.Signals) -> None:
-            loop.call_soon_threadsafe(told.set_result, number)
+        def resolve(number: signal.Signals) -> None:
+            loop.call_soon_threadsafe(stop.set_result, number)
 
-        self._tell = tell
+        self._on_first = resolve
         try:
-            yield told
+            yield stop
         finally:
             self.ending()
 
-    def take_along(self, end: Callable[[], None]) -> None:
-        """Ends something with the process when a second signal does not let it end in peace; the newest first."""
-        self._taken_along.append(end)
+    def at_forced_exit(self, call: Callable[[], None]) -> None:
+        """Call `call` when a second signal ends the process; the calls run newest first."""
+        self._at_forced_exit.append(call)
 
     def ending(self) -> None:
-        """From here on the process ends by itself, and a first signal must not get in its way."""
-        self._tell = _nothing
+        """Ignore the first signal from here on: the process ends by itself."""
+        self._on_first = _nothing
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self._first is None:
             self._first = signal.Signals(number)
-            self._tell(self._first)
-        elif self._impatient:
+            self._on_first(self._first)
+        elif self._second_ends:
             # Runs on top of whatever the main thread was doing, and never goes back to it.
-            for end in reversed(self._taken_along):
+            for call in reversed(self._at_forced_exit):
                 with suppress(Exception):
-                    end()
+                    call()
             os._exit(_EXIT + number)
 
 
 @contextmanager
-def hang_ups(call: Callable[[], None]) -> Iterator[None]:
-    """Call `call` on the running event loop for every SIGHUP. Afterwards, while the process still ends, it changes nothing.
+def on_hang_up(call: Callable[[], None]) -> Iterator[None]:
+    """Call `call` on the running event loop for every SIGHUP. After the context, SIGHUP is ignored.
 
-    Not with the loop's own means: a loop that closes restores the default, which ends the process.
+    The loop's own `add_signal_handler` does not fit: a loop that closes restores the default, which ends the process.
     """
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(call))

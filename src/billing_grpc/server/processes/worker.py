@@ -1,4 +1,4 @@
-"""One of several processes that answer on the same ports; started by its parent and never by hand."""
+"""A worker: one of several processes that answer on the same ports. Its parent starts it; it is not for use by hand."""
 
 import asyncio
 import os
@@ -11,9 +11,9 @@ from shutil import rmtree
 from typing import Final
 
 from billing_grpc.errors import StartupError
-from billing_grpc.server.compose import serve
 from billing_grpc.server.processes.stop_signals import StopSignals
-from billing_grpc.server.processes.supervisor import LENGTH, READY, Orders
+from billing_grpc.server.processes.supervisor import LENGTH, READY, WorkerSettings
+from billing_grpc.server.run import serve
 from billing_grpc.server.telemetry import logs
 from billing_grpc.standing_reader import write_within
 
@@ -21,31 +21,31 @@ _STDIN: Final = 0
 _STDERR: Final = 2
 _EXIT_FAILED: Final = 1
 _ORPHAN_MARGIN: Final = 5.0
-"""Seconds beyond its grace after which an orphan that still runs ends whatever it does."""
+"""Seconds beyond its grace after which a worker without a parent ends, whatever it does."""
 
 
 def main() -> None:
-    """Serves as told on standard input, until told to stop or until the parent has gone."""
-    orders = _orders()
-    logs.configure(orders.settings.log_format, orders.settings.log_level)
-    signals = StopSignals(impatient=False)
+    """Serve with the settings from standard input until a signal says stop or the parent ends."""
+    worker = _worker_settings()
+    logs.configure(worker.settings.log_format, worker.settings.log_level)
+    signals = StopSignals(second_ends=False)
     orphaned = threading.Event()
-    threading.Thread(target=_end_with_the_parent, args=(orders.settings.grace, orphaned), daemon=True).start()
+    threading.Thread(target=_end_with_the_parent, args=(worker.settings.grace, orphaned), daemon=True).start()
     try:
-        asyncio.run(serve(orders.settings, orders.database_url, signals, _say_ready, shared=orders.addresses))
+        asyncio.run(serve(worker.settings, worker.database_url, signals, _report_ready, shared=worker.addresses))
     except StartupError as error:
         logs.flush()
         write_within(_STDERR, f"billing-grpc: {error}\n".encode("utf-8", "backslashreplace"))
         sys.exit(_EXIT_FAILED)
     finally:
         if orphaned.is_set():
-            rmtree(orders.counted, ignore_errors=True)
+            rmtree(worker.metrics_directory, ignore_errors=True)
 
 
-def _orders() -> Orders:
+def _worker_settings() -> WorkerSettings:
     (length,) = LENGTH.unpack(_read(LENGTH.size))
-    orders: Orders = pickle.loads(_read(length))  # noqa: S301 - from our parent, through a pipe that nobody else has
-    return orders
+    worker: WorkerSettings = pickle.loads(_read(length))  # noqa: S301 - from our parent, through a pipe that only it has
+    return worker
 
 
 def _read(size: int) -> bytes:
@@ -59,13 +59,13 @@ def _read(size: int) -> bytes:
     return held
 
 
-def _say_ready(_: object) -> None:
+def _report_ready(_: object) -> None:
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
 
 
 def _end_with_the_parent(grace: float, orphaned: threading.Event) -> None:
-    """The pipe ends when the parent does, however it ended: without it nobody would stop this process any more."""
+    """Stop this process when the pipe ends: then the parent has ended, however it did, and cannot stop this process."""
     os.read(_STDIN, 1)
     orphaned.set()
     os.kill(os.getpid(), signal.SIGINT)
