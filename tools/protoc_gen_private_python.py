@@ -21,12 +21,12 @@ OUR_IMPORT = re.compile(r"^(from|import) (molecule\.)", re.MULTILINE)
 
 
 def privatise(text: str) -> str:
-    """The generated module with its imports pointing into the private package."""
+    """Return the generated module with its imports pointing into the private package."""
     return OUR_IMPORT.sub(rf"\1 {PACKAGE}.\2", text)
 
 
 def generated(request: CodeGeneratorRequest, out: Path) -> Iterator[tuple[str, str]]:
-    """Runs the compiler and yields (path, text) of every module, package markers included."""
+    """Run the compiler and yield (path, text) of every module, package markers included."""
     descriptors = out / "request.binpb"
     descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
     plugin = Path(sys.executable).with_name("protoc-gen-mypy_grpc")
@@ -52,7 +52,7 @@ def generated(request: CodeGeneratorRequest, out: Path) -> Iterator[tuple[str, s
 
 
 def main() -> None:
-    """The plugin protocol."""
+    """Answer one request of the plugin protocol."""
     request = CodeGeneratorRequest.FromString(sys.stdin.buffer.read())
     response = CodeGeneratorResponse(supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
     with tempfile.TemporaryDirectory() as out:

@@ -43,14 +43,14 @@ Samples = list[dict[str, float]]
 
 
 class Load:
-    """The callers, and what came of their calls."""
+    """The callers and the results of their calls."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self.counted: Counter[str] = Counter()
 
     async def go_on(self) -> None:
-        """Asks until it is cancelled."""
+        """Ask until the task is cancelled."""
         async with asyncio.TaskGroup() as group:
             for number in range(CALLERS):
                 group.create_task(self._stay(writes=number == 0))
@@ -123,7 +123,7 @@ async def _under_load(address: str, metrics: str, pid: int, minutes: float) -> t
 
 
 async def _served(data: str, minutes: float) -> tuple[Samples, Counter[str], int]:
-    """The samples, what came of the calls, and the exit code of a server of our own."""
+    """Return the samples, the results of the calls, and the exit code of a server that this function starts."""
     settings = {
         "BILLING_GRPC_LOCAL_ADMIN": "on",
         "BILLING_GRPC_LISTEN": "127.0.0.1:50953",
@@ -149,7 +149,7 @@ async def _served(data: str, minutes: float) -> tuple[Samples, Counter[str], int
 
 
 def _table(samples: Samples) -> tuple[list[str], bool]:
-    """Rows of what was held in the second quarter and the last, and whether none of it grew."""
+    """Return rows that compare the second quarter with the last, and whether nothing grew."""
     quarter = len(samples) // 4
     rows, flat = [], True
     for name in samples[0]:
@@ -162,7 +162,7 @@ def _table(samples: Samples) -> tuple[list[str], bool]:
 
 
 def main() -> None:
-    """Takes the number of minutes as its argument; exits with 1 when something grew or a decision was closed."""
+    """Run for the minutes of the first argument; exit with 1 if something grew or a decision was closed."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
     with tempfile.TemporaryDirectory() as data:
         # As root the database runs as somebody else, who has to get there.
