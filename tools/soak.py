@@ -165,7 +165,7 @@ def main() -> None:
     """Run for the minutes of the first argument; exit with 1 if something grew or a decision was closed."""
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
     with tempfile.TemporaryDirectory() as data:
-        # As root the database runs as somebody else, who has to get there.
+        # As root the database runs as another user, which needs access to the folder.
         Path(data).chmod(0o711)
         samples, counted, code = asyncio.run(_served(data, minutes))
     rows, flat = _table(samples)
