@@ -66,7 +66,7 @@ class _TokenFile:
         """
         if self._token is None:
             try:
-                self._token = ReloadedFile([self._file], self._load, made=_ignore, broken=_ignore)
+                self._token = ReloadedFile([self._file], self._load, on_made=_ignore, on_broken=_ignore)
             except OSError as error:
                 raise ServerRefused(f"the token file {self._file.path} cannot be read: {error.strerror}") from error
         return self._token.current()

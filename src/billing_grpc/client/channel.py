@@ -145,7 +145,7 @@ class Dialer:
     def _first_channel(self) -> ReloadedFile[grpc.aio.Channel]:
         try:
             files = () if self._tls is None else self._tls.watched
-            return ReloadedFile(files, self._dial, made=self._retire, broken=_warn, retry_seconds=_RETRY_SECONDS)
+            return ReloadedFile(files, self._dial, on_made=self._retire, on_broken=_warn, retry_seconds=_RETRY_SECONDS)
         except (OSError, ValueError) as error:
             raise ServerUnreachable(f"the TLS files cannot be used ({problem(error)})") from error
 
