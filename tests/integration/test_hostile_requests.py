@@ -24,7 +24,7 @@ from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.support.raw_http2 import EMPTY, GOAWAY, HEADERS, RST_STREAM, Connection, connected, message
+from tests.support.raw_http2 import EMPTY, GOAWAY, HEADERS, NO_WINDOW, RST_STREAM, Connection, connected, message
 
 pytestmark = pytest.mark.xdist_group("timing")
 
@@ -229,6 +229,24 @@ async def watched(health: Any) -> bool:
     except grpc.aio.AioRpcError:
         return False
     return True
+
+
+@pytest.mark.parametrize(("path", "token"), [(CHECK, ()), (RESOLVE, READER)], ids=["a stranger", "a principal"])
+async def test_answers_that_are_never_taken_take_no_place_from_callers(
+    path: str, token: tuple[tuple[str, str], ...]
+) -> None:
+    async with serving(SOON) as target, AsyncExitStack() as opened:
+        for _ in range(16):
+            deaf = await opened.enter_async_context(connected(target, NO_WINDOW))
+            for _ in range(SOON.max_streams):
+                deaf.send(deaf.open(path, token), EMPTY)
+            await deaf.drain()
+            await deaf.listen(0.02)
+        await asyncio.sleep(2 * SOON.request_timeout)  # a principal's call may wait for its caller that long
+        async with stubs(target) as (billing, health):
+            for _ in range(50):
+                await billing.ResolveBillingMode(service_pb.ResolveBillingModeRequest(), timeout=5, metadata=RIGHT)
+                await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
 
 
 async def test_one_connection_has_no_more_watches_open_than_it_may() -> None:

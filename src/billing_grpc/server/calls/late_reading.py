@@ -20,11 +20,13 @@ class LateReading(grpc.aio.ServerInterceptor):
     """Turns methods of one request into methods of a stream whose first message it takes; on the wire both are the same.
 
     What is not a message of the method is INVALID_ARGUMENT, and so is a call without any. A request that does not arrive in
-    time is RESOURCE_EXHAUSTED: it held what others might have used, and may well succeed when it is repeated. When many
-    calls of strangers wait for their requests, the one that has waited longest is out of time: honest requests come at once.
+    time is RESOURCE_EXHAUSTED: it held what others might have used, and may well succeed when it is repeated. The single
+    answer of a method is written here too: gRPC by itself would keep the call's place until the caller takes the answer,
+    for ever if it wants to. When many calls of strangers wait for their callers, the one that has waited longest is out of
+    time: honest requests come at once, and honest callers take their answers at once.
 
     Args:
-        seconds: how long a caller may take to send its request.
+        seconds: how long a caller may take to send its request, and to take its answer.
         seconds_of_strangers: the same for methods that need no principal.
     """
 
@@ -45,22 +47,19 @@ class LateReading(grpc.aio.ServerInterceptor):
         else:
             is_open = handler_call_details.method in roles.OPEN
             reading = _first(behaviour, parse, self._waiting_strangers if is_open else self._waiting)
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return make(reading, None, handler.response_serializer)
+        if handler.request_streaming and not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(reading, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(reading, None, handler.response_serializer)
 
 
 _CANCELLATION_PAUSE: Final = 0.005
 """Seconds."""
 _MOST_STRANGERS: Final = 128
-"""How many calls of strangers may wait for their requests; an honest one waits for a turn of the loop or two."""
+"""How many calls of strangers may wait for their callers; an honest one waits for a turn of the loop or two."""
 
 
 class _Waiting:
-    """Those whose request has not arrived yet."""
+    """The calls whose request has not arrived, or whose answer has not been taken."""
 
     def __init__(self, seconds: float, most: int | None) -> None:
         self._seconds = seconds
@@ -100,8 +99,14 @@ def _first(behaviour: Behaviour, parse: Parse, waiting: _Waiting) -> Behaviour:
             raise _not_a_message() from None
         return _parsed(raw, parse)
 
-    async def answering(requests: AsyncIterator[bytes], context: "Context") -> Any:
-        return await behaviour(await request(requests, context), context)
+    async def answering(requests: AsyncIterator[bytes], context: "Context") -> None:
+        response = await behaviour(await request(requests, context), context)
+        try:
+            async with waiting.one():
+                await context.write(response)
+        except TimeoutError as error:
+            # A status would wait behind the answer.
+            raise grpc.aio.InternalError("the caller does not take the answer") from error
 
     async def writing(requests: AsyncIterator[bytes], context: "Context") -> None:
         async for response in behaviour(await request(requests, context), context):
