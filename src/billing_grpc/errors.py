@@ -99,13 +99,13 @@ class WorkspaceNotFound(RequestError):
 
 
 class EtagStale(RequestError):
-    """The workspace's override changed since the caller read it; carries the current state."""
+    """The workspace's override changed since the caller read its etag. The current state is attached."""
 
     reason = "ETAG_STALE"
 
 
 class Unauthenticated(RequestError):
-    """The call carries no credentials this server accepts; the text is constant, whatever was wrong with them."""
+    """The credentials of the call are missing or not accepted. The message is constant and does not say why."""
 
     reason = "CREDENTIALS_INVALID"
 
@@ -114,7 +114,7 @@ class Unauthenticated(RequestError):
 
 
 class PermissionDenied(RequestError):
-    """The caller is known, and its role may not call this method; the text is constant."""
+    """The role of the caller may not call this method. The message is constant."""
 
     reason = "ROLE_DENIED"
 

@@ -293,7 +293,7 @@ class ProvisionPlan:
 
 
 class Role(StrEnum):
-    """What a caller is; what it may do stands in `access`."""
+    """The role of a principal, which decides the methods that it may call."""
 
     READER = "reader"
     PROVISIONER = "provisioner"
