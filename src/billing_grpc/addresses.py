@@ -1,4 +1,4 @@
-"""The addresses a server may be told to listen on. Pure."""
+"""The addresses that a server can listen on. Pure."""
 
 import ipaddress
 import re
@@ -29,17 +29,17 @@ class TcpAddress:
     security: Security = "plain"
 
     def __str__(self) -> str:
-        """As it is written in a setting and printed."""
+        """Return the address as it is written in a setting and printed."""
         return self.target if self.security == "plain" else f"{self.security}://{self.target}"
 
     @property
     def target(self) -> str:
-        """`host:port`, as a socket library wants it; an IPv6 address in brackets."""
+        """Return `host:port` for a socket library, with an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only this machine can reach the address."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -53,7 +53,7 @@ class UnixAddress:
     path: str
 
     def __str__(self) -> str:
-        """As it is written in a setting and printed."""
+        """Return the address as it is written in a setting and printed."""
         return f"unix:{self.path}"
 
 
@@ -61,10 +61,10 @@ Address = TcpAddress | UnixAddress
 
 
 def parse_tcp(text: str) -> TcpAddress:
-    """A `host:port` as an address.
+    """Return a `host:port` as an address.
 
     Raises:
-        ValueError: it is not one; says what would be.
+        ValueError: the text is no such address; says what is expected.
     """
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match["port"]) > _MAX_PORT:
@@ -73,10 +73,10 @@ def parse_tcp(text: str) -> TcpAddress:
 
 
 def parse(text: str) -> Address:
-    """One listener of `BILLING_GRPC_LISTEN`: `host:port`, `tls://host:port`, `mtls://host:port` or `unix:/path`.
+    """Parse a listener of `BILLING_GRPC_LISTEN`: `host:port`, `tls://host:port`, `mtls://host:port` or `unix:/path`.
 
     Raises:
-        ValueError: it is none of them; says what would be.
+        ValueError: the text has none of these forms; says what is expected.
     """
     for scheme, security in _SCHEMES.items():
         if text.startswith(scheme):
@@ -86,7 +86,7 @@ def parse(text: str) -> Address:
         if not path.startswith("/") or len(path.encode()) > _MAX_SOCKET_PATH:
             raise ValueError(f"{text!r} is not unix: and an absolute path of at most {_MAX_SOCKET_PATH} bytes")
         if "%" in path:
-            # gRPC decodes it as in a URL and would bind another file than the one whose mode is set.
+            # gRPC decodes the path like a URL and would bind another file than the one whose mode the server sets.
             raise ValueError(
                 f"{text!r} has a percent sign in its path, which gRPC takes for an escape: use another path"
             )

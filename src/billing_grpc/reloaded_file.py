@@ -1,4 +1,4 @@
-"""A value that is made of files: made anew when they change, and kept, or replaced by a fallback, while they are broken."""
+"""A value made from files: made again when they change; while they are broken, the last value or a fallback."""
 
 import threading
 import time
@@ -12,18 +12,19 @@ Value = TypeVar("Value")
 
 
 class ReloadedFile(Generic[Value]):
-    """A value made of files. May be asked on any thread.
+    """A value made from files. Its methods may be called on any thread.
 
     Args:
-        files: look at these for changes.
+        files: the files to check for changes.
         make: read the files and return the value, or raise.
-        made: is told the value before and after each time that it was made anew.
-        broken: is told the error when it cannot be made: at once, then every ten seconds of askings while that lasts.
-        fallback: returns the value while it cannot be made; without it the last good one stays, and the first must be good.
+        on_made: called with the value before and the value after, each time that it was made again.
+        on_broken: called with the error if the value cannot be made: at once, then at most every ten seconds.
+        fallback: returns the value to use while it cannot be made; without it the last good value stays in force, and the
+            first attempt must succeed.
         retry_seconds: how often files that are broken and do not change are tried again; `None` for never.
 
     Raises:
-        Exception: whatever `make` raises, where there is no fallback.
+        Exception: whatever the first call of `make` raises, if there is no fallback.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class ReloadedFile(Generic[Value]):
             self._make_anew()
 
     def current(self) -> Value:
-        """Return the value of the files as they are now, or what stands for it while they are broken."""
+        """Return the value of the files as they are now; while they are broken, the fallback or the last good value."""
         with self._lock:
             if any(file.changed() for file in self._files) or self._due():
                 self._make_anew()
@@ -62,7 +63,7 @@ class ReloadedFile(Generic[Value]):
             return self._value
 
     def reload(self) -> None:
-        """Make the value again; if that fails, say so, even if that was said a moment ago."""
+        """Make the value again; report a failure even if the same was reported a moment ago."""
         with self._lock:
             self._complaint.over()
             self._make_anew()
@@ -76,7 +77,7 @@ class ReloadedFile(Generic[Value]):
         before, self._tried = self._value, time.monotonic()
         try:
             self._value = self._make()
-        except Exception as error:  # noqa: BLE001 - on gRPC's threads and in a signal's callback nobody would hear of it
+        except Exception as error:  # noqa: BLE001 - it would be lost on gRPC's threads and in a signal's callback
             if self._fallback is not None:
                 self._value = self._fallback()
             self._error = error
@@ -92,5 +93,5 @@ class ReloadedFile(Generic[Value]):
 
 
 def problems_of(error: Exception) -> list[str]:
-    """Return what to say of an error: what is wrong with the files, or the kind of an error that nobody expected."""
+    """Return the problems of the files, or the type of an unexpected error."""
     return error.problems if isinstance(error, SettingsError) else [f"unexpected {type(error).__name__}"]

@@ -1,4 +1,4 @@
-"""The names of this program's settings in an environment; reads no environment by itself."""
+"""The names of this program's settings in an environment; this module reads no environment."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ VARIABLES: Final = {
     "timeout": "BILLING_GRPC_TIMEOUT",
     "extra_blocked_key": "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
 }
-"""The variable of each option that says where to ask and how; the last is comma-separated, and the server's too."""
+"""The variable of each option of a call; the last one is comma-separated and also a setting of the server."""
 
 _PREFIX: Final = "BILLING_GRPC_"
 _OF_A_KUBERNETES_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?$")
@@ -24,7 +24,7 @@ _KUBERNETES_PORT: Final = re.compile(r"[a-z]+://\S+:\d+$")
 def other_settings(environment: Mapping[str, str]) -> list[str]:
     """Return the variables that are named like a setting of this program, in any case, and are not one of a call.
 
-    Without those that Kubernetes sets in every container for a service whose name begins with `billing-grpc`.
+    The variables that Kubernetes sets in every container for a service whose name begins with `billing-grpc` are left out.
     """
     return sorted(
         name

@@ -1,4 +1,4 @@
-"""Writes for a reader that may stand still: from a thread of its own, and waited for no longer than there is time."""
+"""Writes to a reader that may have stopped reading: from a separate thread, with a bounded wait."""
 
 import os
 import select
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 PATIENCE: Final = 1.0
-"""Seconds that a process which ends anyway waits for a reader."""
+"""Seconds that a process waits for a reader before it ends."""
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -24,14 +24,14 @@ def write_all(descriptor: int, data: bytes) -> None:
         try:
             left = left[os.write(descriptor, left) :]
         except BlockingIOError:
-            # Whoever shares the other end's description may have set it to non-blocking.
+            # Another process that shares this file description may have made it non-blocking.
             waiting = select.poll()
             waiting.register(descriptor, select.POLLOUT)
             waiting.poll()
 
 
 def write_within(descriptor: int, data: bytes, seconds: float = PATIENCE) -> bool:
-    """Write all of `data`; return whether that was done after `seconds`. Raises nothing."""
+    """Write all of `data`; return whether the write ended within `seconds`. Raises nothing."""
     thread = _writing(descriptor, data)
     thread.join(seconds)
     return not thread.is_alive()
@@ -41,7 +41,7 @@ def write_within(descriptor: int, data: bytes, seconds: float = PATIENCE) -> boo
 def announcing(descriptor: int) -> Iterator[Callable[[str], None]]:
     """Yield a function that writes lines without waiting; wait `PATIENCE` seconds for each of them at the end.
 
-    What cannot be written is left out: the process has other work, and says the same in its log.
+    A line that cannot be written is dropped: the log says the same.
     """
     threads: list[threading.Thread] = []
     try:

@@ -1,4 +1,4 @@
-"""For tests, ours and our users': a repository in memory and a real server in a context."""
+"""Helpers for tests, ours and our users': a repository in memory, and a real server in a context."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,9 +28,9 @@ async def running_server(
     access_policy: AccessPolicy | None = None,
     limits: Limits | None = None,
 ) -> AsyncIterator[str]:
-    """A real server over a repository of your choice; yields the `host:port` or `unix:/path` to dial.
+    """Run a real server over a repository; yield the `host:port` or `unix:/path` to dial.
 
-    Listens in plain text on a free loopback port, and whoever reaches it is the principal `local`, unless told otherwise.
+    By default it listens in plain text on a free loopback port, and every caller is the principal `local`.
     """
     published = FixedOrgDefault(org_default) if org_default is None or isinstance(org_default, str) else org_default
     metrics = metrics or Metrics()

@@ -1,4 +1,4 @@
-"""A file that may change at any time: by being written, replaced, or by a symbolic link that is swapped."""
+"""A file that may change at any time: it may be written, be replaced, or be a symbolic link that is swapped."""
 
 import errno
 import os
@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Final
 
 REPEAT_SECONDS: Final = 10.0
-"""How often a problem that lasts is said again."""
+"""Seconds after which a lasting problem is reported again."""
 
 _GRAIN: Final = 0.05
 _COARSE_GRAIN: Final = 2.0
 """Seconds within which a second change may leave the same times: in most file systems, and in those of whole seconds."""
 _SECOND: Final = 1_000_000_000
 
-# A pipe or a terminal in the file's place must neither block the opening nor become our terminal.
+# A pipe in the file's place must not block `open`, and a terminal must not become the controlling terminal.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class WatchedFile:
-    """Notices, for the price of one `stat`, that a file is another or has changed since it was last read.
+    """Notices with one `stat` whether a file has changed or was replaced since it was last read.
 
     A change soon after a read may leave the size and all times as they were. So a file that was just read is read again and
-    compared, until a look that comes after the grain of the file system's times finds it the same.
+    compared, until a comparison that comes after the grain of the file system's times finds it unchanged.
 
     Attributes:
         path: the file.
     """
 
     def __init__(self, path: Path, max_bytes: int, retry_seconds: float = 1.0) -> None:
-        """Nothing is read yet; a file of more than `max_bytes` never is."""
+        """Watch a file; this reads nothing yet, and a file of more than `max_bytes` is never read."""
         self.path = path
         self._max_bytes = max_bytes
         self._retry_seconds = retry_seconds
@@ -40,10 +40,10 @@ class WatchedFile:
         self._failed: tuple[tuple[int, ...] | None, float] | None = None
 
     def changed(self) -> bool:
-        """Whether there is something to read that was not read yet; also true when the file is gone since.
+        """Return whether the file should be read: it has changed, has gone, or was never read.
 
-        A read that failed is due again as soon as the file changes, or else after `retry_seconds`: what failed may have
-        been this process and not the file.
+        After a failed read that is so as soon as the file changes, or else after `retry_seconds`: the cause may have been
+        this process and not the file.
         """
         if not self._looked:
             return True
@@ -54,12 +54,12 @@ class WatchedFile:
         return now != tried or time.monotonic() - at >= self._retry_seconds
 
     def read(self) -> bytes:
-        """The file's bytes now, all of them.
+        """Return all bytes of the file.
 
         Raises:
-            OSError: it cannot be read, is no regular file, or is longer than the maximum.
+            OSError: the file cannot be read, is no regular file, or is longer than the maximum.
         """
-        # The signature is taken first: a change during the read is then seen as one the next time.
+        # The signature comes first, so that a change during the read is noticed the next time.
         signature = self._signature()
         self._looked = True
         try:
@@ -72,7 +72,7 @@ class WatchedFile:
         return content
 
     def _differs(self) -> bool:
-        """Whether a file whose `stat` is the same holds something else."""
+        """Return whether the content differs although `stat` is the same."""
         if self._unsettled is None:
             return False
         content, read_at = self._unsettled
@@ -98,7 +98,7 @@ class WatchedFile:
                 content = file.read(self._max_bytes + 1)
         finally:
             os.close(descriptor)
-        # Half of a file may say the opposite of the whole.
+        # A part of a file may mean the opposite of the whole.
         if len(content) > self._max_bytes:
             raise OSError(errno.EFBIG, f"longer than {self._max_bytes} bytes")
         return content
@@ -112,15 +112,15 @@ class WatchedFile:
 
 
 class Complaint:
-    """Decides when a problem that may last is said: at once when it is another, then every `REPEAT_SECONDS`."""
+    """Decides when to report a problem that may last: at once if it is new, then every `REPEAT_SECONDS`."""
 
     def __init__(self) -> None:
-        """There is no problem yet."""
+        """Start without a problem."""
         self._problem: str | None = None
         self._said = 0.0
 
     def due(self, problem: str) -> bool:
-        """Whether to say this problem now; who asks then says it."""
+        """Return whether to report this problem now; the caller then reports it."""
         now = time.monotonic()
         if problem == self._problem and now - self._said < REPEAT_SECONDS:
             return False
@@ -128,5 +128,5 @@ class Complaint:
         return True
 
     def over(self) -> None:
-        """The problem is gone, or whoever asks wants to hear it in any case."""
+        """Forget the problem: it is gone, or its next occurrence must be reported at once."""
         self._problem = None

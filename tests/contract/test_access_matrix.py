@@ -19,6 +19,7 @@ from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth import roles
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalsFile
+from billing_grpc.server.call import RequestContext, current_request
 from billing_grpc.server.calls.authentication import Authentication
 from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.net.tls import TlsFiles
@@ -348,6 +349,7 @@ async def test_local_is_who_calls_from_this_machine_and_only_where_the_operator_
 
     authentication = Authentication(FixedPrincipals(Principals({}, {}, {})), local_admin=local_admin)
     handler: Any = await authentication.intercept_service(continuation, Details())
+    current_request.set(RequestContext("request-1"))
     if local and local_admin:
         await handler.unary_unary(b"", Peer(peer))
     else:

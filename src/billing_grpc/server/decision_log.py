@@ -1,4 +1,4 @@
-"""What a decision leaves behind: a count, and a line in the log where somebody will look for it."""
+"""Logs and counts decisions."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,21 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class DecisionLog:
-    """Logs and counts what the service answered.
+    """Logs and counts the answers of the service.
 
     Args:
-        metrics: where it is counted.
+        metrics: where answers are counted.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def resolved(self, resolutions: Sequence[Resolution], *, what_if: bool = False) -> None:
-        """Counts resolutions; one WARNING for all of a call's that are degraded, one for all with a corrupt override.
+        """Count the resolutions of one call; log one WARNING for the degraded ones and one for corrupt overrides.
 
         Args:
-            resolutions: what one call answered.
-            what_if: whether it was under a supposition. Nobody acts on that, so it is logged and not counted.
+            resolutions: the resolutions that one call answered.
+            what_if: whether the caller supposed an org default. Such an answer is no decision: it is logged, not counted.
         """
         for resolution in () if what_if else resolutions:
             self._metrics.count_resolution(resolution)
@@ -44,7 +44,7 @@ class DecisionLog:
 
         corrupt = [each for each in resolutions if is_corrupt(each)]
         if corrupt:
-            # Without the text: it may be anything, and an administrator reads it with `GetWorkspaceBillingMode`.
+            # The override's text is left out: it may be anything. An administrator reads it with `GetWorkspaceBillingMode`.
             log.warning(
                 "stored override is not a recognised mode, closed to platform_managed",
                 workspace=corrupt[0].workspace_id,
@@ -53,7 +53,7 @@ class DecisionLog:
             )
 
     def planned(self, resolution: Resolution) -> None:
-        """One INFO line a plan, in the words of the contract, section 5: operators search their logs for them."""
+        """Log one INFO line for a plan, in the words of the contract, section 5, for which operators search their logs."""
         line = (
             f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"
             f" source={resolution.source} org_default={resolution.org_default}"
@@ -63,7 +63,7 @@ class DecisionLog:
     def blocked(
         self, refused: Sequence[tuple[str, SecretKeyVerdict]], workspace_id: str, resolution: Resolution | None
     ) -> None:
-        """Counts and logs refused keys, given by their normalised names: a refusal leaves a trace (section 4)."""
+        """Count and log the refused keys, given by their normalised names (contract, section 4)."""
         for name, verdict in refused:
             self._metrics.count_blocked_write(verdict.verdict)
             log.info(
@@ -77,7 +77,7 @@ class DecisionLog:
             )
 
     def changed(self, workspace_id: str, change: OverrideChange, by: ChangeNote) -> None:
-        """Logs a write that changed something; as an error when the database did not record it."""
+        """Log a write that changed something; as an error if the database did not record it."""
         recorded = change.current.change_id != change.previous.change_id
         (log.info if recorded else log.error)(
             "workspace billing mode changed" if recorded else "workspace billing mode changed and not recorded",

@@ -1,4 +1,4 @@
-"""Workspaces to play with, in the embedded database only, and lines to paste."""
+"""Demo workspaces for the embedded database, and commands to try them."""
 
 from typing import Final
 
@@ -20,13 +20,13 @@ FROM (VALUES
 ) AS demo (id, name, mode)
 WHERE NOT EXISTS (SELECT FROM workspaces)
 """.encode()  # noqa: S608 - built from constants of this module alone
-"""Adds the demo workspaces to a database that has no workspace at all, and so never undoes what somebody did to them."""
+"""Adds the demo workspaces to a database without any workspace, so it never undoes a change to them."""
 
 _SERVICE: Final = "molecule.billing.v1.BillingModeService"
 
 
 def hints(address: Address) -> str:
-    """Lines to paste into a shell, for a server that listens on `address`."""
+    """Return commands to paste into a shell, for a server that listens on `address`."""
     return f"""
 Demo workspaces, as they were first made:
   {BYOK}  byok

@@ -1,4 +1,4 @@
-"""The health service: the status of each name, told to who asks and to who watches (grpc.health.v1)."""
+"""The health service (grpc.health.v1), and the check that tells it whether administration works."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,15 +15,15 @@ log = structlog.stdlib.get_logger(__name__)
 
 SERVICE_NAME: Final[str] = health.SERVICE_NAME
 CHECK_INTERVAL: Final = 1.0
-"""Seconds between two looks, and the longest that one may take."""
+"""Seconds between two checks of administration, and the longest that one may take."""
 _Response: Final[Any] = health_pb2.HealthCheckResponse
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library ships no types
-    """Answers for the names it was told of.
+    """Answers with the status of each name that was set.
 
-    Not the library's: that one holds a lock while it writes to a watcher, so a client that takes nothing kept every other
-    watcher from hearing, and the server from ever stopping.
+    The library's servicer does not fit: it holds a lock while it writes to a watcher, so a client that reads nothing blocks
+    every other watcher and the server's stop.
     """
 
     def __init__(self) -> None:
@@ -33,17 +33,17 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._over = False
 
     def set(self, name: str, *, serving: bool) -> None:
-        """Makes a name known, or changes its status; nothing any more after `drain`."""
+        """Set the status of a name; ignored after `drain`."""
         if not self._draining:
             self._set({name: serving})
 
     def drain(self) -> None:
-        """NOT_SERVING for every name and for good: the server is about to go."""
+        """Set NOT_SERVING for every name, for good: the server is about to stop."""
         self._draining = True
         self._set(dict.fromkeys(self._serving, False))
 
     def end(self) -> None:
-        """Ends the streams of those who watch, once they were told the last status; otherwise they hold up a stop."""
+        """End the watchers' streams after their last status is written; open streams would delay the stop."""
         self._over = True
         self._set({})
 
@@ -53,20 +53,20 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._changed = asyncio.Event()
 
     async def Check(self, request: Any, context: Any) -> Any:
-        """The status of a name, NOT_FOUND when it was never set."""
+        """Return the status of a name; NOT_FOUND if it was never set."""
         if request.service not in self._serving:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name stands for the server")
         return _Response(status=self._status(request.service))
 
     async def Watch(self, request: Any, context: Any) -> None:
-        """The status of a name now and whenever it has changed, SERVICE_UNKNOWN while it was never set."""
-        told = None
+        """Write the status of a name now and after each change; SERVICE_UNKNOWN until it is set."""
+        written = None
         while True:
             changed = self._changed
             status = self._status(request.service)
-            if status != told:
+            if status != written:
                 await context.write(_Response(status=status))
-            told = status
+            written = status
             if self._over:
                 return
             await changed.wait()
@@ -78,12 +78,12 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
 
 
 async def watch_administration(repository: Repository, report: Callable[[bool], None], *, budget: float) -> None:
-    """Reports after every look whether administration works, and logs when that changes. Never comes back.
+    """Check every second whether administration works; log each change. Never returns.
 
     Args:
-        repository: what is looked at, by the way that calls go.
-        report: is told after every look.
-        budget: seconds that a look may take; no more than a second of them is used.
+        repository: the repository to check, the same one that calls use.
+        report: called with the result of every check.
+        budget: seconds that a check may take, at most `CHECK_INTERVAL`.
     """
     before: str | None = None
     while True:

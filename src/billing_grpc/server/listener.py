@@ -1,4 +1,4 @@
-"""The gRPC server: the billing service, health and reflection on the addresses it was given."""
+"""The gRPC server: the billing service, health and reflection, and the addresses that it listens on."""
 
 import os
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from billing_grpc.server.telemetry.spans import Tracing
 
 SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeService"].full_name
 ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
-"""The name under which health tells whether administration works; the others tell whether decisions are answered."""
+"""The health name of administration; the other names say whether decisions are answered."""
 
 _SPARE_CALLS: Final = 1024
-"""How many calls beyond the limits gRPC itself lets in: health checks, and those about to be refused."""
+"""How many calls gRPC admits beyond the limits: health checks, and calls that are about to be refused."""
 
 
 def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:
-    # A misspelt option is ignored without a word: each of these has a test of what it does.
+    # gRPC ignores a misspelt option silently: `test_limits.py` and `test_hostile_requests.py` test the effect of each.
     return (
         # By default several servers may share a port, silently; a taken port must be an error.
         ("grpc.so_reuseport", int(shared_ports)),
@@ -40,9 +40,9 @@ def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ..
         ("grpc.max_metadata_size", limits.max_header_bytes),
         ("grpc.absolute_max_metadata_size", limits.max_header_bytes),
         ("grpc.max_concurrent_streams", limits.max_streams),
-        # Counts calls that have ended and are not yet tidied up too: a client that takes its calls back as fast as it opens
-        # them (CVE-2023-44487) gets no further than an honest one. The second option lets an honest client open its next
-        # call as soon as it has an answer: without it a quarter of such calls and more were refused.
+        # The limit of streams then includes calls that have ended and are not yet cleaned up, so a client that cancels its
+        # calls as fast as it opens them (CVE-2023-44487) gains nothing. The second option lets an honest client open its
+        # next call as soon as it has an answer; without it more than a quarter of such calls were refused.
         ("grpc.http.overload_protection", 1),
         ("grpc.http2.max_deallocating_streams", limits.max_streams),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.max_connection_idle)),
@@ -61,11 +61,11 @@ def _milliseconds(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Who is let in, and how.
+    """Who may call the server, and how the server authenticates them.
 
     Attributes:
-        principals: who is known.
-        local_admin: whether callers on this machine are the principal `local`.
+        principals: the known principals.
+        local_admin: whether a caller on this machine is the principal `local`.
         tls: the certificates of `tls://` and `mtls://` listeners.
         socket_mode: the file mode of Unix sockets.
     """
@@ -81,12 +81,12 @@ class RpcServer:
 
     Args:
         servicer: answers the billing RPCs.
-        access_policy: who is let in; nobody, unless it says otherwise.
-        limits: how much the server lets itself be asked.
+        access_policy: who may call; the default `AccessPolicy` admits no caller.
+        limits: the limits of calls, connections, sizes and times.
         reflection_on: whether the contract can be listed over the wire.
-        shared_ports: whether other servers may listen on the same ports: those of a parent that holds them.
+        shared_ports: whether other servers may listen on the same ports, which a parent process then holds.
         metrics: where calls are counted.
-        tracing: makes the calls' spans; None for none.
+        tracing: makes the spans of calls; `None` if traces are off.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class RpcServer:
             reflection.serve(self._server, [SERVICE_NAME, health.SERVICE_NAME])
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
-        """Listens and serves; answers the addresses with their real ports.
+        """Listen and serve; return the addresses with their real ports.
 
         Raises:
             ListenError: an address is taken or cannot be used; names it.
@@ -134,21 +134,21 @@ class RpcServer:
         return bound
 
     def report_administration(self, *, works: bool) -> None:
-        """Makes health tell whether administration works; its name is unknown until this was called once."""
+        """Set the health of administration; its name is unknown until the first call."""
         self._health.set(ADMINISTRATION, serving=works)
 
     def drain(self) -> None:
-        """Says NOT_SERVING under every name, for good, and goes on answering."""
+        """Set the health of every name to NOT_SERVING, for good; calls are still answered."""
         self._health.drain()
 
     async def stop(self, grace: float) -> None:
-        """Says NOT_SERVING, takes no new calls, lets running ones finish for `grace` seconds, then ends them."""
+        """Drain, refuse new calls, give running calls `grace` seconds to finish, then end them."""
         self.drain()
         self._health.end()
         await self._server.stop(grace)
 
     async def ended(self) -> None:
-        """Comes back when the server has ended, told to or not. Never to be cancelled: `stop` would then fail."""
+        """Return when the server has ended, for whatever reason. Do not cancel this: `stop` would fail afterwards."""
         await self._server.wait_for_termination()
 
     def _listen(self, address: Address) -> Address:
@@ -160,7 +160,7 @@ class RpcServer:
         return replace(address, port=self._bind(address.target, address.security))
 
     def _listen_unix(self, address: UnixAddress) -> None:
-        # Bound under a tight mask, then widened: no moment in which a user could connect who may not.
+        # The mask comes first and the mode second, so that at no moment a user can connect who must not.
         mask = os.umask(0o177)
         try:
             self._bind(str(address), "plain")

@@ -1,7 +1,7 @@
-"""Where the organisation's default mode is published: a fixed text, or a file that may change at any time.
+"""The source of the organisation's default mode: a fixed text, or a file that may change at any time.
 
-Hands on text; what it means is the resolver's business. A default that cannot be read counts as unset, which is closed.
-The text itself is never logged: a secret may have been put there by mistake.
+It returns text, which the resolver interprets. A default that cannot be read counts as unset. The text itself is never
+logged: a secret may have been put there by mistake.
 """
 
 from pathlib import Path
@@ -16,40 +16,40 @@ from billing_grpc.watched_file import WatchedFile
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_BYTES: Final = 4096
-"""A mode is a word; a file longer than this is none, and cut it might become one: it counts as unreadable."""
+"""A longer file counts as unreadable: cut to this length, it could read as a mode."""
 
 _RETRY_SECONDS: Final = 0.2
-"""Shorter than for other files: until it is read again, calls that should be open are closed."""
+"""Shorter than for other files: until the file is read again, decisions fall back to `platform_managed`."""
 
 
 class OrgDefault(Protocol):
     """The published org default."""
 
     def current(self) -> str | None:
-        """The text as published now; None when there is none."""
+        """Return the text as published now; `None` if the default is unset or cannot be read."""
 
     def reload(self) -> None:
-        """Looks again, whether or not anything seems to have changed."""
+        """Read the source again, changed or not."""
 
 
 class FixedOrgDefault:
-    """An org default that stays what it was at the start."""
+    """An org default that never changes."""
 
     def __init__(self, text: str | None) -> None:
         self._text = text
 
     def current(self) -> str | None:
-        """The text given at the start."""
+        """Return the text given at the start."""
         return self._text
 
     def reload(self) -> None:
-        """Nothing to look at."""
+        """Do nothing."""
 
 
 class FileOrgDefault:
-    """An org default kept in a file, read anew as soon as the file is another or has changed.
+    """An org default in a file, which is read again as soon as it changes or is replaced.
 
-    The check is one `stat` a call: a few microseconds, and no delay in which the old value would go on being used.
+    Each call checks the file with one `stat`, which takes microseconds, so the old value is never used after a change.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,11 +59,11 @@ class FileOrgDefault:
         )
 
     def current(self) -> str | None:
-        """The file's text as it is now; None while it cannot be read."""
+        """Return the file's text as it is now; `None` while it cannot be read."""
         return self._text.current()
 
     def reload(self) -> None:
-        """Reads the file again, and says so if it cannot be read, even if that was said a moment ago."""
+        """Read the file again; log a failure even if the same was logged a moment ago."""
         self._text.reload()
 
     def _read(self) -> str:
@@ -83,5 +83,5 @@ def _meaning(text: str) -> str:
     mode = recognise_org_default(text)
     if mode is not None:
         return mode.value
-    # Bytes know ASCII space only, as the resolver does.
+    # `bytes.strip` removes ASCII white space only, as the resolver does.
     return "unrecognised" if text.encode().strip() else "unset"

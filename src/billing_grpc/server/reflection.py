@@ -1,4 +1,4 @@
-"""Server reflection in both its versions: the library serves v1alpha, and neither describes v1 nor finds methods."""
+"""Server reflection in v1 and v1alpha; the library serves v1alpha alone, does not describe v1 and finds no methods."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -19,7 +19,7 @@ def serve(server: grpc.aio.Server, services: Sequence[str]) -> None:
     """Add reflection in both versions to a server that has not started yet.
 
     Args:
-        server: what is added to.
+        server: the server that gets the services.
         services: the full names of the server's other services.
     """
     servicer: Any = reflection.aio.ReflectionServicer([*services, V1ALPHA, V1], pool=_Pool())
@@ -34,13 +34,13 @@ def serve(server: grpc.aio.Server, services: Sequence[str]) -> None:
 
 
 class _Pool:
-    """What the library asks of a pool: the process's own, then v1 of reflection, and methods by their full names.
+    """The descriptor pool that the library searches: the process's pool, then reflection v1; finds methods too.
 
-    The methods are named by `DescriptorPool`, and raise `KeyError` as its do.
+    The methods have the names of `DescriptorPool` and raise `KeyError` like it.
     """
 
     def __init__(self) -> None:
-        # A pool of its own for v1: another library may register v1 in the process's, by another file name.
+        # v1 has its own pool: another library may register v1 in the process's pool under another file name.
         self._pools = descriptor_pool.Default(), _v1_pool()
 
     def FindFileByName(self, file_name: str) -> FileDescriptor:
@@ -72,7 +72,7 @@ class _Pool:
         return extensions
 
     def _first(self, find: Callable[[descriptor_pool.DescriptorPool], _Found]) -> _Found:
-        """Return what the first pool finds that finds anything."""
+        """Return the result of the first pool that has one."""
         own, v1 = self._pools
         try:
             return find(own)

@@ -28,24 +28,24 @@ from billing_grpc.storage.repository import Repository
 from billing_grpc.wire import messages
 
 ANSWER_MARGIN: Final = 0.05
-"""Seconds of a call's time left that storage may not use: the answer has to travel too."""
+"""Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
 
 
 class CallContext(Protocol):
     """The part of a gRPC context that the servicer uses."""
 
     def time_remaining(self) -> float | None:
-        """Seconds until the caller's deadline; None when it has none."""
+        """Return the seconds until the caller's deadline; `None` if there is no deadline."""
 
 
 class BillingModeService(service_grpc.BillingModeServiceServicer):
-    """Answers the contract from a repository and an org default.
+    """Implements the contract over a repository and an org default.
 
     Args:
         repository: where overrides are stored.
-        org_default: the organisation's default as published, asked anew for every call.
+        org_default: returns the organisation's default as it is published now; called for every decision.
         keys: the vendor keys.
-        storage_timeout: seconds of storage that a call may use.
+        storage_timeout: seconds of storage that a call may use, at most.
         metrics: where decisions are counted.
     """
 
@@ -66,7 +66,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def ResolveBillingMode(
         self, request: service_pb.ResolveBillingModeRequest, context: CallContext
     ) -> service_pb.ResolveBillingModeResponse:
-        """Who pays for this workspace, and why. Total (contract, sections 2 and 3)."""
+        """Answer who pays for a workspace, and why. Total (contract, sections 2 and 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         current_request.get().workspace = workspace_id or ""
         what_if = request.HasField("org_default")
@@ -77,7 +77,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def BatchResolveBillingModes(
         self, request: service_pb.BatchResolveBillingModesRequest, context: CallContext
     ) -> service_pb.BatchResolveBillingModesResponse:
-        """Who pays for these workspaces, in one read. Total (contract, section 3)."""
+        """Answer who pays for several workspaces, with one read. Total (contract, section 3)."""
         ids = validation.batch_ids(request.workspace_ids)
         current_request.get().workspace = len(ids)
         org_default = self._org_default()
@@ -92,7 +92,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def GetWorkspaceBillingMode(
         self, request: service_pb.GetWorkspaceBillingModeRequest, context: CallContext
     ) -> service_pb.GetWorkspaceBillingModeResponse:
-        """The billing mode of an existing workspace. Truthful (contract, section 3)."""
+        """Return the billing mode of an existing workspace. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
         current_request.get().workspace = workspace_id
         record = await self._load_record(workspace_id, context)
@@ -103,7 +103,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def SetWorkspaceBillingMode(
         self, request: service_pb.SetWorkspaceBillingModeRequest, context: CallContext
     ) -> service_pb.SetWorkspaceBillingModeResponse:
-        """Sets or clears a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
+        """Set or clear a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
         called = current_request.get()
         called.workspace = workspace_id
@@ -136,7 +136,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def ValidateSecretWrite(
         self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
     ) -> service_pb.ValidateSecretWriteResponse:
-        """May secrets be stored under these names. Total (contract, section 4)."""
+        """Answer whether secrets may be stored under these names. Total (contract, section 4)."""
         scope = validation.secret_scope(request.WhichOneof("scope"))
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         current_request.get().workspace = workspace_id or ""
@@ -168,7 +168,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def PlanProvisionEnv(
         self, request: service_pb.PlanProvisionEnvRequest, context: CallContext
     ) -> service_pb.PlanProvisionEnvResponse:
-        """What to strip from a container's environment and what to set. Total (contract, section 5)."""
+        """Answer what to strip from a container's environment and what to set. Total (contract, section 5)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         current_request.get().workspace = workspace_id or ""
         env_keys = validation.env_keys(request.env_keys)
@@ -179,13 +179,13 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def ListBillingModeChanges(
         self, request: service_pb.ListBillingModeChangesRequest, context: CallContext
     ) -> service_pb.ListBillingModeChangesResponse:
-        """The recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
+        """List the recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         current_request.get().workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
         token_of = workspace_id or ""
         before = page_token.decode(request.page_token, token_of) if request.page_token else None
-        # One more than is shown tells whether there is another page.
+        # One change beyond the page tells whether another page follows.
         changes = await self._repository.list_changes(
             workspace_id, before=before, limit=size + 1, budget=self._budget(context)
         )
@@ -196,10 +196,10 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         )
 
     def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceBillingMode:
-        """A stored workspace as administration sees it.
+        """Return a stored workspace as administration sees it.
 
         Raises:
-            WorkspaceNotFound: there is none.
+            WorkspaceNotFound: the workspace does not exist.
         """
         if record.override == NO_WORKSPACE:
             raise WorkspaceNotFound("there is no workspace with this id; check it, or create the workspace first")
@@ -227,9 +227,9 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         try:
             return await self._repository.load_record(workspace_id, budget=self._budget(context))
         except StorageError as error:
-            # Whoever must have a mode finds the closed one, marked, among the error's details.
-            closed = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
-            raise type(error)(attachments=(closed,)) from error
+            # A caller that needs a mode finds the fallback, marked as such, in the error's details.
+            fallback = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
+            raise type(error)(attachments=(fallback,)) from error
 
     async def _load_many(
         self, workspace_ids: Sequence[str], context: CallContext
@@ -241,10 +241,10 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             return dict.fromkeys(wanted, ResolutionError(error.reason, error.message))
 
     def _budget(self, context: CallContext) -> float:
-        """Seconds of storage this call may use.
+        """Return the seconds of storage that this call may use.
 
         Raises:
-            DatabaseTimeout: none are left, so the database is not asked at all.
+            DatabaseTimeout: no time is left; the database is not asked.
         """
         left = context.time_remaining()
         budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)

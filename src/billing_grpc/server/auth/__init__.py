@@ -1,1 +1,1 @@
-"""Callers: the names by which the server knows them, and what each role may call."""
+"""Authentication and roles: the known principals, and the methods that each role may call."""

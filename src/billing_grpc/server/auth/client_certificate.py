@@ -1,4 +1,4 @@
-"""What a client's certificate says: its names, and when they hold under the authorities in force. Pure."""
+"""Reads a client's certificate: its names, and when it is valid under the authorities in force. Pure."""
 
 import datetime as dt
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 _KEPT: Final = 1024
-"""How many certificates are kept as read; reading one and checking its signatures takes as long as several calls."""
+"""How many certificates stay in the cache; to read one and check its signatures takes as long as several calls."""
 _MOST_SENT: Final = 16
 """How many intermediate certificates of a client are looked at."""
 
@@ -19,7 +19,7 @@ _MOST_SENT: Final = 16
 class ClientCertificate:
     """A certificate that gRPC verified in a handshake, which may have been long ago.
 
-    A session is resumed, and a connection lives on, without another look at the certificate: the caller checks `holds` at
+    gRPC resumes sessions and keeps connections without a second check of the certificate, so the server checks `holds` at
     every call.
 
     Attributes:
@@ -35,7 +35,7 @@ class ClientCertificate:
     @staticmethod
     @lru_cache(maxsize=_KEPT)
     def read(certificate: bytes, sent_along: bytes, authorities: bytes) -> "ClientCertificate | None":
-        """Return what a certificate says, or `None` if it names nobody; what was read before is remembered.
+        """Return a certificate as read, or `None` if it cannot be read; the result is cached.
 
         Args:
             certificate: the client's own, in PEM.
@@ -63,7 +63,7 @@ def _authorities(pem: bytes) -> list[x509.Certificate]:
 def _names(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the URIs and the DNS names of the subject.
 
-    Taken from the certificate and not from gRPC, which ends a name at its first NUL.
+    They come from the certificate and not from gRPC, which cuts a name at its first NUL.
 
     Raises:
         ValueError: a name is not printable ASCII, or the names cannot be read.
@@ -86,8 +86,8 @@ def _validity(
 ) -> Iterator[tuple[dt.datetime, dt.datetime]]:
     """Yield first and last moment of each path from a certificate to an authority.
 
-    A check beside gRPC's, which has verified the whole path in the handshake: this one finds out whether the path still
-    ends at an authority, and when it does.
+    gRPC has verified the whole path in the handshake. This check finds out whether the path still ends at an authority,
+    and when it is valid.
     """
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if certificate in authorities:

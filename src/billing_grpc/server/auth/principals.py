@@ -1,4 +1,4 @@
-"""Who is known here, and by what: principals with the digests of their tokens and the names in their certificates.
+"""The known principals, with the digests of their tokens and the names in their certificates.
 
 Pure. The text is TOML:
 
@@ -22,11 +22,11 @@ from billing_grpc.errors import SettingsError
 from billing_grpc.model import Principal, Role
 
 LOCAL: Final = Principal("local", Role.ADMIN)
-"""Whoever reaches a server under local admin."""
+"""The principal of every caller of a server under local admin."""
 
 MAX_TOKEN_LENGTH: Final = 4096
 NAME_RULE: Final = f"at most 64 letters, digits and . _ @ / -, a letter or digit first, and not {LOCAL.name!r}"
-"""What a principal may be called."""
+"""The rule of a principal's name."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,63}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -37,12 +37,12 @@ _BEARER: Final = "bearer"
 
 
 def token_digest(token: str) -> str:
-    """The SHA-256 of a token in hexadecimal: all that is ever stored of it."""
+    """Return the SHA-256 of a token in hexadecimal, the only form in which a token is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def bearer_token(header: str | bytes) -> str | None:
-    """The token of an `authorization` header; None when it is none that could be one."""
+    """Return the token of an `authorization` header; `None` if the header is malformed."""
     if not isinstance(header, str):
         return None
     scheme, _, token = header.partition(" ")
@@ -52,13 +52,13 @@ def bearer_token(header: str | bytes) -> str | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether a principal may be called so."""
+    """Return whether this text may be a principal's name."""
     return _NAME.fullmatch(text) is not None and text != LOCAL.name
 
 
 @dataclass(frozen=True, slots=True)
 class Principals:
-    """Who is known, by digest and by certificate name.
+    """The set of known principals, by token digest and by certificate name.
 
     Attributes:
         by_digest: the principal of each token digest.
@@ -72,15 +72,15 @@ class Principals:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The principals that a TOML text names.
+        """Return the principals of a TOML text.
 
         Raises:
-            SettingsError: all that is wrong with it, without repeating a value that could be a token.
+            SettingsError: the text is wrong; names every problem and repeats no value that could be a token.
         """
         try:
             document = tomllib.loads(text)
         except (ValueError, RecursionError) as error:
-            # The parser's message may repeat the text, and a number of too many digits is no TOMLDecodeError.
+            # The parser's message may repeat the text; a number of too many digits raises a plain ValueError.
             where = _WHERE.search(str(error))
             raise SettingsError([f"not TOML {where[0]}" if where else "not TOML"]) from error
         problems: list[str] = []
@@ -97,7 +97,7 @@ class Principals:
         return found
 
     def by_token(self, token: str) -> Principal | None:
-        """The principal of a token; takes as long whether and wherever it is found."""
+        """Return the principal of a token, or `None`; takes the same time for every token."""
         digest = token_digest(token)
         found: Principal | None = None
         for known, principal in self.by_digest.items():
@@ -106,13 +106,13 @@ class Principals:
         return found
 
     def by_certificate(self, uris: Collection[str], dns_names: Collection[str]) -> Principal | None:
-        """The principal of a verified certificate's names; None when they name nobody, or more than one."""
+        """Return the principal of a verified certificate's names; `None` if they name no principal or more than one."""
         named = {self.by_uri[uri] for uri in uris if uri in self.by_uri}
         named |= {self.by_dns[name.lower()] for name in dns_names if name.lower() in self.by_dns}
         return named.pop() if len(named) == 1 else None
 
     def _add(self, number: int, entry: object, names: dict[str, int]) -> Iterator[str]:
-        """Takes one table in, yielding what is wrong with it in words of our own: any text of it may be a token."""
+        """Add the principal of one table; yield its problems without its text, any of which may be a token."""
         if not isinstance(entry, dict):
             yield "must be a table"
             return
@@ -141,7 +141,7 @@ def _fill(
     for number, given in enumerate(values, 1):
         value = given.lower() if key == "certificate_dns" else given
         if key == "token_sha256" and not _DIGEST.fullmatch(value):
-            # Not repeated: it may be the token itself, put there by mistake.
+            # The value is not repeated: it may be the token itself, put there by mistake.
             yield f"number {number} must be the token's SHA-256 in 64 hexadecimal digits, in lower case"
         elif store.setdefault(value, principal) is not principal:
             yield f"number {number} belongs to principal {names[store[value].name]} already"

@@ -1,4 +1,4 @@
-"""The file of principals while the server runs: read anew when it changes, never replaced by a broken one."""
+"""The principals of a running server, from a file that is read again when it changes."""
 
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,55 +13,55 @@ from billing_grpc.watched_file import WatchedFile
 log = structlog.stdlib.get_logger(__name__)
 
 _MAX_BYTES: Final = 256 << 10
-"""Room for a thousand principals; while more than this is parsed, calls would wait for seconds."""
+"""Enough for a thousand principals; to parse a longer file would delay calls by seconds."""
 
 
 class PrincipalDirectory(Protocol):
-    """Who is known right now."""
+    """The source of the known principals."""
 
     def current(self) -> Principals:
-        """The principals in force."""
+        """Return the principals in force."""
 
     def reload(self) -> None:
-        """Looks again, whether or not anything seems to have changed."""
+        """Read the source again, changed or not."""
 
 
 class FixedPrincipals:
-    """Principals that stay what they were at the start."""
+    """Principals that never change."""
 
     def __init__(self, principals: Principals) -> None:
         self._principals = principals
 
     def current(self) -> Principals:
-        """The principals given at the start."""
+        """Return the principals given at the start."""
         return self._principals
 
     def reload(self) -> None:
-        """Nothing to look at."""
+        """Do nothing."""
 
 
 class PrincipalsFile:
-    """Principals kept in a file.
+    """Principals in a file.
 
-    A change takes effect with the next call. A file that is broken, empty or gone changes nothing: whoever was known
-    stays known, and the log says so at once and every ten seconds of calls until it is mended.
+    A change takes effect with the next call. While the file is broken, empty or missing, the principals that it held before
+    stay in force, and the log says so at once and then every ten seconds of calls.
     """
 
     def __init__(self, path: Path) -> None:
-        """Reads the file.
+        """Read the file.
 
         Raises:
-            SettingsError: it cannot be read, or what is wrong with it.
+            SettingsError: the file cannot be read or is wrong; names every problem.
         """
         self._file = WatchedFile(path, _MAX_BYTES)
         self._principals = ReloadedFile([self._file], self._read, on_made=self._log_read, on_broken=self._log_broken)
 
     def current(self) -> Principals:
-        """The principals of the file as it was when it was last right."""
+        """Return the principals of the file's last valid content."""
         return self._principals.current()
 
     def reload(self) -> None:
-        """Reads the file again, and says so if it is broken, even if that was said a moment ago."""
+        """Read the file again; log its problems even if the same were logged a moment ago."""
         self._principals.reload()
 
     def _log_read(self, _: Principals | None, known: Principals) -> None:

@@ -1,4 +1,4 @@
-"""Who may call what: one table, denied by default. Pure (contract, section 7)."""
+"""The methods that each role may call: one table, denied by default. Pure (contract, section 7)."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ MAY_CALL: Final[dict[str, frozenset[Role]]] = {
     f"{_SERVICE}PlanProvisionEnv": frozenset({Role.PROVISIONER, Role.ADMIN}),
     f"{_SERVICE}ListBillingModeChanges": frozenset({Role.READER, Role.ADMIN}),
 }
-"""The roles that may call a method. A method that is not here may be called by nobody, admin included."""
+"""The roles that may call each method. No role, admin included, may call a method that is not in this table."""
 
 WATCH: Final = "/grpc.health.v1.Health/Watch"
 """The stream that tells a client's channel whether it may call."""
@@ -29,9 +29,9 @@ OPEN: Final = frozenset(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
-"""What needs no principal: whether the server is well, and the contract, which is public anyway."""
+"""The methods that need no principal: health checks, and reflection of the contract, which is public."""
 
 
 def may_call(role: Role, method: str) -> bool:
-    """Whether a role may call a method, given by its full name as in `/package.Service/Method`."""
+    """Return whether a role may call a method, given by its full name as in `/package.Service/Method`."""
     return role in MAY_CALL.get(method, frozenset())

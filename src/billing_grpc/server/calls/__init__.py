@@ -1,1 +1,1 @@
-"""What happens around every call: one behaviour a file, put in order by `chain`."""
+"""The interceptors of every call: one behaviour a file, put in order by `chain`."""

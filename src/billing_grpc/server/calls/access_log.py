@@ -1,4 +1,4 @@
-"""One line for every call: which method, how it ended, how long it took, who called, and about which workspace."""
+"""The access log: one line for every call with its method, status, duration, caller and workspace."""
 
 import time
 from collections.abc import AsyncIterator
@@ -19,16 +19,16 @@ _SHOWN_METHOD: Final = 100
 
 
 class AccessLog(grpc.aio.ServerInterceptor):
-    """Logs calls, and neither their metadata nor what they carry. Health checks and reflection at DEBUG.
+    """Logs every call, without its metadata and its messages; health checks and reflection at DEBUG.
 
-    A method that this server does not know is a stranger's text: quoted, and cut to 100 characters. A workspace stands in
-    the line once its id was checked, never as it was sent.
+    The name of an unknown method is text from an unknown caller: it is quoted and cut to 100 characters. A workspace's id
+    is logged only after it was checked.
     """
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, logged when it has run."""
+        """Return the method's handler, which then logs each call at its end."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -61,5 +61,5 @@ class AccessLog(grpc.aio.ServerInterceptor):
 
 
 def _about(workspace: str | int | None) -> dict[str, str | int | None]:
-    """The workspace that was asked about, or how many; None where the request was never found to be right."""
+    """Return the log fields of the workspace, or of the number of workspaces; `None` if the request was not checked."""
     return {"workspaces": workspace} if isinstance(workspace, int) else {"workspace": workspace}

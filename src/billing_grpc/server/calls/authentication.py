@@ -1,4 +1,4 @@
-"""Who is calling, and whether they may: nothing passes that the table does not let pass."""
+"""Authenticates the caller and checks that its role may call the method; the default is to refuse."""
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
@@ -18,21 +18,23 @@ from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, re
 
 _HEADER: Final = "authorization"
 _CERTIFICATE: Final = "x509_pem_cert"
-_SENT_ALONG: Final = "x509_pem_cert_chain"
-_HERE: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
+_CERTIFICATE_CHAIN: Final = "x509_pem_cert_chain"
+_LOCAL_PEERS: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 
 
 class Authentication(grpc.aio.ServerInterceptor):
-    """Names the caller and checks its role.
+    """Finds the principal of each call and checks its role.
 
-    A call that carries `authorization` is judged by it alone. Without, a client certificate that gRPC has verified decides,
-    and decides alone: one that names nobody is nobody's, on this machine too. Its validity is judged at every call, because
-    gRPC looks at it once and then resumes its session and keeps its connection. Without either, under local admin, a caller
-    on this machine is `local`.
+    The first of these that applies decides alone:
+
+    1. The `authorization` header.
+    2. A client certificate that gRPC has verified. If it names no principal, the call is refused, on this machine too. Its
+       validity is checked at every call, because gRPC checks it once and then resumes the session and keeps the connection.
+    3. Under local admin, a caller on this machine is the principal `local`.
 
     Args:
-        principals: who is known.
-        local_admin: whether callers on this machine are the principal `local`.
+        principals: the known principals.
+        local_admin: whether a caller on this machine is the principal `local`.
         client_authorities: returns the authorities that sign clients' certificates now, in PEM.
     """
 
@@ -46,7 +48,7 @@ class Authentication(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, which then runs for callers that may."""
+        """Return the method's handler, which then runs only for callers whose role may call it."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method in roles.OPEN:
@@ -54,7 +56,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         headers = [value for key, value in handler_call_details.invocation_metadata or () if key == _HEADER]
 
         @asynccontextmanager
-        async def only_if_allowed(context: "Context") -> AsyncIterator[None]:
+        async def authorized(context: "Context") -> AsyncIterator[None]:
             principal = self._principal(headers, context)
             if principal is None:
                 raise Unauthenticated
@@ -63,19 +65,19 @@ class Authentication(grpc.aio.ServerInterceptor):
                 raise PermissionDenied
             yield
 
-        return rebuild(handler, only_if_allowed)
+        return rebuild(handler, authorized)
 
     def _principal(self, headers: list[str | bytes], context: "Context") -> Principal | None:
         if headers:
             token = bearer_token(headers[0]) if len(headers) == 1 else None
             return None if token is None else self._principals.current().by_token(token)
-        shown = context.auth_context()
-        if certificate := b"".join(shown.get(_CERTIFICATE, ())):
-            sent_along = b"".join(shown.get(_SENT_ALONG, ()))
-            read = ClientCertificate.read(certificate, sent_along, self._client_authorities())
+        peer = context.auth_context()
+        if certificate := b"".join(peer.get(_CERTIFICATE, ())):
+            chain = b"".join(peer.get(_CERTIFICATE_CHAIN, ()))
+            read = ClientCertificate.read(certificate, chain, self._client_authorities())
             if read is None or not read.holds(dt.datetime.now(dt.UTC)):
                 return None
             return self._principals.current().by_certificate(read.uris, read.dns_names)
-        if self._local_admin and context.peer().startswith(_HERE):
+        if self._local_admin and context.peer().startswith(_LOCAL_PEERS):
             return LOCAL
         return None

@@ -1,4 +1,4 @@
-"""Counts calls: which method, how it ended, how long it took, and how many are in progress."""
+"""Counts calls by method and status, times them, and counts those in progress."""
 
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from billing_grpc.server.telemetry.metrics import Metrics
 
 
 class CallMetrics(grpc.aio.ServerInterceptor):
-    """Outside of the translation of errors, so that what is counted is what the caller was told.
+    """Counts each call with the status that its caller gets.
 
     Args:
         metrics: where calls are counted.
@@ -25,13 +25,13 @@ class CallMetrics(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, counted when it has run."""
+        """Return the method's handler, which then counts each call at its end."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         method = handler_call_details.method
         is_open = method in roles.OPEN
-        # How long somebody watches says nothing about this server.
+        # The duration of a stream of health or reflection says nothing about this server.
         watched = is_open and handler.response_streaming
 
         @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A span for every call, in its caller's trace."""
+"""Makes a span for every call, in its caller's trace."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +12,7 @@ from billing_grpc.server.telemetry.spans import Tracing, ended
 
 
 class CallSpan(grpc.aio.ServerInterceptor):
-    """Outside of all that logs, so that every line of a call bears its trace. Health and reflection leave no span.
+    """Runs each call inside a span; health and reflection get no span.
 
     Args:
         tracing: makes the spans.
@@ -24,7 +24,7 @@ class CallSpan(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, run inside a span."""
+        """Return the method's handler, which then runs inside a span."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or method in roles.OPEN:

@@ -1,4 +1,4 @@
-"""How a call ended, said the same way by everyone who tells about it."""
+"""The status that a call ends with, the same for the log, the metrics and the span."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
@@ -16,16 +16,16 @@ OK: Final = "OK"
 
 
 def code_of(error: BaseException, context: "Context") -> str:
-    """The name of the status that a call with this error ends with."""
+    """Return the name of the status with which a call ends that raised this error."""
     match error:
         case RequestError():
             return _NAMES[statuses.status_code(error)]
         case grpc.aio.AbortError():
-            # A number or the enum's member, whatever the type stubs say.
+            # Either a number or a member of the enum; the type stubs know one of them only.
             code: Any = context.code()
             return str(getattr(code, "name", _NAMES.get(code, "UNKNOWN")))
         case asyncio.CancelledError() | GeneratorExit() | grpc.aio.InternalError():
-            # gRPC itself ends a call whose time is up; its caller has been told so. Writing fails when the caller is gone.
+            # gRPC itself ends a call at its deadline and answers it. A write fails when the caller is gone.
             left: float | None = context.time_remaining()
             return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
         case _:

@@ -1,4 +1,4 @@
-"""What happens around every call. The order, outermost first, is stated here and nowhere else."""
+"""The interceptors of a server. This module alone states their order, outermost first."""
 
 from collections.abc import Callable
 
@@ -28,13 +28,14 @@ def in_order(
     tracing: Tracing | None = None,
     client_authorities: Callable[[], bytes] = bytes,
 ) -> list[grpc.aio.ServerInterceptor]:
-    """The interceptors of a server.
+    """Return the interceptors of a server, outermost first.
 
-    A call has a name, and its place in a trace, before anything is said about it. It is counted as its caller sees it end.
-    Errors are translated outside of all that can fail, so that no other
-    interceptor's failure can leak. The log stands outside of authentication: a refusal leaves a trace. Who is not known does
-    not get as far as being counted, so that a flood of strangers takes no place from those who are. The request is read
-    last: nobody's bytes are waited for, kept or parsed before it is clear that the call may run.
+    - The request id and the span come first, so that every log line of the call bears them.
+    - Metrics stand outside of error translation, so that they count the status that the caller sees.
+    - Error translation stands outside of everything that can fail, so that no exception text reaches a caller.
+    - The access log stands outside of authentication, so that refused calls are logged.
+    - The concurrency limit stands inside of authentication, so that unauthenticated calls take no place from others.
+    - The request is read last: no byte of it is awaited, kept or parsed before the call is allowed.
     """
     return [
         RequestId(),

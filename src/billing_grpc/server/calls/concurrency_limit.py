@@ -1,4 +1,4 @@
-"""No more calls at once than the server was told: the others are refused at once instead of waiting in vain."""
+"""Limits how many calls run at once; a call beyond the limit is refused at once instead of waiting in vain."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -12,13 +12,13 @@ from billing_grpc.server.auth import roles
 from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
 
 WATCHERS_OF_A_CONNECTION: Final = 16
-"""How many of the watchers' places one connection may hold."""
+"""How many places of the watchers one connection may hold."""
 _WITHOUT_PORT: Final = "unix:"
-"""How peers begin whose connections cannot be told apart."""
+"""The prefix of peers whose connections cannot be told apart."""
 
 
 class _Places:
-    """A number of places, of which one connection may hold a part; a call takes one while it runs."""
+    """A limited number of places; a call holds one while it runs, and one connection may hold only a part of them."""
 
     def __init__(self, limit: int, of_a_connection: int) -> None:
         self._limit: Final = limit
@@ -26,7 +26,7 @@ class _Places:
         self._taken: Counter[str] = Counter()
 
     def free_for(self, context: "Context") -> bool:
-        """Return whether a place is left for one more call on this connection."""
+        """Return whether one more call on this connection gets a place."""
         peer = context.peer()
         mine = 0 if peer.startswith(_WITHOUT_PORT) else self._taken[peer]
         return self._taken.total() < self._limit and mine < self._of_a_connection
@@ -40,18 +40,18 @@ class _Places:
             yield
         finally:
             self._taken[peer] -= 1
-            self._taken += Counter()  # leaves out what is zero
+            self._taken += Counter()  # removes the zeros
 
 
 class ConcurrencyLimit(grpc.aio.ServerInterceptor):
-    """Counts the calls in progress.
+    """Refuses calls beyond the limit.
 
-    What needs no principal never takes a place from those who have one: health checks are not counted and never refused,
-    and streams that anybody may hold open, of health and of reflection, have places of their own.
+    Calls without a principal never take a place from calls with one. Health checks are not counted and never refused. The
+    streams of health and reflection, which any caller may hold open, have places of their own.
 
     Args:
         calls: how many calls of principals may run at once.
-        watchers: how many open streams of strangers.
+        watchers: how many streams of health and reflection may be open at once.
     """
 
     def __init__(self, calls: int, watchers: int) -> None:
@@ -62,7 +62,7 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, counted while it runs."""
+        """Return the method's handler, which then holds a place while it runs."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -93,8 +93,8 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
     @asynccontextmanager
     async def _watch(self, context: "Context") -> AsyncIterator[None]:
         if not self._watchers.free_for(context):
-            # gRPC clients that check health take this status for healthy. After any other they would call nobody, and
-            # strangers could take every client down by watching.
+            # gRPC clients that check health take this status for healthy. After any other status they would stop calling, so
+            # an unauthenticated caller could stop every client by opening streams.
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no place is left for one more watch; use Check")
         with self._watchers.one(context):
             yield

@@ -1,4 +1,4 @@
-"""Turns our errors into rich statuses, and everything else into a constant text: the one place where errors end."""
+"""Turns every error into a status: ours into a rich one, any other into a constant text."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,14 +22,14 @@ _INTERRUPTED = status_pb2.Status(code=code_pb2.UNAVAILABLE, message="the call wa
 
 
 class ErrorTranslation(grpc.aio.ServerInterceptor):
-    """The outermost interceptor: no exception text of ours, of the driver or of Python leaves the server."""
+    """Translates errors, so that no exception text reaches a caller."""
 
     async def intercept_service(
         self,
         continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        """The method's handler, its errors translated; None for an unknown method, which gRPC answers itself."""
+        """Return the method's handler with its errors translated; `None` for an unknown method, which gRPC answers."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -41,7 +41,7 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
     try:
         yield
     except grpc.aio.AbortError:
-        # The handler has already aborted; a second abort would raise.
+        # The handler has aborted already; a second abort would raise.
         raise
     except grpc.aio.InternalError as error:
         raise _gone() from error
@@ -60,13 +60,13 @@ async def _translated(context: "Context", method: str) -> AsyncIterator[None]:
 
 
 def _gone() -> asyncio.CancelledError:
-    """The end of a call whose caller takes nothing any more, which is how gRPC fails to write to one."""
+    """Return the error that ends a call whose caller is gone: then gRPC fails to write."""
     return asyncio.CancelledError("the caller is gone")
 
 
 async def _abort(context: "Context", status: status_pb2.Status) -> NoReturn:
     rich = rpc_status.to_status(status)
-    # An abort replaces the trailing metadata, and the call's name with it.
+    # An abort replaces the trailing metadata, so the request id is added again.
     named = (*rich.trailing_metadata, (HEADER, current_request.get().request_id))
     try:
         await context.abort_with_status(rich._replace(trailing_metadata=named))

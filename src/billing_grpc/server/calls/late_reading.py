@@ -1,4 +1,4 @@
-"""Reads a request only once its caller may make it: gRPC by itself reads and parses before any handler runs."""
+"""Reads a request only after its call is allowed; gRPC by itself reads and parses it before any handler runs."""
 
 import asyncio
 import inspect
@@ -17,27 +17,27 @@ Parse = Callable[[bytes], Any]
 
 
 class LateReading(grpc.aio.ServerInterceptor):
-    """Turns methods of one request into methods of a stream whose first message it takes; on the wire both are the same.
+    """Serves a method of one request as a method of a request stream and reads its first message; the wire is the same.
 
-    What is not a message of the method is INVALID_ARGUMENT, and so is a call without any. A request that does not arrive in
-    time is RESOURCE_EXHAUSTED: it held what others might have used, and may well succeed when it is repeated. The single
-    answer of a method is written here too: gRPC by itself would keep the call's place until the caller takes the answer,
-    for ever if it wants to. When many calls of strangers wait for their callers, the one that has waited longest is out of
-    time: honest requests come at once, and honest callers take their answers at once.
+    A request that is no message of the method is INVALID_ARGUMENT, and so is a call without a request. A request that does
+    not arrive in time is RESOURCE_EXHAUSTED, because a repeated call may succeed. The single answer of a method is written
+    here too: gRPC by itself keeps the call's place until the caller takes the answer, and it need never do so. If too many
+    calls without a principal wait for their callers, the one that has waited longest is out of time; an honest request
+    arrives at once, and an honest caller takes its answer at once.
 
     Args:
-        seconds: how long a caller may take to send its request, and to take its answer.
-        seconds_of_strangers: the same for methods that need no principal.
+        seconds: how long a caller may take to send its request, and again to take its answer.
+        open_seconds: the same for methods that need no principal.
     """
 
-    def __init__(self, seconds: float, seconds_of_strangers: float) -> None:
-        self._waiting = _Waiting(seconds, most=None)
-        self._waiting_strangers = _Waiting(seconds_of_strangers, most=_MOST_STRANGERS)
+    def __init__(self, seconds: float, open_seconds: float) -> None:
+        self._waiting = _Waiting(seconds, limit=None)
+        self._open_waiting = _Waiting(open_seconds, limit=_MAX_OPEN_WAITING)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, which then reads for itself."""
+        """Return the method's handler, which then reads its request itself."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
@@ -46,7 +46,7 @@ class LateReading(grpc.aio.ServerInterceptor):
             reading = _each(behaviour, parse)
         else:
             is_open = handler_call_details.method in roles.OPEN
-            reading = _first(behaviour, parse, self._waiting_strangers if is_open else self._waiting)
+            reading = _first(behaviour, parse, self._open_waiting if is_open else self._waiting)
         if handler.request_streaming and not handler.response_streaming:
             return grpc.stream_unary_rpc_method_handler(reading, None, handler.response_serializer)
         return grpc.stream_stream_rpc_method_handler(reading, None, handler.response_serializer)
@@ -54,35 +54,35 @@ class LateReading(grpc.aio.ServerInterceptor):
 
 _CANCELLATION_PAUSE: Final = 0.005
 """Seconds."""
-_MOST_STRANGERS: Final = 128
-"""How many calls of strangers may wait for their callers; an honest one waits for a turn of the loop or two."""
+_MAX_OPEN_WAITING: Final = 128
+"""How many calls without a principal may wait for their callers; an honest one waits for a turn of the loop or two."""
 
 
 class _Waiting:
     """The calls whose request has not arrived, or whose answer has not been taken."""
 
-    def __init__(self, seconds: float, most: int | None) -> None:
+    def __init__(self, seconds: float, limit: int | None) -> None:
         self._seconds = seconds
-        self._most = most
-        self._patience: dict[asyncio.Timeout, None] = {}
+        self._limit = limit
+        self._timeouts: dict[asyncio.Timeout, None] = {}
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        """Wait no longer than allowed.
+        """Limit the time that the body may take.
 
         Raises:
-            TimeoutError: the time is over, or too many others have come since.
+            TimeoutError: the time is over, or too many calls have begun to wait since.
         """
-        async with asyncio.timeout(self._seconds) as patience:
-            self._patience[patience] = None
+        async with asyncio.timeout(self._seconds) as timeout:
+            self._timeouts[timeout] = None
             try:
-                if self._most is not None and len(self._patience) > self._most:
-                    longest = next(iter(self._patience))
-                    del self._patience[longest]
-                    longest.reschedule(asyncio.get_running_loop().time())
+                if self._limit is not None and len(self._timeouts) > self._limit:
+                    oldest = next(iter(self._timeouts))
+                    del self._timeouts[oldest]
+                    oldest.reschedule(asyncio.get_running_loop().time())
                 yield
             finally:
-                self._patience.pop(patience, None)
+                self._timeouts.pop(timeout, None)
 
 
 def _first(behaviour: Behaviour, parse: Parse, waiting: _Waiting) -> Behaviour:
@@ -93,8 +93,8 @@ def _first(behaviour: Behaviour, parse: Parse, waiting: _Waiting) -> Behaviour:
         except TimeoutError:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request did not arrive in time")
         except StopAsyncIteration:
-            # gRPC ends the stream too when the call is cancelled, late or too large, and says so a few turns of the loop
-            # later: that cancellation, when there is one, arrives here.
+            # gRPC also ends the stream of a call that is cancelled, late or too large, and cancels the call a few turns of
+            # the loop later: this pause lets that cancellation arrive.
             await asyncio.sleep(_CANCELLATION_PAUSE)
             raise _not_a_message() from None
         return _parsed(raw, parse)
@@ -123,7 +123,7 @@ def _each(behaviour: Behaviour, parse: Parse) -> Behaviour:
     async def answering(requests: AsyncIterator[bytes], context: "Context") -> Any:
         return await behaviour(parsed(requests), context)
 
-    # Not by `yield`: gRPC would write outside of all interceptors, where a caller who is gone is an error with a traceback.
+    # Written here and not yielded: gRPC would write outside of all interceptors, and log a traceback if the caller is gone.
     async def writing(requests: AsyncIterator[bytes], context: "Context") -> None:
         async for response in behaviour(parsed(requests), context):
             await context.write(response)
@@ -135,7 +135,7 @@ def _parsed(raw: bytes, parse: Parse) -> Any:
     try:
         return parse(raw)
     except DecodeError:
-        # Its text repeats parts of what was sent.
+        # The error's text repeats parts of the request.
         raise _not_a_message() from None
 
 

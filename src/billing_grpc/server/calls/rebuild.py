@@ -1,4 +1,4 @@
-"""Rebuilds a method handler of any of gRPC's four kinds around one asynchronous context."""
+"""Wraps a method handler of any of gRPC's four kinds in an asynchronous context."""
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-# In quotes: grpcio's classes take type parameters in its type stubs only.
+# Quoted, because grpcio's classes take type parameters in the type stubs alone.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
@@ -16,7 +16,7 @@ Behaviour: TypeAlias = Callable[..., Any]
 
 
 def rebuild(handler: "Handler", around: Around) -> "Handler":
-    """The same method, with every call running inside `around(context)`."""
+    """Return the same method, with every call running inside `around(context)`."""
     behaviour = behaviour_of(handler)
     wrapped = _generating(behaviour, around) if inspect.isasyncgenfunction(behaviour) else _returning(behaviour, around)
     make = getattr(grpc, f"{_kind(handler)}_rpc_method_handler")
@@ -25,7 +25,7 @@ def rebuild(handler: "Handler", around: Around) -> "Handler":
 
 
 def behaviour_of(handler: "Handler") -> Behaviour:
-    """The function that a handler of any kind runs."""
+    """Return the function that a handler of any kind runs."""
     behaviour: Behaviour = getattr(handler, _kind(handler))
     return behaviour
 

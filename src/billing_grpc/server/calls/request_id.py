@@ -1,4 +1,4 @@
-"""Names every call: as the caller did in `x-request-id`, or anew; the name goes back with the answer."""
+"""Gives every request its id, from `x-request-id` or a new one, and returns it in the trailing metadata."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,22 +10,22 @@ from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, re
 
 
 class RequestId(grpc.aio.ServerInterceptor):
-    """Outside of everything else, so that whatever is logged or recorded about a call bears its name."""
+    """Opens the context of each request; the outermost interceptor, so that every record of a request bears its id."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, for a call that has a name."""
+        """Return the method's handler, which then runs in a request context."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         given = [value for key, value in handler_call_details.invocation_metadata or () if key == HEADER]
 
         @asynccontextmanager
-        async def named(context: "Context") -> AsyncIterator[None]:
+        async def in_context(context: "Context") -> AsyncIterator[None]:
             request = RequestContext(request_id(given))
             current_request.set(request)
             context.set_trailing_metadata(((HEADER, request.request_id),))
             yield
 
-        return rebuild(handler, named)
+        return rebuild(handler, in_context)

@@ -1,4 +1,4 @@
-"""Answers for methods that nobody serves, so that a call for one is named and logged like any other."""
+"""Answers calls of unknown methods, so that they are logged and counted like any other call."""
 
 import grpc
 
@@ -6,13 +6,13 @@ from billing_grpc.server.calls.rebuild import Context, Continuation, Handler
 
 
 class UnknownMethod(grpc.aio.ServerInterceptor):
-    """A handler where there is none: UNIMPLEMENTED, without a look at the request or the caller."""
+    """Adds a handler for unknown methods: it answers UNIMPLEMENTED and reads neither the request nor the caller."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """The method's handler, or one that refuses."""
-        # A stream in both directions answers a client of any kind.
+        """Return the method's handler, or a handler that refuses."""
+        # A handler of streams in both directions answers a call of any kind.
         return await continuation(handler_call_details) or grpc.stream_stream_rpc_method_handler(_refuse)
 
 

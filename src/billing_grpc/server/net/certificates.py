@@ -14,12 +14,12 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 MIN_RSA_BITS: Final = 2048
 USABLE_KEYS: Final = "RSA of 2048 bits or more, P-256 or P-384"
-"""The keys whose handshakes gRPC's TLS library makes; others OpenSSL accepts, and every handshake fails."""
+"""The keys that gRPC's TLS library can use; OpenSSL accepts others, with which every handshake fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate, as far as it is looked at.
+    """The parts of a certificate that the server checks.
 
     Attributes:
         usable_key: whether its key is one of `USABLE_KEYS`.
@@ -34,7 +34,7 @@ class Certificate:
         """Return the first certificate of a chain in PEM, which is the server's own.
 
         Raises:
-            ValueError: there is none, or it cannot be read.
+            ValueError: the text holds no certificate, or one that cannot be read.
         """
         found = x509.load_pem_x509_certificate(pem)
         return cls(_is_usable(found), found.not_valid_after_utc)
@@ -46,7 +46,7 @@ def _is_usable(certificate: x509.Certificate) -> bool:
     except (ValueError, UnsupportedAlgorithm):
         return False
     if isinstance(key, rsa.RSAPublicKey):
-        # A key that is marked for PSS alone is read as RSA too, and gRPC's library refuses it.
+        # A key for PSS alone is read as RSA too, but gRPC's library refuses it.
         plain = certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
         return plain and key.key_size >= MIN_RSA_BITS
     return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)

@@ -24,10 +24,10 @@ _ANY_IPV6: Final = "::"
 
 
 def require_free(address: Address) -> None:
-    """Comes back when nobody else has the address.
+    """Return if the address is free.
 
     Raises:
-        ListenError: it is taken or cannot be used; names it and says why.
+        ListenError: the address is taken or cannot be used; names it and says why.
     """
     if isinstance(address, UnixAddress):
         _require_free_path(address)
@@ -40,13 +40,13 @@ def _require_free_path(address: UnixAddress) -> None:
     _require_folder(address, path.parent)
     if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
         raise ListenError(f"cannot listen on {address}: what stands there is not a socket; name another path")
-    # gRPC removes a socket that stands at the path before it binds: one that somebody answers must not be stolen.
+    # gRPC removes a socket at the path before it binds, even one on which another server answers.
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)
         try:
             probe.connect(address.path)
         except (FileNotFoundError, ConnectionRefusedError):
-            pass  # nothing there, or nobody behind it
+            pass  # no file, or a socket that no server listens on
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
         else:
@@ -64,7 +64,7 @@ def _require_folder(address: UnixAddress, folder: Path) -> None:
 
 
 def _require_free_port(address: TcpAddress) -> None:
-    # Of a name with several addresses gRPC would bind only those that happen to be free.
+    # If a name has several addresses, gRPC would bind only the free ones, silently.
     try:
         targets = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
@@ -77,14 +77,16 @@ def _require_free_port(address: TcpAddress) -> None:
             try:
                 probe.bind(target)
             except OSError as error:
-                # An address that this machine lacks (no IPv6, say) is no reason to refuse the others.
+                # An address that this machine lacks (no IPv6, say) does not make the others unusable.
                 if error.errno in {errno.EADDRINUSE, errno.EACCES}:
                     raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
 
 
 @contextmanager
 def reserved(addresses: Sequence[TcpAddress]) -> Iterator[tuple[TcpAddress, ...]]:
-    """The addresses with their real ports, held by sockets that never listen until the context ends.
+    """Yield the addresses with their real ports, and hold the ports until the context ends.
+
+    Sockets that never listen hold them, so that workers can share a port and no other process gets it.
 
     Raises:
         ListenError: an address is taken or cannot be used; names it.
@@ -100,7 +102,7 @@ def _reserved(address: TcpAddress) -> Iterator[TcpAddress]:
             try:
                 port = _hold_all(address, stack)
             except OSError as error:
-                # Of a name with several addresses, the port that was free on one may be taken on the next.
+                # If a name has several addresses, a port that is free on one of them may be taken on the next.
                 if address.port == 0 and left and error.errno == errno.EADDRINUSE:
                     continue
                 raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
@@ -119,7 +121,7 @@ def _hold_all(address: TcpAddress, stack: ExitStack) -> int:
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
-            absent = error  # an address that this machine lacks (no IPv6, say) is no reason to refuse the others
+            absent = error  # as in _require_free_port
         else:
             held, port = True, holder.getsockname()[1]
     if absent is not None and not held:
@@ -128,7 +130,7 @@ def _hold_all(address: TcpAddress, stack: ExitStack) -> int:
 
 
 def _hold(family: socket.AddressFamily, target: tuple[object, ...]) -> socket.socket:
-    """A socket that has this address to itself, then lets sockets of this user in that say they share."""
+    """Return a socket that took the address exclusively and then shares it with this user's SO_REUSEPORT sockets."""
     holder = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family == socket.AF_INET6:
@@ -138,10 +140,10 @@ def _hold(family: socket.AddressFamily, target: tuple[object, ...]) -> socket.so
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            # Connections of an earlier server that linger are no obstacle; who listens there still is.
+            # SO_REUSEADDR ignores lingering connections of an earlier server; a listening socket is still an error.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             holder.bind(target)
-        # Only now: bound with it from the start, it would let itself be put beside a stranger who shares as well.
+        # After the bind: set before it, it would let this socket share the port with another program's.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:
         holder.close()

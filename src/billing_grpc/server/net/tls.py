@@ -1,4 +1,4 @@
-"""Server certificates from files, taken up again when they are renewed."""
+"""Server certificates from files, which are read again when they are renewed."""
 
 import datetime as dt
 import ssl
@@ -17,10 +17,10 @@ from billing_grpc.watched_file import WatchedFile
 log = structlog.stdlib.get_logger(__name__)
 
 _RETRY_SECONDS: Final = 1.0
-"""How often files that were found broken are looked at again: what was wrong may not have been in them."""
+"""Seconds between two attempts to read broken files: the cause may not have been in the files."""
 _MAX_BYTES: Final = 1 << 20
 _TRIES: Final = 3
-"""How often files that are being replaced just now are read again before they count as broken."""
+"""How often files that change during the read are read before they count as broken."""
 
 Contents: TypeAlias = tuple[bytes, bytes, bytes | None]
 """A key, its certificate chain, and the authorities that sign clients' certificates."""
@@ -29,14 +29,15 @@ Contents: TypeAlias = tuple[bytes, bytes, bytes | None]
 class TlsFiles:
     """A certificate chain, its key and, for mutual TLS, the authorities that sign clients' certificates.
 
-    Looked at before each handshake; what is broken or half renewed changes nothing and is said loudly.
+    They are checked before each handshake. While they are broken or half renewed, the last good ones stay in force, and
+    the log says so.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
-        """Reads and checks the files.
+        """Read and check the files.
 
         Raises:
-            SettingsError: one of them cannot be read, is not what it should be, or key and certificate do not match.
+            SettingsError: a file cannot be read or is wrong, or the key does not match the certificate.
         """
         self._certificate = WatchedFile(certificate, _MAX_BYTES)
         self._key = WatchedFile(key, _MAX_BYTES)
@@ -44,10 +45,10 @@ class TlsFiles:
         self._contents = ReloadedFile(
             self._files(), self._read, on_made=self._log_read, on_broken=self._log_broken, retry_seconds=_RETRY_SECONDS
         )
-        self._warn_of_the_end(self._contents.current())
+        self._warn_if_expired(self._contents.current())
 
     def credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
-        """Credentials for a listener; `mutual` requires a client certificate, which needs a client CA."""
+        """Return credentials for a listener; with `mutual` it requires client certificates, which needs a client CA."""
         served: list[object] = [None]
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -58,14 +59,14 @@ class TlsFiles:
             return _configuration(current, mutual=mutual)
 
         served[0] = initial = self.current()
-        # gRPC takes None for "no change", which its type stubs do not know.
+        # gRPC takes `None` as "no change", which its type stubs do not know.
         fetcher: Any = renewed
         return grpc.dynamic_ssl_server_credentials(
             _configuration(initial, mutual=mutual), fetcher, require_client_authentication=mutual
         )
 
     def current(self) -> Contents:
-        """Key, certificate chain and client CA in force."""
+        """Return the key, the certificate chain and the client CA in force."""
         return self._contents.current()
 
     def client_authorities(self) -> bytes:
@@ -73,19 +74,19 @@ class TlsFiles:
         return self.current()[2] or b""
 
     def reload(self) -> None:
-        """Reads the files again, and says so if they are broken, even if that was said a moment ago."""
+        """Read the files again; log their problems even if the same were logged a moment ago."""
         self._contents.reload()
 
     def _log_read(self, _: Contents | None, contents: Contents) -> None:
         log.info("TLS files read", certificate=str(self._certificate.path))
-        self._warn_of_the_end(contents)
+        self._warn_if_expired(contents)
 
     def _log_broken(self, error: Exception) -> None:
         unexpected = None if isinstance(error, SettingsError) else error
         problems = problems_of(error)
         log.error("TLS files are broken, the old ones stay in force", problems=problems, exc_info=unexpected)
 
-    def _warn_of_the_end(self, contents: Contents) -> None:
+    def _warn_if_expired(self, contents: Contents) -> None:
         ends = Certificate.first_of(contents[1]).ends
         if ends <= dt.datetime.now(dt.UTC):
             path = str(self._certificate.path)
@@ -98,7 +99,7 @@ class TlsFiles:
         for _ in range(_TRIES):
             contents = {file: _content(file) for file in self._files()}
             self._require_pair()
-            # That has opened the files itself: only if they are still the same were these bytes checked.
+            # OpenSSL opened the files itself: it checked these bytes only if the files have not changed since.
             if not any(file.changed() for file in self._files()):
                 break
         else:
@@ -111,14 +112,14 @@ class TlsFiles:
         return contents[self._key], certificate, contents[self._client_ca]
 
     def _require_pair(self) -> None:
-        # gRPC itself would accept a mismatch and then fail every handshake.
+        # gRPC accepts a key that does not match, and then fails every handshake.
         try:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            # An encrypted key is refused; without this OpenSSL would ask for the password, and wait.
+            # This refuses an encrypted key; without it OpenSSL would ask for the password, and wait.
             context.load_cert_chain(self._certificate.path, self._key.path, password=lambda: "")
         except (OSError, ssl.SSLError, ValueError) as error:
             pair = f"{self._certificate.path} and {self._key.path}"
-            raise SettingsError([f"{pair}: not a certificate and its unencrypted key ({_said(error)})"]) from error
+            raise SettingsError([f"{pair}: not a certificate and its unencrypted key ({_cause(error)})"]) from error
 
 
 def _require_usable_key(certificate: bytes, path: Path) -> None:
@@ -138,7 +139,7 @@ def _require_authorities(client_ca: bytes, path: Path) -> None:
         # Clients' certificates are compared with them at every call (`client_certificate`), by another library.
         x509.load_pem_x509_certificates(client_ca)
     except (ssl.SSLError, ValueError) as error:
-        raise SettingsError([f"{path}: not certificates in PEM ({_said(error)})"]) from error
+        raise SettingsError([f"{path}: not certificates in PEM ({_cause(error)})"]) from error
 
 
 def _content(file: WatchedFile) -> bytes:
@@ -148,7 +149,7 @@ def _content(file: WatchedFile) -> bytes:
         raise SettingsError([f"{file.path}: {error.strerror}"]) from error
 
 
-def _said(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     return getattr(error, "reason", None) or type(error).__name__
 
 

@@ -38,7 +38,7 @@ from billing_grpc.storage.postgres import POOL_SIZE, parse_address
 _MAX_STORAGE_TIMEOUT: Final = 60
 _MAX_DRAIN: Final = 3600
 _DRAIN_MARGIN: Final = 0.5
-"""Seconds beyond the storage timeout that a running call gets to finish, when nothing else is said."""
+"""Seconds beyond the storage timeout that a running call gets to finish, unless the setting says otherwise."""
 
 
 class _FromEnvironment(BaseSettings):
@@ -59,7 +59,7 @@ def _understood(value: SecretStr | None) -> SecretStr | None:
 
 
 class DatabaseSettings(_FromEnvironment):
-    """Which database: all that `billing-grpc migrate` needs."""
+    """The database, the only setting that `billing-grpc migrate` needs."""
 
     database_url: DatabaseUrl = Field(None, alias="DATABASE_URL")
 
@@ -69,10 +69,10 @@ class DatabaseSettings(_FromEnvironment):
 class Settings(_FromEnvironment, Limits):
     """All settings of `billing-grpc serve`.
 
-    Fields stand in the order in which they are checked: one that looks at another stands after it.
+    Fields stand in the order in which they are checked: a field whose check reads another field stands after it.
     """
 
-    # A variable of the environment counts under its setting's name alone.
+    # A variable counts under its setting's name (the alias) alone, never under a field's name.
     model_config = SettingsConfigDict(populate_by_name=False)
 
     local_admin: Switch = Field(
@@ -198,7 +198,7 @@ class Settings(_FromEnvironment, Limits):
 
     @property
     def grace(self) -> float:
-        """Seconds that running calls get to finish when the process stops."""
+        """Return the seconds that running calls get to finish when the process stops."""
         return self.storage_timeout + _DRAIN_MARGIN if self.drain_grace is None else self.drain_grace
 
     def limits(self) -> Limits:
@@ -209,7 +209,7 @@ class Settings(_FromEnvironment, Limits):
     @classmethod
     def _embedded_is_for_a_laptop(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is None and info.data.get("local_admin") is False:
-            # The embedded database would be an empty one, in which every workspace inherits.
+            # A new embedded database is empty: in production every workspace would inherit the default.
             raise ValueError(
                 "name the Postgres to use; only under BILLING_GRPC_LOCAL_ADMIN=on does one start by itself"
             )
@@ -310,10 +310,10 @@ class Settings(_FromEnvironment, Limits):
 
 
 def load_settings(flags: Mapping[str, Any]) -> Settings:
-    """The settings of `serve`; a flag, given by its setting's name, wins over the environment.
+    """Return the settings of `serve`; a flag, given by its setting's name, wins over the environment.
 
     Raises:
-        SettingsError: one sentence for every setting that is wrong.
+        SettingsError: a setting is wrong; one sentence for each.
     """
     unknown = unknown_settings()
     try:
@@ -326,10 +326,10 @@ def load_settings(flags: Mapping[str, Any]) -> Settings:
 
 
 def load_database_url(flag: str | None) -> str:
-    """The database that `migrate` works on.
+    """Return the URL of the database that `migrate` works on.
 
     Raises:
-        SettingsError: none is configured, it is not a Postgres, or a setting is unknown: this address may be one's default.
+        SettingsError: the URL is missing or is no Postgres, or a setting is unknown (it may be a misspelt DATABASE_URL).
     """
     if unknown := unknown_settings():
         raise SettingsError(unknown)
@@ -343,7 +343,7 @@ def load_database_url(flag: str | None) -> str:
 
 
 def unknown_settings() -> list[str]:
-    """One sentence for every variable that is named like a setting and is none; a misspelt one would be passed over."""
+    """Return one sentence for every variable that is named like a setting and is not one: it may be misspelt."""
     known = {*(str(field.alias) for field in Settings.model_fields.values()), *VARIABLES.values()}
     return [
         f"{name}: there is no such setting; the nearest is {get_close_matches(name.upper(), sorted(known), 1, 0)[0]}"
@@ -353,8 +353,8 @@ def unknown_settings() -> list[str]:
 
 
 def environment_with(additions: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment for one that it starts, with additions; nothing is read from it here."""
-    # As `quieten_grpc` does it for this process, where `os.environ` does not show it.
+    """Return a copy of this process's environment with additions, for a child process; no setting is read here."""
+    # `quieten_grpc` sets the same for this process, but not in `os.environ`.
     return {"GRPC_VERBOSITY": "NONE", **os.environ, **additions}
 
 
@@ -368,7 +368,7 @@ def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _right(use: Callable[..., object], *values: object) -> None:
-    """Asks whoever will use these values whether they can be used, so that this too is said with all other problems."""
+    """Call the later user of these values now, so that its errors are reported together with all others."""
     try:
         use(*values)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""How the texts of settings are read: each type says in one sentence what it would have accepted."""
+"""The types of settings: each parses a text, or says in one sentence what it accepts."""
 
 import re
 from typing import Annotated, Literal
@@ -61,7 +61,7 @@ def _upper(value: object) -> object:
 
 Count = Annotated[int, Ge(1), Le(1_000_000)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
-# gRPC counts milliseconds in 32 bits: 24 days and a half.
+# gRPC counts milliseconds in 32 bits, which is 24 days and a half.
 Seconds = Annotated[float, Ge(0.1), Le(86_400 * 24), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
 
 

@@ -1,4 +1,4 @@
-"""The way of log lines to a file descriptor: a bounded queue and a thread, so that no call waits for a log's reader."""
+"""Writes log lines through a bounded queue and a thread, so that no call waits for a log's reader."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from billing_grpc.standing_reader import PATIENCE, write_all
 
 LENGTH: Final = 8192
-"""Lines that wait for the reader; more are dropped. They take about 20 MB."""
+"""How many lines may wait for the reader; more are dropped. They take about 20 MB."""
 
 DROPPED: Final = "log lines were dropped: they could not be written"
 _SAY_EVERY: Final = 1.0

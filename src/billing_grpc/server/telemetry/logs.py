@@ -15,7 +15,7 @@ from billing_grpc.standing_reader import PATIENCE
 from billing_grpc.wire.trace_context import current_trace
 
 RARELY: Final = frozenset({"storage failed", "stored override is not a recognised mode, closed to platform_managed"})
-"""What every call may have to say for a long time, and nobody has to read more than once in a while: metrics count it."""
+"""Events that every call may log for as long as a fault lasts; `Repeats` thins them out, and metrics count them."""
 REPEAT_SECONDS: Final = 10.0
 
 _STDERR: Final = 2
@@ -24,12 +24,12 @@ GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what 
 
 
 class WithoutCallersBytes(logging.Filter):
-    """Takes gRPC's own text away: of a header that is no UTF-8 it logs the bytes, a token's among them."""
+    """Replaces the text of gRPC's records: of a header that is not UTF-8 it logs the bytes, which may be a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets everything pass, gRPC's records with a constant text and no more than the name of the error."""
+        """Return True; give gRPC's records a constant text and the name of the error's type alone."""
         library, kind = record.name.partition(".")[0], record.exc_info[0] if record.exc_info else None
-        # The tasks that gRPC leaves behind are reported by asyncio, and such an error shows the bytes.
+        # asyncio reports the errors of gRPC's abandoned tasks, and this kind of error shows the bytes.
         of_its_task = library == "asyncio" and kind is not None and issubclass(kind, UnicodeError)
         if library == "grpc" or of_its_task:
             record.error = None if kind is None else kind.__name__
@@ -39,22 +39,22 @@ class WithoutCallersBytes(logging.Filter):
 
 
 class Repeats:
-    """Leaves out lines in `RARELY` that say what was said in the last ten seconds; the next one says how many those were."""
+    """Drops an event of `RARELY` that was logged in the last ten seconds; the next such line counts the dropped ones."""
 
     def __init__(self) -> None:
-        """Nothing was said yet."""
+        """Start with no event logged."""
         self._said: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def __call__(self, logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        """The line, unless it is left out.
+        """Return the line.
 
         Raises:
-            structlog.DropEvent: it is.
+            structlog.DropEvent: the line is dropped.
         """
         del logger, method
         if line["event"] not in RARELY:
             return line
-        # Without the text, which may be another each time: there are as many of these as there are reasons and errors.
+        # The key has no free text, which may differ each time: so there are only as many keys as reasons and errors.
         key = (line["event"], str(line.get("reason")), str(line.get("error")))
         now = time.monotonic()
         said, left_out = self._said.get(key, (-REPEAT_SECONDS, 0))
@@ -68,7 +68,7 @@ class Repeats:
 
 
 def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """The line with the name of the call in progress, and its place in a trace when it has one."""
+    """Add the id of the request in progress, and its trace and span if there are any."""
     del logger, method
     if request := current_request.get(None):
         line.setdefault("request_id", request.request_id)
@@ -78,7 +78,7 @@ def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) 
 
 
 def _with_the_error(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """The line with the error that is being handled: the thread that writes it would not know."""
+    """Add the error that is being handled; the thread that writes the line could not find it."""
     del logger, method
     if line.get("exc_info") is True:
         line["exc_info"] = sys.exc_info()

@@ -1,4 +1,4 @@
-"""What the service counts, under the names that dashboards use."""
+"""The metrics of the service, under the names that dashboards use."""
 
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -25,11 +25,11 @@ from billing_grpc.resolver import is_corrupt
 from billing_grpc.server.auth import roles
 
 OTHER: Final = "other"
-"""The label of every method that this server does not know: a stranger's text must not become a time series."""
+"""The label of every unknown method: text from a caller must not become a time series."""
 
 _METHODS: Final = {path: path.rpartition(".")[2] for path in roles.OPEN | roles.MAY_CALL.keys()}
 
-# What a method of the service can end with. Counters that begin at zero show their first increment to `rate()`.
+# The statuses that a method of the service can end with. Counters that begin at zero show their first increment to `rate()`.
 _CODES: Final = (
     *("OK", "CANCELLED", "DEADLINE_EXCEEDED", "INVALID_ARGUMENT", "NOT_FOUND", "ABORTED", "UNAUTHENTICATED"),
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"),
@@ -58,38 +58,38 @@ _STORAGE_BUCKETS: Final = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.
 
 
 class PoolStats(Protocol):
-    """How a connection pool is doing at one moment."""
+    """The state of a connection pool at one moment."""
 
     @property
     def size(self) -> int:
-        """Connections that are to be held."""
+        """Return how many connections the pool should hold."""
 
     @property
     def idle(self) -> int:
-        """Those that exist and that nobody uses."""
+        """Return how many connections exist and are not in use."""
 
     @property
     def in_use(self) -> int:
-        """Those that work."""
+        """Return how many connections are in use."""
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for one."""
+        """Return how many calls wait for a connection."""
 
 
 class Metrics:
     """The counters, gauges and histograms of one server.
 
     In multiprocess mode, which prometheus_client enters when PROMETHEUS_MULTIPROC_DIR is set before its import, every
-    process writes into that directory, and what to expose is `multiprocess_registry`; there is nothing about a single
+    process writes into that directory, and `multiprocess_registry` is what to expose; there are no metrics of a single
     process then.
 
     Attributes:
-        registry: where they are registered; what the metrics port of a single process exposes.
+        registry: where the metrics are registered; the metrics port of a single process exposes it.
     """
 
     def __init__(self, version: str = "", grpc_version: str = "") -> None:
-        """All known series begin at zero; the versions stand in `billing_grpc_build_info`."""
+        """Create all known series at zero; the versions become labels of `billing_grpc_build_info`."""
         self.registry = CollectorRegistry()
         self._pool: Callable[[], PoolStats] | None = None
         self._database: Callable[[], bool] | None = None
@@ -157,7 +157,7 @@ class Metrics:
             GCCollector(registry=self.registry)
 
     def count_resolution(self, resolution: Resolution) -> None:
-        """Counts an answered resolution, and that it was degraded or its override corrupt when it was."""
+        """Count an answered resolution, and whether it was degraded or its override corrupt."""
         self._resolutions.labels(mode=resolution.mode.value, source=resolution.source.value).inc()
         if is_corrupt(resolution):
             self._corrupt_overrides.inc()
@@ -165,12 +165,12 @@ class Metrics:
             self._degraded.labels(reason=resolution.error.reason).inc()
 
     def count_blocked_write(self, verdict: SecretVerdict) -> None:
-        """Counts one refused key."""
+        """Count one refused key."""
         self._blocked_writes.labels(verdict=verdict.value).inc()
 
     @contextmanager
     def call_in_flight(self) -> Iterator[None]:
-        """Counts a call as in progress while the context lasts."""
+        """Count a call as in progress while the context lasts."""
         self._in_flight.inc()
         try:
             yield
@@ -178,12 +178,12 @@ class Metrics:
             self._in_flight.dec()
 
     def count_call(self, path: str, code: str, seconds: float | None) -> None:
-        """Counts a call that has ended.
+        """Count a call that has ended.
 
         Args:
-            path: as in `/package.Service/Method`; a method that is not ours counts as "other".
+            path: as in `/package.Service/Method`; an unknown method counts as "other".
             code: the name of its status.
-            seconds: how long it took; None for one whose length says nothing, as of a stream that somebody watches.
+            seconds: how long it took; `None` for a stream, whose duration says nothing about the server.
         """
         method = _METHODS.get(path, OTHER)
         self._calls.labels(method, code).inc()
@@ -191,31 +191,31 @@ class Metrics:
             self._call_seconds.labels(method).observe(seconds)
 
     def count_storage(self, operation: str, outcome: str, seconds: float) -> None:
-        """Counts a storage operation by its name and how it ended: `ok`, or a reason of the contract."""
+        """Count a storage operation by its name and its outcome: `ok`, or a reason of the contract."""
         self._storage_seconds.labels(operation, outcome).observe(seconds)
 
     def count_export_failure(self) -> None:
-        """Counts a batch of spans that was lost."""
+        """Count a batch of spans that was lost."""
         self._export_failures.inc()
 
     def count_dropped_line(self) -> None:
-        """Counts a log line that could not be written."""
+        """Count a log line that could not be written."""
         self._dropped_lines.inc()
 
     def observe_pool(self, stats: Callable[[], PoolStats]) -> None:
-        """Names who tells how the connection pool is doing; asked at every `refresh`."""
+        """Set the source of the pool's state; called at every `refresh`."""
         self._pool = stats
 
     def observe_database(self, is_up: Callable[[], bool]) -> None:
-        """Names who tells whether the database answers; asked at every `refresh`."""
+        """Set the source of whether the database answers; called at every `refresh`."""
         self._database = is_up
 
     def observe_tasks(self, running: Callable[[], int]) -> None:
-        """Names who tells how many tasks the event loop has; asked at every `refresh`."""
+        """Set the source of the number of the event loop's tasks; called at every `refresh`."""
         self._running = running
 
     def refresh(self) -> None:
-        """Brings the gauges that others know up to date."""
+        """Set the gauges from their sources."""
         if self._running is not None:
             self._tasks.set(self._running())
         if self._database is not None:
@@ -239,13 +239,12 @@ class Metrics:
 
 
 def multiprocess_registry(directory: Path) -> CollectorRegistry:
-    """What several processes that share a directory expose as one.
+    """Return a registry that exposes several processes, which share a directory, as one.
 
-    Whoever watches the processes calls `forget_process` for one that has ended, so that
-    its gauges end too; its counters stay.
+    Call `forget_process` for each process that has ended: that removes its gauges and keeps its counters.
 
     Raises:
-        ValueError: there is no such directory.
+        ValueError: the directory does not exist.
     """
     registry = CollectorRegistry()
     collector: Any = MultiProcessCollector
@@ -254,6 +253,6 @@ def multiprocess_registry(directory: Path) -> CollectorRegistry:
 
 
 def forget_process(pid: int, directory: Path) -> None:
-    """Ends the gauges of a process that wrote into this directory; what it counted stays."""
+    """Remove the gauges of a process that wrote into this directory; its counters stay."""
     forget: Any = mark_process_dead
     forget(pid, str(directory))

@@ -1,4 +1,4 @@
-"""The port that shows the metrics: answers scrapers, and lets no connection hold it."""
+"""The HTTP port of the metrics; no slow connection can block it."""
 
 import socket
 import threading
@@ -15,12 +15,12 @@ from billing_grpc.addresses import TcpAddress
 MAX_CONNECTIONS: Final = 32
 """Open at once; the oldest gives way to the next, because a scrape takes milliseconds, each on its own connection."""
 IDLE_SECONDS: Final = 5.0
-"""How long a client may send or take nothing."""
+"""Seconds that a client may neither send nor read."""
 
 
 @contextmanager
 def exposed(address: TcpAddress, registry: CollectorRegistry) -> Iterator[int]:
-    """Show a registry on an address; yields the real port.
+    """Expose a registry on an address; yield the real port.
 
     Raises:
         OSError: the address is taken or cannot be used.

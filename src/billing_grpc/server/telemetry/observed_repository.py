@@ -1,4 +1,4 @@
-"""A `Repository` that is watched: how long each operation took, how it ended, and its span in the caller's trace."""
+"""A `Repository` with metrics and spans: the duration and outcome of each operation, in the caller's trace."""
 
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -24,10 +24,10 @@ _CHANGES: Final = "workspace_billing_mode_changes"
 
 
 class ObservedRepository:
-    """Another repository's answers and errors, as they are; implements `Repository`."""
+    """Passes on another repository's answers and errors unchanged; implements `Repository`."""
 
     def __init__(self, repository: Repository, metrics: Metrics, tracing: Tracing | None = None) -> None:
-        """Watches `repository`; without `tracing` there are no spans."""
+        """Observe `repository`; without `tracing` there are no spans."""
         self._repository = repository
         self._metrics = metrics
         self._tracing = tracing

@@ -1,7 +1,7 @@
-"""The spans that this service adds to a call's trace. Nothing leaves the process here.
+"""The spans that this service adds to a call's trace; `trace_export` sends them.
 
-Spans tell which method, how it ended and how long it took. Nothing of a request, its metadata or a statement stands in
-them, and of a caller's context no more is taken over than a trace's id, its parent and the vendors' state: no baggage.
+A span holds the method, the status and the duration, and nothing of a request, its metadata or an SQL statement. From the
+caller's context come the trace id, the parent and the vendors' state, and no baggage.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from billing_grpc.errors import SettingsError, StorageError
 from billing_grpc.server.auth import roles
 from billing_grpc.wire.trace_context import Metadata, extract
 
-# What is the server's own failure, as the conventions for gRPC have it; everything else is an answer.
+# The statuses that the conventions for gRPC count as the server's failure; every other status is an answer.
 _SERVERS_FAULT: Final = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
@@ -23,10 +23,10 @@ _OTHER: Final = "_OTHER"
 
 
 def require_exporter() -> None:
-    """Makes sure that spans can be sent.
+    """Return if the packages that send spans are installed.
 
     Raises:
-        SettingsError: what sends them is not installed; says how to install it.
+        SettingsError: a package is missing; says how to install it.
     """
     try:
         found = all(
@@ -42,7 +42,7 @@ class Tracing:
     """Makes the spans of one server.
 
     Args:
-        tracer: where they begin.
+        tracer: makes them.
     """
 
     def __init__(self, tracer: Tracer) -> None:
@@ -50,11 +50,11 @@ class Tracing:
 
     @contextmanager
     def call_span(self, path: str, metadata: Metadata) -> Iterator[Span]:
-        """A SERVER span for a call, the child of the caller's; whoever opens it says how the call ended (`ended`).
+        """Yield a SERVER span for a call, a child of the caller's span; `ended` sets its status.
 
         Args:
-            path: as in `/package.Service/Method`; one that is not ours is not repeated.
-            metadata: of the call.
+            path: as in `/package.Service/Method`; the name of an unknown method is left out.
+            metadata: the metadata of the call.
         """
         method = path[1:] if path in roles.MAY_CALL else _OTHER
         attributes = {"rpc.system.name": "grpc", "rpc.method": method}
@@ -71,15 +71,15 @@ class Tracing:
 
     @contextmanager
     def storage_span(self, operation: str, statement: str, table: str) -> Iterator[None]:
-        """A CLIENT span for an operation of storage, the child of the current one; none outside of a call.
+        """Run the body in a CLIENT span, a child of the current span; without a current span there is none.
 
         Args:
             operation: its name in `Repository`.
             statement: the kind of SQL statement, as in `SELECT`.
-            table: what it is about.
+            table: the table that it reads or writes.
         """
         if not get_current_span().get_span_context().is_valid:
-            # Whoever looks every second whether the database is there would leave a trace a second.
+            # The check of administration runs every second outside of a call, and would make a trace each time.
             yield
             return
         attributes = {
@@ -106,7 +106,7 @@ class Tracing:
 
 
 def ended(span: Span, code: str) -> None:
-    """Says on a call's span how the call ended, by the name of its status."""
+    """Set the status of a call's span from the name of the call's status."""
     span.set_attribute("rpc.response.status_code", code)
     if code in _SERVERS_FAULT:
         span.set_attribute("error.type", code)

@@ -1,7 +1,7 @@
-"""Sends spans to a collector, over OTLP/HTTP, where nothing that goes wrong is felt by a call.
+"""Sends spans to a collector over OTLP/HTTP; no failure to send affects a call.
 
-Needs the extra `tracing`; imported only where traces are configured. Where to, as whom and how many is told by this
-service's settings. The exporter itself also heeds OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE, and OTEL_SDK_DISABLED.
+Needs the extra `tracing`; imported only where traces are configured. This service's settings say where spans go and how
+many are recorded. The exporter itself also heeds OTEL_EXPORTER_OTLP_HEADERS and _CERTIFICATE, and OTEL_SDK_DISABLED.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from billing_grpc.watched_file import Complaint
 log = structlog.stdlib.get_logger(__name__)
 
 QUEUE: Final = 2048
-"""Spans that wait to be sent; more are dropped."""
+"""How many spans may wait to be sent; more are dropped."""
 _BATCH: Final = 512
 _EVERY: Final = 1.0
-"""Seconds between two batches, unless there are many."""
+"""Seconds between two batches; a full batch is sent at once."""
 EXPORT_TIMEOUT: Final = 2.0
 """Seconds a batch may take, all attempts together."""
 STOP_TIMEOUT: Final = 2.0
-"""Seconds for what is left when the server stops."""
+"""Seconds for the remaining spans when the server stops."""
 
-# Given, so that no variable of the environment has a say in it. Spans here are small; nobody can make them large.
+# Set here, so that no variable of the environment changes them. Spans are small, and no caller can make them large.
 _LIMITS: Final = SpanLimits(
     max_attributes=16,
     max_events=0,
@@ -48,7 +48,7 @@ _LIMITS: Final = SpanLimits(
 
 
 class _Exporter(SpanExporter):
-    """Another exporter whose failures are counted, said now and then, and over at once when there is no more time."""
+    """Wraps an exporter: counts its failures, logs them now and then, and ends at once on shutdown."""
 
     def __init__(self, exporter: SpanExporter, metrics: Metrics) -> None:
         self._exporter = exporter
@@ -57,7 +57,7 @@ class _Exporter(SpanExporter):
         self._over = threading.Event()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """As the other; a failure at once after `shutdown`."""
+        """Export with the wrapped exporter; fail at once after `shutdown`."""
         result = SpanExportResult.FAILURE if self._over.is_set() else self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             self._complaint.over()
@@ -68,26 +68,26 @@ class _Exporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """Ends the pauses between attempts, and takes no more."""
+        """End the pauses between attempts, and refuse further spans."""
         if not self._over.is_set():
             self._over.set()
             self._exporter.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Nothing is kept here."""
+        """Return True: this exporter holds no spans."""
         del timeout_millis
         return True
 
 
 @asynccontextmanager
 async def exporting(endpoint: str, sample: float, version: str, metrics: Metrics) -> AsyncIterator[Tracing]:
-    """Tracing whose spans are sent while the context lasts; at its end, what is left has two seconds to go.
+    """Yield tracing whose spans are sent while the context lasts; at its end, the rest get `STOP_TIMEOUT` seconds.
 
     Args:
         endpoint: the collector's URL for traces, as in `http://127.0.0.1:4318/v1/traces`.
-        sample: the part of the traces to record that begin here; a caller's trace is recorded when the caller does.
+        sample: the share of new traces to record; a trace that a caller began is recorded if the caller records it.
         version: of this service.
-        metrics: where batches that were lost are counted.
+        metrics: where lost batches are counted.
     """
     resource = Resource(
         {"service.name": "billing_grpc", "service.version": version, "service.instance.id": str(uuid.uuid4())}
@@ -116,11 +116,11 @@ async def _stopped(provider: TracerProvider, exporter: _Exporter) -> None:
 
     def stop() -> None:
         provider.shutdown()
-        # The loop does not wait for a thread that comes too late.
+        # The loop may be closed by then.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(done.set)
 
-    # The SDK waits half a minute, and for a thread of the loop's own pool everybody would wait at the end.
+    # The SDK waits half a minute. A thread of the loop's own pool would delay the end of the process by that time.
     threading.Thread(target=stop, daemon=True).start()
     with suppress(TimeoutError):
         await asyncio.wait_for(done.wait(), STOP_TIMEOUT)
