@@ -1,4 +1,4 @@
-"""What a server certificate says of its key and its end; Python's `ssl` tells neither of a certificate of one's own.
+"""Reads the key and the end of validity of the server's own certificate, which Python's `ssl` does not show.
 
 Pure, and no check: it reads a certificate that OpenSSL has accepted already.
 """

@@ -33,38 +33,32 @@ class ObservedRepository:
         self._tracing = tracing
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """As `Repository` says."""
         async with self._observed("load_override", "SELECT", _WORKSPACES):
             return await self._repository.load_override(workspace_id, budget=budget)
 
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """As `Repository` says."""
         async with self._observed("load_overrides", "SELECT", _WORKSPACES):
             return await self._repository.load_overrides(workspace_ids, budget=budget)
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
-        """As `Repository` says."""
         async with self._observed("load_record", "SELECT", _WORKSPACES):
             return await self._repository.load_record(workspace_id, budget=budget)
 
     async def save_override(
         self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
-        """As `Repository` says."""
         async with self._observed("save_override", "UPDATE", _WORKSPACES):
             return await self._repository.save_override(workspace_id, mode, by=by, etag=etag, budget=budget)
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
-        """As `Repository` says."""
         async with self._observed("list_changes", "SELECT", _CHANGES):
             return await self._repository.list_changes(workspace_id, before=before, limit=limit, budget=budget)
 
     async def check_administration(self, *, budget: float) -> None:
-        """As `Repository` says."""
         async with self._observed("check_administration", "SELECT", _CHANGES):
             await self._repository.check_administration(budget=budget)
 

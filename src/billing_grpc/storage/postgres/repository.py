@@ -77,7 +77,6 @@ class PostgresRepository:
         return self._pool.stats
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        """As `Repository` says."""
         override = (await self.load_overrides([workspace_id], budget=budget)).get(workspace_id, NO_WORKSPACE)
         if isinstance(override, ResolutionError):
             raise ValueUnreadable
@@ -86,7 +85,6 @@ class PostgresRepository:
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        """As `Repository` says."""
         asked = [UUID(each) for each in workspace_ids]
 
         async def work(connection: Connection) -> Mapping[str, StoredOverride | ResolutionError]:
@@ -95,13 +93,11 @@ class PostgresRepository:
         return await self._pool.run(work, budget=budget)
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
-        """As `Repository` says."""
         return await self._pool.run(lambda connection: load_record(connection, UUID(workspace_id)), budget=budget)
 
     async def save_override(
         self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
-        """As `Repository` says."""
         clock = asyncio.get_running_loop().time
         asked = clock()
         write = OverrideWrite(UUID(workspace_id), mode, by, etag, self._pool.deadline(budget))
@@ -114,7 +110,6 @@ class PostgresRepository:
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
-        """As `Repository` says."""
         parameters: list[object] = [_AFTER_THE_LAST if before is None else before, limit]
         query = LIST_CHANGES
         if workspace_id is not None:
@@ -128,7 +123,6 @@ class PostgresRepository:
         return await self._pool.run(work, budget=budget, proves=False)
 
     async def check_administration(self, *, budget: float) -> None:
-        """As `Repository` says."""
 
         async def work(connection: Connection) -> None:
             ((complete, allowed, takes_every_mode),) = await connection.read(CHECK_ADMINISTRATION, [])
