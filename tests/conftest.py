@@ -6,7 +6,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
+from tests.groups import GroupScheduling, is_timed
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -23,18 +24,16 @@ SKIPS_ARE_FAILURES: Final = "CI" in os.environ
 IN_PARALLEL: Final = "PYTEST_XDIST_WORKER" in os.environ
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file on one worker, whose fixtures are a module's; begin with the groups that take longest.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Keep the tests of a group on one worker."""
+    return GroupScheduling(config, log)
 
-    A test that measures time names its group itself: tests of one group never run at the same time.
-    """
-    if not IN_PARALLEL:
-        return
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent))))
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a parallel run begin with what takes longest."""
+    if IN_PARALLEL:
+        items.sort(key=lambda item: not is_timed(item.nodeid))
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

@@ -20,8 +20,6 @@ from tests.support.ports import free_port
 from tests.support.servers import Serve, Server, decision
 from tests.support.workspaces import as_service
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 CALLERS: Final = 8
 STEADY: Final = 200
 """Calls that both servers answer before the next of them is restarted."""

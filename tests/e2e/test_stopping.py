@@ -25,8 +25,6 @@ from tests.support.polling import PATIENCE, until
 from tests.support.servers import Serve, decision, serving
 from tests.support.workspaces import add_workspace, as_service
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 LONG: Final = "60"
 ENDING: Final = 10.0
 """Seconds after its grace in which a process has ended; what storage may use in these tests is longer."""

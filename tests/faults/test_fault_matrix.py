@@ -1,18 +1,12 @@
 """Every fault against every RPC: a real Postgres, a real server, callers with deadlines all the while."""
 
 from collections.abc import Iterator
-from typing import Final
 
 import pytest
 
-from tests.faults.deployments import POOLED, Deployments, all_deployments
+from tests.faults.deployments import Deployments, all_deployments
 from tests.faults.matrix import suffer
 from tests.faults.table import RUNS
-
-# Two halves of about the same length, each with a server of its own.
-GROUPED: Final = [
-    pytest.param(*run, marks=pytest.mark.xdist_group("faults-pooled" if run[0] in POOLED else "faults")) for run in RUNS
-]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +16,7 @@ def deployments() -> Iterator[Deployments]:
         yield started
 
 
-@pytest.mark.parametrize(("where", "name"), GROUPED)
+@pytest.mark.parametrize(("where", "name"), RUNS)
 async def test_every_answer_is_in_time_and_safe_nothing_is_half_written_and_everything_recovers(
     deployments: Deployments, where: str, name: str
 ) -> None:

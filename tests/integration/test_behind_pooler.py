@@ -26,8 +26,6 @@ from tests.support.victim import Victim
 from tests.support.workspaces import add_workspace
 from tests.support.writes import add
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 CALLERS: Final = 8
 SECONDS: Final = 2.0
 BUDGET: Final = 10.0

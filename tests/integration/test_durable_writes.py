@@ -12,8 +12,6 @@ from tests.support.victim import Victim, running_victim
 from tests.support.workspaces import add_workspace
 from tests.support.writes import BY, overrides
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 
 @pytest.fixture
 def durable() -> Iterator[Victim]:

@@ -21,8 +21,6 @@ from tests.support.victim import Victim
 from tests.support.workspaces import add_workspace
 from tests.support.writes import BY
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 BUDGET: Final = 0.25
 GRACE: Final = 0.15
 ROUNDS: Final = 24

@@ -26,8 +26,6 @@ from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.support.raw_http2 import EMPTY, GOAWAY, HEADERS, NO_WINDOW, RST_STREAM, Connection, connected, message
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 RESETS: Final = Path(__file__).parents[1] / "support" / "rapid_reset.py"
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 SET: Final = "/molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"

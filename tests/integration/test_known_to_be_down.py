@@ -26,8 +26,6 @@ from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT, Connection
 from tests.support.victim import Victim
 from tests.support.writes import BY, add
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 BUDGET: Final = 1.0
 POOL_SIZE: Final = 8
 PATIENCE: Final = 10.0

@@ -26,8 +26,6 @@ from billing_grpc.testing import running_server
 from tests.support.victim import Victim
 from tests.support.writes import BY, overrides
 
-pytestmark = pytest.mark.xdist_group("timing")
-
 BUDGET: Final = 1.0
 SLACK: Final = 0.5
 """Seconds that a busy machine may add to a budget before an answer counts as late."""

@@ -42,7 +42,7 @@ def resolve(
     the reason of an error. With --json, each answer is an object on its own line.
     """
     if (workspace_id is None) == (file is None):
-        raise click.UsageError("give either a WORKSPACE_ID or --file")
+        raise click.UsageError("give a WORKSPACE_ID or --file, not both")
     if file is not None and org_default is not None:
         raise click.UsageError("--org-default is for one WORKSPACE_ID, not for --file")
     with open_session(connection) as session:

@@ -33,7 +33,7 @@ class ClientTls:
     def __post_init__(self) -> None:
         """Raise `ValueError` if only one of `cert` and `key` is given."""
         if (self.cert is None) != (self.key is None):
-            raise ValueError("cert and key belong together: give both or neither")
+            raise ValueError("a client certificate needs its key, and the key its certificate: give both")
 
 
 class TlsFiles:

@@ -1,0 +1,42 @@
+"""Which tests a parallel run keeps on one worker, one after the other.
+
+A custom scheduler, because `--dist=loadgroup` of pytest-xdist 3.8 ignores its marks under pytest 9.2 (pytest-xdist#1386).
+"""
+
+from typing import Final
+
+from xdist.scheduler import LoadScopeScheduling
+
+# Tests that measure time, and those that hurt a database, in groups of about the same length.
+_MATRIX: Final = "tests/faults/test_fault_matrix.py"
+TIMED: Final = {
+    "tests/e2e/test_rolling_restart.py": "timed",
+    "tests/e2e/test_stopping.py": "timed",
+    "tests/integration/test_behind_pooler.py": "timed",
+    "tests/integration/test_durable_writes.py": "timed",
+    "tests/integration/test_given_up_writes.py": "timed",
+    "tests/integration/test_hostile_requests.py": "timed",
+    "tests/integration/test_known_to_be_down.py": "timed",
+    "tests/integration/test_postgres_faults.py": "timed",
+}
+
+
+def group_of(node_id: str) -> str:
+    """Return the name of a test's group: its file, whose fixtures are then made once, if nothing else is said."""
+    file, _, name = node_id.partition("::")
+    if file == _MATRIX:
+        return "faults, pooled" if "[session-" in name or "[transaction-" in name else "faults"
+    return TIMED.get(file, file)
+
+
+def is_timed(node_id: str) -> bool:
+    """Return whether the test is in a group that takes long, and should begin first."""
+    file = node_id.partition("::")[0]
+    return file == _MATRIX or file in TIMED
+
+
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist ships no types
+    """Gives each group to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)

@@ -1,0 +1,34 @@
+"""What a parallel run keeps apart: each file by itself, those that measure time together."""
+
+from pathlib import Path
+
+from tests.faults.table import RUNS
+from tests.groups import TIMED, GroupScheduling, group_of, is_timed
+
+ROOT = Path(__file__).parents[1]
+MATRIX = "tests/faults/test_fault_matrix.py"
+
+
+def test_a_file_that_measures_no_time_is_a_group_by_itself() -> None:
+    assert group_of("tests/unit/test_logs.py::test_x[a::b]") == "tests/unit/test_logs.py"
+    assert group_of("tests/e2e/test_logs.py::test_x") == "tests/e2e/test_logs.py"
+    assert not is_timed("tests/e2e/test_logs.py::test_x")
+
+
+def test_files_that_measure_time_exist_and_begin_first() -> None:
+    assert [file for file in TIMED if not (ROOT / file).is_file()] == []
+    assert all(is_timed(f"{file}::test_x") for file in [*TIMED, MATRIX])
+    assert group_of("tests/e2e/test_stopping.py::test_x") == group_of(
+        "tests/integration/test_postgres_faults.py::test_y"
+    )
+
+
+def test_the_fault_matrix_is_two_groups_by_where_the_pooler_is() -> None:
+    groups = {where: group_of(f"{MATRIX}::test_x[{where}-{name}]") for where, name in RUNS}
+    assert {where for where, group in groups.items() if group == "faults, pooled"} == {"session", "transaction"}
+    assert set(groups.values()) == {"faults", "faults, pooled"}
+
+
+def test_the_scheduler_asks_for_the_group() -> None:
+    assert "_split_scope" in vars(GroupScheduling)
+    assert "_split_scope" in vars(GroupScheduling.__mro__[1]), "pytest-xdist has renamed what the groups rely on"
