@@ -121,6 +121,10 @@ LANGUAGE plpgsql SET lock_timeout = '500ms' AS $function$
 DECLARE
     lacking record;
 BEGIN
+    IF to_regclass('workspace_billing_mode_changes') IS NULL THEN
+        RAISE EXCEPTION 'workspace_billing_mode_changes is missing although its migration was applied: restore it'
+            USING DETAIL = 'Without it the triggers would refuse every change of a mode.';
+    END IF;
     FOR lacking IN
         WITH RECURSIVE held_in (relid) AS (
             SELECT to_regclass('workspaces')::oid

@@ -1,6 +1,20 @@
-"""`python -m billing_grpc` is `billing-grpc`."""
+"""The program: `billing-grpc`, and `python -m billing_grpc`."""
 
-from billing_grpc.cli.main import main
+import signal
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line; exits with a code of `billing-grpc --help`."""
+    if "serve" in sys.argv[1:]:
+        # SIGHUP means "read the files again"; until the server handles it, its default would end the process. Before
+        # anything is loaded, because loading takes most of the start.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    from billing_grpc.cli.main import main as run  # noqa: PLC0415 - see above
+
+    run()
+
 
 if __name__ == "__main__":
     main()

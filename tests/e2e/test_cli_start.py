@@ -101,7 +101,7 @@ def test_the_help_states_the_exit_codes_and_the_settings() -> None:
 def test_the_entry_point_is_where_it_was() -> None:
     (script,) = entry_points(group="console_scripts", name="billing-grpc")
 
-    assert script.value == "billing_grpc.cli.main:main"
+    assert script.value == "billing_grpc.__main__:main"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -85,6 +85,22 @@ in_child(child)
 asyncio.run(ask(shared))
 """
 
+# `asyncio` says of the child that no loop runs in it.
+CLOSED_IN_A_FORK_OF_A_COROUTINE: Final = """
+async def main():
+    shared = client()
+    await ask(shared)
+    close = shared.close()
+    def child():
+        try:
+            close.send(None)
+        except StopIteration:
+            print("closed", flush=True)
+    in_child(child)
+    await close
+asyncio.run(main())
+"""
+
 FORKED_BEFORE_USE: Final = """
 shared = client()
 in_child(lambda: asyncio.run(ask(shared)))
@@ -124,6 +140,7 @@ def target() -> Iterator[str]:
         (LOOPS_IN_TURN, [BYOK] * 4),
         (TWO_LOOPS_AT_ONCE, [BYOK, MISUSED, "raised CLIENT_MISUSED", BYOK, BYOK]),
         (FORKED_AFTER_USE, [BYOK, MISUSED, MISUSED, BYOK]),
+        (CLOSED_IN_A_FORK_OF_A_COROUTINE, [BYOK, "closed"]),
         (FORKED_BEFORE_USE, [BYOK] * 3),
         (NEVER_ENDED_IN_A_FORK, ["raised CLIENT_MISUSED", "raised SERVER_UNREACHABLE"]),
     ],
@@ -132,6 +149,7 @@ def target() -> Iterator[str]:
         "loops in turn",
         "two loops at once",
         "forked after use",
+        "closed in a fork of a coroutine",
         "forked before use",
         "another's use",
     ],

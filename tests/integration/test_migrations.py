@@ -485,3 +485,13 @@ def test_a_folder_that_is_not_in_order_is_refused_by_the_name_of_the_file(
     spoil(folder)
     with pytest.raises(MigrationError, match=re.escape(named)):
         migrations.names(folder)
+
+
+def test_triggers_are_not_added_while_the_log_is_missing(empty_database_url: str) -> None:
+    migrations.up(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("DROP TABLE workspaces, workspace_billing_mode_changes")
+        owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+        with pytest.raises(MigrationError, match="workspace_billing_mode_changes is missing"):
+            migrations.up(empty_database_url)
+        owner.execute("INSERT INTO workspaces VALUES (gen_random_uuid(), 'byok')")

@@ -241,6 +241,21 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
     "a delay without an end": ({"BILLING_GRPC_DRAIN_DELAY": "inf"}, "BILLING_GRPC_DRAIN_DELAY", "number"),
     "another database": ({"DATABASE_URL": "mysql://u:s3cret@h/d"}, "DATABASE_URL", "postgresql://"),
     "a metrics address that is none": ({"BILLING_GRPC_METRICS_LISTEN": "9464"}, "BILLING_GRPC_METRICS_LISTEN", "host:"),
+    "a TLS version of the database": (
+        {"DATABASE_URL": "postgresql://u@h/d?ssl_min_protocol_version=s3cret"},
+        "DATABASE_URL",
+        "ssl_min_protocol_version must be one of",
+    ),
+    "a way to log in to the database": (
+        {"DATABASE_URL": "postgresql://u@h/d?require_auth=md5,s3cret"},
+        "DATABASE_URL",
+        "require_auth must be a list of",
+    ),
+    "an address of the database": (
+        {"DATABASE_URL": "postgresql://u@h/d?hostaddr=s3cret"},
+        "DATABASE_URL",
+        "hostaddr must be an IP address",
+    ),
     "an unknown level": ({"BILLING_GRPC_LOG_LEVEL": "loud"}, "BILLING_GRPC_LOG_LEVEL", "'DEBUG'"),
     "an unknown format": ({"BILLING_GRPC_LOG_FORMAT": "xml"}, "BILLING_GRPC_LOG_FORMAT", "'json'"),
 }
@@ -256,6 +271,7 @@ def test_a_wrong_setting_is_named_with_its_remedy(
     (problem,) = refused.value.problems
     assert problem.startswith(f"{setting}: ")
     assert says in problem
+    assert "s3cret" not in problem
 
 
 def test_several_workers_are_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,3 +162,11 @@ def test_an_unreadable_file_is_named_again_while_it_lasts_though_nothing_is_read
             now += 0.1
 
     assert [entry["problem"] for entry in logs] == ["not UTF-8"] * 3
+
+
+@pytest.mark.parametrize(("text", "lines"), [("BYOKK", 1), ("byok", 0), (" ", 0), (None, 0)])
+def test_a_fixed_text_that_is_no_mode_is_said_without_its_words(text: str | None, lines: int) -> None:
+    with capture_logs() as logged:
+        assert FixedOrgDefault(text).current() == text
+    assert [line["log_level"] for line in logged] == ["warning"] * lines
+    assert "BYOKK" not in str(logged)

@@ -1,6 +1,5 @@
 """The command line: its commands, each loaded when it is used, their common options, and the exit codes."""
 
-import signal
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,7 +15,6 @@ from billing_grpc.cli.options import Connection, connection_options
 from billing_grpc.errors import SettingsError, StartupError
 from billing_grpc.setting_names import VARIABLES, other_settings
 
-_SERVE: Final = "serve"
 _LOOKS_LIKE: Final = 0.85
 """The similarity, of 1, from which a variable's name counts as a misspelt setting."""
 _SERVER_MODULES: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
@@ -54,7 +52,7 @@ _COMMANDS: Final = {
     "watch-health": _Command(
         "billing_grpc.cli.watch_health", "watch_health", "Say whether a server serves, and when that changes."
     ),
-    _SERVE: _Command("billing_grpc.cli.serve", "serve", "Serve until SIGINT or SIGTERM."),
+    "serve": _Command("billing_grpc.cli.serve", "serve", "Serve until SIGINT or SIGTERM."),
     "migrate": _Command(
         "billing_grpc.cli.serve", "migrate", "Change the database's schema, or look at where it stands."
     ),
@@ -78,9 +76,6 @@ class _Lazy(click.Group):
             return super().get_command(ctx, cmd_name)
         exit_codes.open_missing_streams()
         quieten_grpc()
-        if cmd_name == _SERVE:
-            # SIGHUP means "read the files again"; until the server handles it, its default would end the process.
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         found: click.Command = getattr(import_module(place.module), place.attribute)
         return found
 

@@ -124,7 +124,8 @@ class Dialer:
 
     def is_usable_here(self) -> bool:
         """Return whether the channel belongs to the running event loop and to this process."""
-        return self._loop is asyncio.get_running_loop() and not forked.grpc_belongs_to_parent()
+        # The fork first: a child has no running loop.
+        return not forked.grpc_belongs_to_parent() and self._loop is asyncio.get_running_loop()
 
     def _use_this_loop(self) -> None:
         """Drop the channel of an event loop that has ended: it does not work on another loop."""

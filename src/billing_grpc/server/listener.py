@@ -27,8 +27,9 @@ SERVICE_NAME: Final[str] = service_pb.DESCRIPTOR.services_by_name["BillingModeSe
 ADMINISTRATION: Final = f"{SERVICE_NAME}/administration"
 """The health name of administration; the other names say whether decisions are answered."""
 
-_SPARE_CALLS: Final = 1024
-"""How many calls gRPC admits beyond the limits: health checks, and calls that are about to be refused."""
+_SPARE_CALLS: Final = 4096
+"""How many calls gRPC admits beyond the limits: health checks, calls that are about to be refused, and calls whose answer
+the caller never takes. gRPC counts the last until the connection ends, and each holds about 24 KB."""
 
 
 def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:

@@ -37,6 +37,8 @@ class FixedOrgDefault:
 
     def __init__(self, text: str | None) -> None:
         self._text = text
+        if text is not None and _meaning(text) == "unrecognised":
+            log.warning("org default not recognised, taken as unset")
 
     def current(self) -> str | None:
         """Return the text given at the start."""

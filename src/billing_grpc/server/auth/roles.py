@@ -20,15 +20,16 @@ MAY_CALL: Final[dict[str, frozenset[Role]]] = {
 WATCH: Final = "/grpc.health.v1.Health/Watch"
 """The stream that tells a client's channel whether it may call."""
 
-OPEN: Final = frozenset(
+OPEN_STREAMS: Final = frozenset(
     {
-        "/grpc.health.v1.Health/Check",
-        "/grpc.health.v1.Health/List",
         WATCH,
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
     }
 )
+"""The methods among `OPEN` whose calls stay open for as long as the caller likes."""
+
+OPEN: Final = OPEN_STREAMS | {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/List"}
 """The methods that need no principal: health checks, and reflection of the contract, which is public."""
 
 

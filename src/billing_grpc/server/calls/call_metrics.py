@@ -32,7 +32,7 @@ class CallMetrics(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         is_open = method in roles.OPEN
         # The duration of a stream of health or reflection says nothing about this server.
-        watched = is_open and handler.response_streaming
+        watched = handler_call_details.method in roles.OPEN_STREAMS
 
         @asynccontextmanager
         async def counted(context: "Context") -> AsyncIterator[None]:

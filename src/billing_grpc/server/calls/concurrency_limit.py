@@ -68,7 +68,7 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
             return None
         if handler_call_details.method not in roles.OPEN:
             return rebuild(handler, self._call)
-        if not handler.response_streaming:
+        if handler_call_details.method not in roles.OPEN_STREAMS:
             return handler
         return rebuild(handler, self._watch if handler_call_details.method == roles.WATCH else self._stream)
 

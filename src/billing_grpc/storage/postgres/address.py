@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any, Final
 
 import psycopg
@@ -25,6 +26,8 @@ _DEFAULTS: Final[dict[str, str | int]] = {
 
 # libpq checks these values only when it connects, and repeats them in its error. In a misspelt address, such a value may be
 # a part of the password. So they are checked here first.
+_TLS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+_PROTOCOLS: Final = ("3.0", "3.2", "latest")
 _CHOICES: Final = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "sslnegotiation": ("postgres", "direct"),
@@ -33,7 +36,12 @@ _CHOICES: Final = {
     "channel_binding": ("disable", "prefer", "require"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
     "load_balance_hosts": ("disable", "random"),
+    "ssl_min_protocol_version": _TLS,
+    "ssl_max_protocol_version": _TLS,
+    "min_protocol_version": _PROTOCOLS,
+    "max_protocol_version": _PROTOCOLS,
 }
+_AUTHENTICATION: Final = frozenset({"password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"})
 _WHOLE_NUMBERS: Final = (
     *("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
     "tcp_user_timeout",
@@ -89,6 +97,11 @@ def _problems(parts: Mapping[str, Any]) -> list[str]:
     problems += [
         f"{named(name)} must be a whole number" for name in _WHOLE_NUMBERS if not _is_whole(values.get(name) or "0")
     ]
+    methods = [each.strip().removeprefix("!") for each in (values.get("require_auth") or "").split(",") if each.strip()]
+    if not _AUTHENTICATION.issuperset(methods):
+        problems.append(f"{named('require_auth')} must be a list of {', '.join(sorted(_AUTHENTICATION))}")
+    if not all(_is_ip_address(each) for each in (values.get("hostaddr") or "").split(",") if each):
+        problems.append(f"{named('hostaddr')} must be an IP address, or several with commas between them")
     hosts, ports = (values["host"] or values["hostaddr"]).split(","), values["port"].split(",")
     if not all(_is_port(port) for port in ports):
         problems.append(f"{named('port')} must be a number from 1 to {_MAX_PORT}")
@@ -99,6 +112,14 @@ def _problems(parts: Mapping[str, Any]) -> list[str]:
 
 def _is_whole(text: str) -> bool:
     return re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) is not None
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_port(text: str) -> bool:
