@@ -16,12 +16,16 @@ help: ## list the targets
 run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
 	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve
 
-# Three groups of tests measure time and mostly wait; with four workers one is left beside them, so that two cores are not
-# starved. What ARGS names runs in one process.
+# The fault matrix measures time to the tenth of a second, so it runs alone, after all others. What ARGS names runs in one
+# process.
 WORKERS ?= 4
-IN_PARALLEL = --numprocesses=$(WORKERS) --no-loadscope-reorder
 test: $(DEV_READY) ## set up and run every test, or with ARGS those that it names
-	@$(WITH_BIN) $(BIN)/python -m pytest $(or $(ARGS),$(IN_PARALLEL))
+ifdef ARGS
+	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
+else
+	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --ignore=tests/faults
+	@$(WITH_BIN) $(BIN)/python -m pytest tests/faults
+endif
 
 test-fast: $(DEV_READY) ## the tests of the rule and of the contract, in under a minute
 	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=3 tests/unit tests/contract $(ARGS)
