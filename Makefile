@@ -18,7 +18,7 @@ run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
 
 # The fault matrix measures time to the tenth of a second, so it runs alone, after all others. What ARGS names runs in one
 # process.
-WORKERS ?= 4
+WORKERS ?= 3
 test: $(DEV_READY) ## set up and run every test, or with ARGS those that it names
 ifdef ARGS
 	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)

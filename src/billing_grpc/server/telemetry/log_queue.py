@@ -15,7 +15,7 @@ LENGTH: Final = 8192
 
 DROPPED: Final = "log lines were dropped: they could not be written"
 _SAY_EVERY: Final = 1.0
-_LONGEST_FLUSH: Final = 2.0
+_LONGEST_FLUSH: Final = 4.0
 """Seconds that a stop waits for a reader that is slow and moves; it is asked for twice, and comes on top of the drain."""
 
 _Item: TypeAlias = logging.LogRecord | str | threading.Event
