@@ -11,7 +11,7 @@ def main() -> NoReturn:
         # SIGHUP means "read the files again"; until the server handles it, its default would end the process. Before
         # anything is loaded, because loading takes most of the start.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from billing_grpc.cli.main import main as run  # noqa: PLC0415 - see above
+    from billing_grpc.cli.main import main as run  # noqa: PLC0415 - only once SIGHUP is ignored
 
     run()
 

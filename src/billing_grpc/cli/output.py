@@ -90,19 +90,19 @@ def resolution(answer: Resolution) -> None:
 
 def _styled_line(parts: Iterable[tuple[str, str]]) -> str:
     """Return one line, in colour unless NO_COLOR forbids it; it is not broken at the terminal's width."""
-    from rich.console import Console  # noqa: PLC0415 - loaded for a terminal only
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.text import Text
 
     return _rendered(Console(highlight=False), Text.assemble(*parts), soft_wrap=True)
 
 
 def _styled_table(columns: Sequence[str], rows: Sequence[Sequence[str]], prose: frozenset[str]) -> str:
     """Return a table as wide as the terminal. On a narrow one, only the columns of `prose` are folded."""
-    from rich.cells import cell_len  # noqa: PLC0415 - loaded for a terminal only
-    from rich.console import Console  # noqa: PLC0415
-    from rich.measure import Measurement  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     heading = "" if console.no_color else "bold"

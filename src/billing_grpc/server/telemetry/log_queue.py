@@ -128,7 +128,7 @@ class _Writer(QueueListener):
         try:
             line = record if isinstance(record, str) else self._queue.format(record)
             write_all(self._descriptor, f"{line}\n".encode(self._encoding, "backslashreplace"))
-        except Exception:  # noqa: BLE001 - nobody hears of it here, and the thread must go on
+        except Exception:  # noqa: BLE001 - a line about it would go through this very thread, which must go on
             return False
         return True
 

@@ -255,7 +255,7 @@ class BoundedPool:
                 except psycopg.OperationalError as error:
                     if lease.expired or not _connection_lost(error):
                         return False
-                except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+                except Exception:  # noqa: BLE001 - a look that ends in any error did not get an answer
                     return False
                 else:
                     return True
