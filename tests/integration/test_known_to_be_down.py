@@ -22,7 +22,7 @@ from billing_grpc.model import BillingMode, StoredOverride
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
-from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT, Connection
+from billing_grpc.storage.postgres.connecting import CONNECT_TIMEOUT, PersistentConnection
 from tests.support.victim import Victim
 from tests.support.writes import BY, add
 
@@ -233,9 +233,9 @@ async def test_a_connect_that_was_given_up_leaves_no_socket_behind() -> None:
         url = f"host=127.0.0.1 port={port} user=nobody dbname=none connect_timeout=2"
         gc.disable()  # which would find it, some day
         try:
-            for patience in (None, 0.1):
+            for time_limit in (None, 0.1):
                 with suppress(psycopg.OperationalError, TimeoutError):
-                    await Connection.attempt(patience, url)
+                    await PersistentConnection.connect_once(time_limit, url)
             ours = psutil.Process().net_connections("tcp")
             assert not [each for each in ours if tuple(each.raddr)[1:] == (port,)]
         finally:
@@ -259,7 +259,7 @@ def no_descriptor_left() -> Iterator[None]:
 
 
 async def test_a_connection_that_hangs_is_cut_off_also_where_no_descriptor_is_left(victim: Victim) -> None:
-    connection = await Connection.attempt(PATIENCE, victim.service_url, autocommit=True)
+    connection = await PersistentConnection.connect_once(PATIENCE, victim.service_url, autocommit=True)
     waiting = asyncio.create_task(connection.execute("SELECT pg_sleep(60)"))
     await asyncio.sleep(0.1)
     with no_descriptor_left():

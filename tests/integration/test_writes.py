@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
-from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.connecting import PersistentConnection
 from billing_grpc.storage.postgres.writing import OverrideWrite, moment_after, save_override
 from tests.support.writes import BY, add
 
@@ -238,7 +238,7 @@ async def test_a_workspace_that_appears_after_the_lock_found_none_is_not_written
 
 async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, owner: psycopg.Connection[Any]) -> None:
     workspace = add(owner, "platform_managed")
-    connection = await Connection.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
+    connection = await PersistentConnection.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
     async with connection:
         for seconds, error in ((-0.001, DatabaseTimeout), (BUDGET, None)):
             deadline = asyncio.get_running_loop().time() + seconds

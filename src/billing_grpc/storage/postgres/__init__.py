@@ -1,4 +1,4 @@
-"""Storage on PostgreSQL: a bounded connection pool, the SQL, and the driver's errors translated into ours."""
+"""Storage on PostgreSQL: a bounded connection pool, the SQL, and the translation of the driver's errors."""
 
 from billing_grpc.storage.postgres.address import parse_address
 from billing_grpc.storage.postgres.pool import PoolStats

@@ -1,4 +1,4 @@
-"""Check the address in `DATABASE_URL` and add defaults to it."""
+"""Check the address in `DATABASE_URL` and add our defaults to it."""
 
 import re
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
 
 from billing_grpc.errors import SettingsError
-from billing_grpc.storage.postgres.connection import CONNECT_TIMEOUT
+from billing_grpc.storage.postgres.connecting import CONNECT_TIMEOUT
 
 _DEFAULTS: Final[dict[str, str | int]] = {
-    # A lost peer is detected within these bounds, also while no query is running.
+    # These detect a lost peer, also while no query is running.
     "connect_timeout": CONNECT_TIMEOUT,
     "keepalives": 1,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 2,
     "tcp_user_timeout": 900,
-    # Of several servers, the one that accepts writes: every other may hold old values.
+    # Only the server that accepts writes is sure to hold current values.
     "target_session_attrs": "read-write",
 }
 
-# libpq checks these values only when it connects, and repeats them in its error. In a misspelt address, such a value may be
-# a part of the password. So they are checked here first.
+# libpq checks these values only when it connects, and its error repeats them. In a misspelt address, such a value may be a
+# part of the password. So the values are checked here first.
 _TLS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _PROTOCOLS: Final = ("3.0", "3.2", "latest")
 _CHOICES: Final = {
@@ -56,19 +56,21 @@ def parse_address(database_url: str) -> dict[str, Any]:
         SettingsError: libpq would not accept the address. The message repeats no part of it.
     """
     if _has_unescaped_at(database_url):
-        raise SettingsError(["a user's name or a password holds @ or / as it is: write %40 and %2F instead"])
+        raise SettingsError(["the user name or the password contains @ or /: write %40 and %2F instead"])
     try:
         parts = conninfo_to_dict(database_url)
     except psycopg.ProgrammingError:
         # The driver's text is left out, because it repeats the address with the password.
-        raise SettingsError(["not a Postgres address that libpq understands"]) from None
+        raise SettingsError(
+            ["libpq does not understand the address: write postgresql://user@host:port/database"]
+        ) from None
     if problems := _problems(parts):
         raise SettingsError(problems)
     return parts
 
 
 def _has_unescaped_at(address: str) -> bool:
-    """Return whether libpq would read an unescaped @, such as one in a password, as part of a host's or database's name."""
+    """Return whether libpq would take an unescaped @, for example in a password, as part of a host or database name."""
     scheme, separator, rest = address.partition("://")
     if not separator or scheme not in {"postgresql", "postgres"}:
         return False

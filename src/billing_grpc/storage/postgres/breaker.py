@@ -1,6 +1,6 @@
 """Circuit breaker in front of the database: while the database is down, calls fail at once instead of waiting.
 
-Circuit breaker libraries let the next caller be the probe, and that caller waits for the outage. Here no caller waits.
+Circuit breaker libraries use the next caller as the probe, and that caller waits. Here a background task probes.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ PROBE_EVERY: Final = 0.2
 
 RIDE_OUT: Final = 0.5
 """Seconds for which probes may fail before the breaker opens. Calls wait meanwhile. A server refuses connections for about
-this long while it restarts, or while it replaces its sessions because one of them was killed."""
+this long while it restarts, also when it restarts its sessions because one of them was killed."""
 
 OVERLAP_AFTER: Final = 0.45
 """Seconds after which a second probe starts while the first still waits. A probe whose packets were lost waits in vain;
@@ -34,9 +34,9 @@ _MAX_PROBES: Final = 2
 class Breaker:
     """Opens when a probe fails, never because a call fails; closes when a probe succeeds.
 
-    A call can fail although the database works: too little time was left, its row is locked, or slow writes hold the pool.
+    A call can fail although the database works: its budget was too short, its row is locked, or slow writes hold the pool.
     So a failed call only starts a probe, which has as much time as the longest call. The breaker keeps the error of that
-    probe and no other value. For one event loop; not thread-safe.
+    probe and no other value. It belongs to one event loop and is not thread-safe.
 
     Attributes:
         error: the error of the probe that opened the breaker; None while it is closed.
@@ -46,7 +46,7 @@ class Breaker:
         """Create a closed breaker.
 
         Args:
-            probe: asks the database once, in bounded time, and returns why it could not; None if it could.
+            probe: asks the database once, in bounded time. Returns the error; None if the database answered.
         """
         self.error: StorageError | None = None
         self._probe = probe
@@ -66,11 +66,11 @@ class Breaker:
         self._listeners.append(listener)
 
     def record_success(self) -> None:
-        """Record that a call has just read what a probe reads; a failure of a probe that started earlier is ignored."""
+        """Record that a call has just read what a probe reads: if a probe that started earlier fails, ignore it."""
         self._succeeded_at = asyncio.get_running_loop().time()
 
     def start_probing(self) -> None:
-        """Start probing, unless probes are running: a call failed, or has waited for suspiciously long."""
+        """Start probing unless probes are running. Call this when a call failed or has waited for long."""
         if self._probing is None and not self._stopped:
             self._probing = asyncio.get_running_loop().create_task(self._probe_until_decided())
 
@@ -86,7 +86,7 @@ class Breaker:
         return not self._stopped
 
     async def stop(self) -> None:
-        """Stop probing; takes as long as one probe at most."""
+        """Stop probing. This takes as long as one probe at most."""
         self._stopped = True
         self._closed.set()
         if self._probing is not None:
@@ -115,10 +115,10 @@ class Breaker:
 
     def _decided(self, probe: "asyncio.Task[StorageError | None]", began: float) -> bool:
         """Apply the result of a probe and return whether probing ends."""
-        # An unexpected exception must not end the probing: the breaker would stay open for ever.
+        # An unexpected exception must not end the probing, because the breaker would stay open for ever.
         unexpected = probe.exception()
         if unexpected is not None:
-            log.error("asking whether the database answers failed unexpectedly", exc_info=unexpected)
+            log.error("a probe of the database failed unexpectedly", exc_info=unexpected)
         error = probe.result() if unexpected is None else DatabaseUnreachable()
         if error is not None and self.error is None and self._succeeded_at >= began:
             return True  # calls succeeded meanwhile
@@ -132,7 +132,7 @@ class Breaker:
         if (before is None) == (error is None):
             return
         if error is not None:
-            log.warning("the database is down: every call is told so at once until it answers", reason=error.reason)
+            log.warning("the database is down: every call fails at once until it answers again", reason=error.reason)
             self._closed.clear()
             if self._open is not None:
                 self._open.set_result(None)

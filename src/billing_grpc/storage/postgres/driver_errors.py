@@ -14,7 +14,7 @@ from billing_grpc.errors import (
     StorageError,
     ValueUnreadable,
 )
-from billing_grpc.storage.postgres.connection import is_stale
+from billing_grpc.storage.postgres.connecting import says_read_only
 from billing_grpc.storage.postgres.standing import StaleSession
 
 log = structlog.stdlib.get_logger(__name__)
@@ -25,21 +25,21 @@ _BY_SQLSTATE: Final[dict[str, type[StorageError]]] = {
     "40P01": DatabaseTimeout,  # deadlock
     "40001": DatabaseTimeout,  # serialization failure
     "25006": DatabaseStale,  # read-only transaction
-    "25P03": DatabaseTimeout,  # idle in a transaction for longer than its write may take
-    "26000": DatabaseUnreachable,  # no such prepared statement
-    "42P05": DatabaseUnreachable,  # such a prepared statement exists already
+    "25P03": DatabaseTimeout,  # idle in a transaction for longer than a write may take
+    "26000": DatabaseUnreachable,  # the prepared statement does not exist
+    "42P05": DatabaseUnreachable,  # the prepared statement exists already
     "42501": DatabaseDenied,  # insufficient privilege
     "XX001": ValueUnreadable,  # data corrupted
     "XX002": ValueUnreadable,  # index corrupted
 }
 _BY_CLASS: Final[dict[str, type[StorageError]]] = {
-    "22": ValueUnreadable,  # data exception: bytes that are not text, or an encoding without our characters
-    "23": SchemaNotReady,  # integrity constraint: a CHECK that rejects one of the modes
+    "22": ValueUnreadable,  # data exception, for example bytes that are not text
+    "23": SchemaNotReady,  # integrity constraint, for example a CHECK that rejects one of the modes
     "28": DatabaseDenied,  # invalid authorization
     "3F": SchemaNotReady,  # no such schema
     "42": SchemaNotReady,  # no such table, column or operator
 }
-# The error of a failed connect has no SQLSTATE. Its text may be in another language, so these are only hints.
+# The error of a failed connect has no SQLSTATE. Its text may be in another language, so these hints may miss some.
 _DENIED_HINTS: Final = (
     "password authentication failed",
     "no password supplied",
@@ -50,8 +50,6 @@ _DENIED_HINTS: Final = (
     "permission denied for database",
     "no such user",  # a pooler
 )
-
-
 _FOREIGN_STATEMENTS: Final = (
     "a pooler shares sessions between clients, and another client of it prepares statements under names"
 )
@@ -95,7 +93,7 @@ def _text(error: Exception) -> str:
 
 def connect_error_kind(text: str) -> type[StorageError]:
     """Return the class of storage error for the text of a failed connect."""
-    if is_stale(text):
+    if says_read_only(text):
         return DatabaseStale
     denied = any(hint in text for hint in _DENIED_HINTS) or ('role "' in text and "does not exist" in text)
     return DatabaseDenied if denied else DatabaseUnreachable

@@ -1,72 +1,41 @@
-"""A connection pool that gives every piece of work a budget and keeps to it, whatever the database does."""
+"""Run each piece of work on a pooled connection within its budget, whatever the database does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import psycopg
 from psycopg import AsyncRawCursor
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from billing_grpc.errors import (
-    DatabaseStale,
-    DatabaseTimeout,
-    DatabaseUnreachable,
-    RequestError,
-    SchemaNotReady,
-    StorageError,
-)
+from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, RequestError, StorageError
 from billing_grpc.storage.postgres.address import complete_address
 from billing_grpc.storage.postgres.breaker import Breaker
-from billing_grpc.storage.postgres.connection import Connection, ForeignSession
-from billing_grpc.storage.postgres.driver_errors import connect_error_kind, storage_error
+from billing_grpc.storage.postgres.connecting import PersistentConnection
+from billing_grpc.storage.postgres.driver_errors import storage_error
+from billing_grpc.storage.postgres.lending import ConnectionLender, Lease, Result, Work
 from billing_grpc.storage.postgres.probe import DatabaseProbe
 from billing_grpc.storage.postgres.standing import StaleSession
-
-Result = TypeVar("Result")
-Work = Callable[[Connection], Awaitable[Result]]
 
 _NAME: Final = "billing_grpc"
 _PROBE_NAME: Final = "billing_grpc probe"
 _SEVER_AT: Final = 0.9
-"""The part of a budget after which a connection is severed; the rest is for what follows from it."""
+"""The part of a budget after which the connection is severed. The rest is for what follows from it."""
 _STATEMENT_AT: Final = 0.85
-"""The part of the longest budget after which the server ends a statement itself, and the connection survives."""
+"""The part of the longest budget after which the server ends a statement itself. The connection survives that."""
 _CLOSE_TIMEOUT: Final = 1.0
-_TURN: Final = 0.25
-_DRAIN_EVERY: Final = 1.0
-"""Seconds between two replacements of all idle connections: a table that is locked for long must not churn them."""
-
 _SUSPICIOUS_AFTER: Final = 0.15
-"""Seconds without an answer after which the database itself is asked; reads take a hundredth of that."""
-
-_CONNECT_AT_ONCE: Final = 2
-"""Connections that are made at the same time: a database that has just come back is not met by all of them at once."""
+"""Seconds without an answer after which the breaker starts probing. A read takes a hundredth of that."""
 
 
 def server_timeout(budget: float, used: float = 0) -> str:
-    """After how long the server is to end a statement, as Postgres takes it.
+    """Return the time after which the server is to end a statement, as Postgres takes it.
 
     Args:
         budget: of the call, in seconds.
-        used: the seconds of it that are over, as spent waiting for a connection.
+        used: seconds of the budget that have passed, for example while waiting for a connection.
     """
     return f"{max(1, int((budget * _STATEMENT_AT - used) * 1000))}ms"
-
-
-@dataclass(slots=True)
-class _Lease:
-    """The connection that a piece of work holds at this moment, and whether its time is up."""
-
-    connection: Connection | None = None
-    expired: bool = False
-
-    def expire(self) -> None:
-        self.expired = True
-        if self.connection is not None:
-            self.connection.sever()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +43,9 @@ class PoolStats:
     """The pool at one moment.
 
     Attributes:
-        size: connections it is to hold.
-        idle: connections that stand and wait for work.
-        in_use: connections at work.
+        size: connections that it is meant to hold.
+        idle: connections that are ready and have no work.
+        in_use: connections with work.
         waiting: pieces of work that wait for a connection.
     """
 
@@ -87,93 +56,75 @@ class PoolStats:
 
 
 class BoundedPool:
-    """Runs work on pooled connections; every answer comes within its budget.
+    """Runs work on pooled connections. Each call returns or raises within its budget.
 
-    A query is never cancelled: cancelling asks the server, and a hung one holds the caller for ten seconds. Each piece of
-    work is a task of its own, and when its time is up its socket is shut down, which ends it at once. A caller that goes
-    away leaves its work to finish in peace. While the database is known to be down, nothing is even tried.
+    A query is never cancelled, because cancelling asks the server, and a hung server holds the caller for ten seconds. Each
+    piece of work is a task. When its time is up, the socket of its connection is shut down, which ends the task at once. If
+    a caller is cancelled, its work runs to its end. While the database is known to be down, no work is started.
 
     Attributes:
-        breaker: knows whether the database can be asked.
+        breaker: knows whether the database is down.
     """
 
     def __init__(self, database_url: str, *, size: int, longest_budget: float, probe: Work[object]) -> None:
-        """Prepares the pool; nothing connects before `opened`.
+        """Prepare the pool. It connects from `opened` on.
 
         Args:
-            database_url: the Postgres.
+            database_url: the address of the database.
             size: how many connections to hold.
             longest_budget: the longest budget, in seconds, that any call will give.
-            probe: what to ask the database when it is suspected to be down; it answers when this does, in time.
+            probe: the query that finds out whether the database answers.
 
         Raises:
-            SettingsError: the address is not one that libpq understands.
+            SettingsError: libpq would not accept the address.
         """
-        # A pooler may run a statement that was prepared under a name in a session where the name means another statement.
+        # No named prepared statements: a pooler may run one in a session where the name means another statement.
         connect = {"autocommit": True, "cursor_factory": AsyncRawCursor, "prepare_threshold": None}
 
-        class PooledConnection(Connection):
-            """Remembers failures for this pool alone."""
+        class PooledConnection(PersistentConnection):
+            """The connections of this pool."""
 
             statement_timeout = server_timeout(longest_budget)
 
-        own = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
-        self._ask_anew = DatabaseProbe(PooledConnection, own, probe, longest_budget)
-        self._ask = probe
+        self._lender = ConnectionLender(complete_address(database_url, _NAME), PooledConnection, connect, size)
+        probe_connect = {"conninfo": complete_address(database_url, _PROBE_NAME), **connect}
+        self._probe = DatabaseProbe(PooledConnection, probe_connect, probe, longest_budget, self._lender)
         self.breaker = Breaker(self._probe)
         self.breaker.add_listener(self._on_change)
-        PooledConnection.may_connect = self.breaker.wait_until_closed
-        self._connection_class = PooledConnection
-        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            complete_address(database_url, _NAME),
-            connection_class=PooledConnection,
-            kwargs=connect,
-            min_size=size,
-            max_size=size,
-            num_workers=_CONNECT_AT_ONCE,
-            open=False,
-        )
+        PooledConnection.wait_until_wanted = self.breaker.wait_until_closed
         self._size = size
-        # As many as there are connections: who waits for the pool then waits for a connection that does not exist yet, and
-        # never behind others, in a queue of the pool's that the dead do not leave.
+        # With as many slots as connections, work that holds a slot waits only for a connection to be made. It never waits in
+        # the queue of psycopg's pool, where entries of dead waiters stay.
         self._slots = asyncio.Semaphore(size)
         self._write_slots = asyncio.Semaphore(max(1, size // 2))
-        self._working: dict[asyncio.Task[Any], _Lease] = {}
-        self._running: set[asyncio.Task[Any]] = set()
-        self._drained_at = -_DRAIN_EVERY
+        self._leases: dict[asyncio.Task[Any], Lease] = {}
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """The pool while it is open; does not wait for the database, which may come later."""
-        await self._pool.open(wait=False)
+        """Keep the pool open; do not wait for the database, which may come later."""
+        await self._lender.open()
         try:
             yield
         finally:
-            if self._running:
-                await asyncio.wait(self._running, timeout=_CLOSE_TIMEOUT)
-            # Nobody waits for an answer any more, and budgets may be long.
-            for lease in self._working.values():
+            if self._leases:
+                await asyncio.wait(self._leases, timeout=_CLOSE_TIMEOUT)
+            # The callers have gone, and budgets may be long.
+            for lease in self._leases.values():
                 lease.expire()
-            if self._running:
-                await asyncio.wait(self._running)
-            self._ask_anew.abort()
+            if self._leases:
+                await asyncio.wait(self._leases)
+            self._probe.abort()
             await self.breaker.stop()
-            await self._pool.close(_CLOSE_TIMEOUT)
+            await self._lender.close(_CLOSE_TIMEOUT)
 
     @property
     def stats(self) -> PoolStats:
-        """The pool now."""
-        # The probe's borrowed connection is no work.
-        in_use = sum(lease.connection is not None for lease in self._working.values())
-        return PoolStats(
-            size=self._size,
-            idle=self._pool.get_stats().get("pool_available", 0),
-            in_use=in_use,
-            waiting=len(self._working) - in_use,
-        )
+        """The pool now. A connection that a probe has borrowed is neither idle nor in use."""
+        in_use = sum(lease.connection is not None for lease in self._leases.values())
+        return PoolStats(self._size, self._lender.idle, in_use, waiting=len(self._leases) - in_use)
 
     def deadline(self, budget: float) -> float:
-        """When work that begins now must end, in the clock of the event loop; its connection is severed then."""
+        """Return when work that begins now is severed, in the clock of the event loop."""
         return asyncio.get_running_loop().time() + budget * _SEVER_AT
 
     async def run(
@@ -182,49 +133,48 @@ class BoundedPool:
         *,
         budget: float,
         writes: bool = False,
-        repeatable: Callable[[], bool] = lambda: True,
-        proves: bool = True,
+        may_repeat: Callable[[], bool] = lambda: True,
+        counts_as_success: bool = True,
     ) -> Result:
-        """What `work` answers.
+        """Run `work` and return its result.
 
         Args:
             work: what to do with a connection.
             budget: seconds until this method has returned or raised.
-            writes: whether the work writes, and so may use only some of the connections.
-            repeatable: whether the work may be done again when its connection turns out to be dead.
-            proves: whether it reads what the probe reads, so that its success says that the database can be asked.
+            writes: whether the work writes. Such work may use only half of the connections.
+            may_repeat: returns whether the work may be repeated on another connection.
+            counts_as_success: whether the work reads what the probe reads, so that its success refutes a failed probe.
 
         Raises:
-            StorageError: it could not be done in time, or at all, or the database is known to be down.
+            StorageError: the work failed, its time was up, or the database is known to be down.
         """
         if (error := self.breaker.error) is not None:
-            await asyncio.sleep(0)  # whoever asks again and again must not keep the loop from noticing that it is back
+            await asyncio.sleep(0)  # a caller that retries without pause must not keep the event loop busy
             raise type(error)
         loop = asyncio.get_running_loop()
-        lease = _Lease()
-        deadline = self.deadline(budget)
-        expiry = loop.call_at(deadline, lease.expire)
-        task = loop.create_task(self._within(deadline, lease, work, repeatable, writes=writes))
-        task.add_done_callback(lambda _: expiry.cancel())
-        self._track(task)
-        self._working[task] = lease
-        task.add_done_callback(self._working.pop)
+        lease = Lease(self.deadline(budget))
+        timer = loop.call_at(lease.deadline, lease.expire)
+        task = loop.create_task(self._run_in_slot(lease, work, may_repeat, writes=writes))
+        self._leases[task] = lease
+        task.add_done_callback(self._end)
+        task.add_done_callback(lambda _: timer.cancel())
         try:
-            result = await self._answer(task, lease, budget, writes=writes)
+            result = await self._result(task, lease, budget, writes=writes)
         except (DatabaseUnreachable, DatabaseTimeout, DatabaseStale):
             self.breaker.start_probing()
             raise
-        if proves:
+        if counts_as_success:
             self.breaker.record_success()
         return result
 
-    async def _answer(self, task: asyncio.Task[Result], lease: _Lease, budget: float, *, writes: bool) -> Result:
+    async def _result(self, task: asyncio.Task[Result], lease: Lease, budget: float, *, writes: bool) -> Result:
+        """Return the result of the task within the budget, and raise as soon as the breaker opens, except for a write."""
         done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
         if not done and budget > _SUSPICIOUS_AFTER:
             self.breaker.start_probing()
             left = budget - _SUSPICIOUS_AFTER
             if writes:
-                # Whether a write happened is worth more to its caller than the time.
+                # The caller needs to know whether the write happened more than it needs an early answer.
                 await asyncio.wait((task,), timeout=left)
             elif self.breaker.error is None:
                 ends: tuple[asyncio.Future[Any], ...] = (task, self.breaker.until_open())
@@ -236,71 +186,19 @@ class BoundedPool:
         lease.expire()
         raise type(self.breaker.error)
 
-    async def _probe(self) -> StorageError | None:
-        error = await self._ask_anew()
-        # A server that is full, or that has a new password, refuses new connections while those that stand work on.
-        if error is None or isinstance(error, DatabaseTimeout) or not await self._old_connection_answers():
-            return error
-        return None
-
-    async def _old_connection_answers(self) -> bool:
-        loop = asyncio.get_running_loop()
-        lease = _Lease()
-        deadline = loop.time() + _SUSPICIOUS_AFTER
-        expiry = loop.call_at(deadline, lease.expire)
-        try:
-            while self.stats.idle:  # those that are dead leave it
-                try:
-                    await self._once(deadline, lease, self._ask)
-                except psycopg.OperationalError as error:
-                    if lease.expired or not _connection_lost(error):
-                        return False
-                except Exception:  # noqa: BLE001 - a look that ends in any error did not get an answer
-                    return False
-                else:
-                    return True
-            return False
-        finally:
-            expiry.cancel()
-
-    def _on_change(self, error: StorageError | None) -> None:
-        if error is not None:
-            self._replace_idle_connections()
-
-    def _distrust_idle_connections(self) -> None:
-        """Replaces the connections that wait in the pool: where one got no answer, the others may not either."""
-        if asyncio.get_running_loop().time() - self._drained_at > _DRAIN_EVERY:
-            self._replace_idle_connections()
-
-    def _replace_idle_connections(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._drained_at = loop.time()
-        self._track(loop.create_task(self._pool.drain()))
-
-    def _track(self, task: asyncio.Task[Any]) -> None:
-        """Keeps a task until it has ended, and looks at its error, or asyncio complains when the caller has gone."""
-
-        def ended(task: asyncio.Task[Any]) -> None:
-            self._running.discard(task)
-            if not task.cancelled():
-                task.exception()
-
-        self._running.add(task)
-        task.add_done_callback(ended)
-
-    async def _within(
-        self, deadline: float, lease: _Lease, work: Work[Result], repeatable: Callable[[], bool], *, writes: bool
+    async def _run_in_slot(
+        self, lease: Lease, work: Work[Result], may_repeat: Callable[[], bool], *, writes: bool
     ) -> Result:
         async with AsyncExitStack() as held:
             try:
-                async with asyncio.timeout_at(deadline):
-                    # Some connections are for reads alone: writes may all wait for one row's lock.
+                async with asyncio.timeout_at(lease.deadline):
+                    # Writes may all wait for one row's lock, so some connections are for reads alone.
                     for slots in (self._write_slots, self._slots) if writes else (self._slots,):
                         await held.enter_async_context(slots)
             except TimeoutError:
                 raise DatabaseTimeout from None
             try:
-                return await self._repeatedly(deadline, lease, work, repeatable)
+                return await self._lender.lend_until_done(lease, work, may_repeat)
             except RequestError:
                 raise
             except StaleSession as error:
@@ -308,57 +206,12 @@ class BoundedPool:
             except Exception as error:
                 raise storage_error(error) from error
 
-    async def _repeatedly(
-        self, deadline: float, lease: _Lease, work: Work[Result], repeatable: Callable[[], bool]
-    ) -> Result:
-        for _ in range(self._size):
-            try:
-                return await self._once(deadline, lease, work)
-            except StaleSession:
-                if not repeatable():
-                    raise
-                continue  # before anything was written; this connection is gone, and a new one may lead elsewhere
-            except psycopg.OperationalError as error:
-                if lease.expired:
-                    raise DatabaseTimeout from error
-                if not (_connection_lost(error) and repeatable()):
-                    raise
-        return await self._once(deadline, lease, work)
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        """Forget a task that has ended, and retrieve its error: asyncio complains otherwise if the caller has gone."""
+        del self._leases[task]
+        if not task.cancelled():
+            task.exception()
 
-    async def _connection(self, deadline: float, lease: _Lease) -> Connection:
-        loop = asyncio.get_running_loop()
-        while not lease.expired and (left := deadline - loop.time()) > 0:
-            try:
-                # In short turns: whoever needs none any more must not wait on.
-                return await self._pool.getconn(timeout=min(left, _TURN))
-            except PoolTimeout:
-                continue
-        failure = self._connection_class.last_failure
-        raise DatabaseTimeout if failure is None else connect_error_kind(failure)
-
-    async def _once(self, deadline: float, lease: _Lease, work: Work[Result]) -> Result:
-        connection = await self._connection(deadline, lease)
-        lease.connection = connection
-        try:
-            if lease.expired:
-                raise DatabaseTimeout
-            return await work(connection)
-        except (StaleSession, psycopg.errors.ReadOnlySqlTransaction) as error:
-            await connection.close()
-            raise StaleSession from error
-        except ForeignSession as error:
-            await connection.close()
-            raise SchemaNotReady from error
-        finally:
-            lease.connection = None
-            if lease.expired:
-                # The answer may have come in the same moment: a severed connection that looks healthy must not be lent on.
-                await connection.close()
-                self._distrust_idle_connections()
-            await self._pool.putconn(connection)
-
-
-def _connection_lost(error: psycopg.OperationalError) -> bool:
-    if error.diag.severity_nonlocalized == "ERROR":
-        return False  # said by a function, whatever its code: the session goes on
-    return error.sqlstate is None or error.sqlstate.startswith(("57P", "08"))
+    def _on_change(self, error: StorageError | None) -> None:
+        if error is not None:
+            self._lender.replace_idle_connections()

@@ -1,7 +1,7 @@
-"""What an answer of the database says: its rows checked against the question, and put into the model.
+"""Read overrides and records: check the rows against the question, and turn them into values of the model.
 
-Nothing is taken for granted: behind a pooler the rows of another statement once came back, and looked like a workspace that
-does not exist.
+The check is needed. Behind a pooler, the rows of another statement once came back, and looked like a workspace that does not
+exist.
 """
 
 from collections import Counter
@@ -34,17 +34,17 @@ _UNREADABLE: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.pub
 
 
 class UnexpectedAnswer(Exception):
-    """The rows that came back are not an answer to the statement."""
+    """The rows do not answer the question."""
 
 
 async def load_overrides(
     connection: Connection, asked: Collection[UUID]
 ) -> dict[UUID, StoredOverride | ResolutionError]:
-    """Return what is stored for each of the ids that exist.
+    """Return the override of each id that exists.
 
     Raises:
-        UnexpectedAnswer: the answer is not one to this question.
-        StaleSession: this connection's server may hold old values.
+        UnexpectedAnswer: the rows do not answer the question.
+        StaleSession: the server of this connection may hold old values.
         StorageError: the table may hold old values, or hide rows.
     """
     rows = await connection.read(LOAD_OVERRIDES, [list(asked), _limit(asked)])
@@ -53,11 +53,11 @@ async def load_overrides(
 
 
 async def load_record(connection: Connection, key: UUID) -> WorkspaceRecord:
-    """Return what is stored for a workspace, and who left it so.
+    """Return the override of a workspace and its last change.
 
     Raises:
-        UnexpectedAnswer: the answer is not one to this question.
-        StaleSession: this connection's server may hold old values.
+        UnexpectedAnswer: the rows do not answer the question.
+        StaleSession: the server of this connection may hold old values.
         StorageError: the table may hold old values, hide rows, or hold the id more than once.
     """
     rows = await connection.read(LOAD_RECORD, [key])
@@ -67,30 +67,29 @@ async def load_record(connection: Connection, key: UUID) -> WorkspaceRecord:
 
 
 async def require_current_rows(ask: Ask, rows: Sequence[Row], *tables: str) -> None:
-    """Return if the rows of one statement are current and complete; raises as `load_record`.
+    """Return if the rows of a statement are current and complete; raise as `load_record`.
 
     Args:
-        ask: answers the rows of another statement on the connection that they came from: `Connection.read`, or
-            `Connection.rows` inside of a transaction.
-        rows: their first columns are the standings of the tables.
-        tables: the tables that the statement read.
+        ask: runs another statement on the same connection: `Connection.read`, or `Connection.rows` in a transaction.
+        rows: the rows, whose first columns are the standings of the tables.
+        tables: the tables that the statement read, in the order of these columns.
     """
     if not rows:
         raise UnexpectedAnswer
-    for table, said in zip(tables, rows[0], strict=False):
-        standing = as_text(said)
+    for table, value in zip(tables, rows[0], strict=False):
+        standing = as_text(value)
         require_current(standing, table)
         if standing == HAS_CHILDREN:
-            ((of_children,),) = await ask(CHILDREN_STANDING, [table])
-            require_current(as_text(of_children), table)
+            ((children,),) = await ask(CHILDREN_STANDING, [table])
+            require_current(as_text(children), table)
 
 
 def overrides_in(rows: Sequence[Row], asked: Collection[UUID]) -> dict[UUID, StoredOverride | ResolutionError]:
     """Return the overrides in the one row of `LOAD_OVERRIDES`.
 
     Raises:
-        UnexpectedAnswer: the row is not an answer to this question.
-        ValueUnreadable: some id has so many rows that others may be missing from the answer.
+        UnexpectedAnswer: the row does not answer the question.
+        ValueUnreadable: one id has so many rows that the rows of others may be missing.
     """
     ((_, ids, texts),) = rows
     ids, texts = ids or [], texts or []
@@ -105,15 +104,15 @@ def overrides_in(rows: Sequence[Row], asked: Collection[UUID]) -> dict[UUID, Sto
 
 
 def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tuple[WorkspaceRecord, datetime]:
-    """Return the record in the rows of `LOAD_RECORD`, and the database's clock.
+    """Return the record in the rows of `LOAD_RECORD`, and the time by the clock of the database.
 
     Args:
-        rows: of one statement, and current.
-        key: the workspace that was asked about.
+        rows: current rows of one statement.
+        key: the id of the workspace.
         errors: as `bytes.decode` takes it; "replace" for a text that is about to be overwritten.
 
     Raises:
-        UnexpectedAnswer: the rows are not an answer to this question.
+        UnexpectedAnswer: the rows do not answer the question.
         ValueUnreadable: several rows have this id.
         UnicodeDecodeError: the stored text is not UTF-8.
     """
@@ -137,7 +136,7 @@ def changes_in(rows: Sequence[Row]) -> list[Change[int]]:
 
 
 def _limit(asked: Collection[UUID]) -> int:
-    """Return how many rows may come back: one more for each id than there should be."""
+    """Return how many rows may come back: two for each id, so that a second row is noticed."""
     return 2 * len(asked)
 
 
@@ -171,5 +170,5 @@ def _change(entry: Sequence[Any]) -> Change[int]:
 
 
 def _shown(value: bytes | str) -> str:
-    """A text that nothing is decided by: one that is not UTF-8 must not hide the rest of the log."""
+    """Return a text of the log for display. A text that is not UTF-8 must not hide the other entries."""
     return as_text(value, "replace")

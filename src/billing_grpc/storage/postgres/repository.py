@@ -1,4 +1,4 @@
-"""The `Repository` on PostgreSQL: which work runs on which connection, within which budget."""
+"""The `Repository` on PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -29,8 +29,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 POOL_SIZE: Final = 8
 
-_NOBODY: Final = UUID(int=0)
-_AFTER_THE_LAST: Final = 2**63 - 1
+_NO_WORKSPACE_ID: Final = UUID(int=0)
+_MAX_CHANGE_ID: Final = 2**63 - 1
 _NARROW_COLUMN: Final = (
     "workspaces.llm_billing_mode cannot hold NULL and every mode: make it an ordinary text column that may be NULL"
 )
@@ -47,33 +47,36 @@ class PostgresRepository:
     async def opened(
         cls, database_url: str, *, longest_budget: float = 1.0, size: int = POOL_SIZE
     ) -> AsyncIterator[Self]:
-        """A repository while its pool is open; does not wait for the database.
+        """Yield a repository while its pool is open; do not wait for the database.
 
         Args:
-            database_url: the Postgres.
+            database_url: the address of the database.
             longest_budget: the longest budget, in seconds, that any call will give.
             size: how many connections to hold.
+
+        Raises:
+            SettingsError: libpq would not accept the address.
         """
-        pool = BoundedPool(database_url, size=size, longest_budget=longest_budget, probe=_read_nothing)
+        pool = BoundedPool(database_url, size=size, longest_budget=longest_budget, probe=_probe_query)
         async with pool.opened():
             yield cls(pool)
 
     @property
     def last_error(self) -> StorageError | None:
-        """Why the database is known to be down, in which case every method raises this at once; None while it is not."""
+        """The error that every method raises while the database is known to be down; None otherwise."""
         return self._pool.breaker.error
 
     @property
     def available(self) -> bool:
-        """Whether the database is not known to be down."""
+        """False while the database is known to be down."""
         return self.last_error is None
 
     def add_listener(self, listener: Callable[[StorageError | None], None]) -> None:
-        """Calls it, on the event loop, whenever `available` changes: with the error, or with None once it is back."""
+        """Call `listener` on the event loop when `available` changes: with the error, or with None."""
         self._pool.breaker.add_listener(listener)
 
     def pool_stats(self) -> PoolStats:
-        """The connections at this moment."""
+        """Return how many connections are in which state now."""
         return self._pool.stats
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
@@ -99,18 +102,18 @@ class PostgresRepository:
         self, workspace_id: str, mode: BillingMode | None, *, by: ChangeNote, etag: str = "", budget: float
     ) -> OverrideChange:
         clock = asyncio.get_running_loop().time
-        asked = clock()
+        began = clock()
         write = OverrideWrite(UUID(workspace_id), mode, by, etag, self._pool.deadline(budget))
 
         async def work(connection: Connection) -> OverrideChange:
-            return await save_override(connection, write, server_timeout(budget, clock() - asked))
+            return await save_override(connection, write, server_timeout(budget, clock() - began))
 
-        return await self._pool.run(work, budget=budget, writes=True, repeatable=lambda: not write.commit_sent)
+        return await self._pool.run(work, budget=budget, writes=True, may_repeat=lambda: not write.commit_sent)
 
     async def list_changes(
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
-        parameters: list[object] = [_AFTER_THE_LAST if before is None else before, limit]
+        parameters: list[object] = [_MAX_CHANGE_ID if before is None else before, limit]
         query = LIST_CHANGES
         if workspace_id is not None:
             query, parameters = LIST_CHANGES_OF, [*parameters, UUID(workspace_id)]
@@ -120,7 +123,7 @@ class PostgresRepository:
             await require_current_rows(connection.read, rows, LOG)
             return changes_in(rows)
 
-        return await self._pool.run(work, budget=budget, proves=False)
+        return await self._pool.run(work, budget=budget, counts_as_success=False)
 
     async def check_administration(self, *, budget: float) -> None:
 
@@ -133,11 +136,11 @@ class PostgresRepository:
             if not takes_every_mode:
                 log.warning("storage failed", reason=SchemaNotReady.reason, text=_NARROW_COLUMN)
                 raise SchemaNotReady
-            await load_record(connection, _NOBODY)
+            await load_record(connection, _NO_WORKSPACE_ID)
 
         await self._pool.run(work, budget=budget)
 
 
-async def _read_nothing(connection: Connection) -> None:
+async def _probe_query(connection: Connection) -> None:
     """Run the query of a decision for an id that does not exist."""
-    await load_overrides(connection, [_NOBODY])
+    await load_overrides(connection, [_NO_WORKSPACE_ID])

@@ -1,4 +1,4 @@
-"""Whether an answer of the database may be believed: the statement that reads also says where it read, and from what."""
+"""Decide whether the answer of a read is current: each read also reports the state of its server, session and table."""
 
 from typing import Final
 
@@ -8,9 +8,9 @@ from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError
 
 log = structlog.stdlib.get_logger(__name__)
 
-# For a query over pg_class, under the name of `relation`. Part of the statement that reads, because nothing else speaks of
-# the same session and the same moment: behind a pooler the next statement may reach another session, and a failover another
-# server. Catalog names are written in full: what has such a name elsewhere on the search path must not answer.
+# For a query over pg_class under the alias `relation`. It is part of the statement that reads, because only that statement
+# describes the same session at the same moment: behind a pooler the next statement may run in another session, and after a
+# failover on another server. Catalog names are qualified, so that the search path cannot lead to another object.
 STANDING: Final = """CASE
     WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
     WHEN pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool THEN 'read-only'
@@ -23,7 +23,7 @@ STANDING: Final = """CASE
     ELSE 'current'
 END"""
 
-# The same of a table's partitions and children, which most tables have not: not worth its planning in every read.
+# The same for the partitions and children of a table. Most tables have none, so this is not a part of every read.
 CHILDREN_STANDING: Final = """
 WITH RECURSIVE child (oid) AS (
     SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = $1::pg_catalog.regclass
@@ -40,8 +40,8 @@ FROM child JOIN pg_catalog.pg_class USING (oid)
 
 HAS_CHILDREN: Final = "has children"
 _SESSION: Final = {
-    "standby": "the server is a standby, and may not have replayed the last changes yet",
-    "old snapshot": "the session's isolation level shows values as of an earlier moment",
+    "standby": "the server is a standby, which may not have replayed the last changes yet",
+    "old snapshot": "the isolation level of the session shows the values of an earlier moment",
     "read-only": "the session is read-only, as on a server that was demoted",
 }
 _TABLE: Final[dict[str, tuple[type[StorageError], str]]] = {
@@ -56,15 +56,19 @@ _TABLE: Final[dict[str, tuple[type[StorageError], str]]] = {
 
 
 class StaleSession(Exception):
-    """This connection's server may hold old values; another connection may reach another server."""
+    """The server of this connection may hold old values. Another connection may lead to another server."""
 
 
 def require_current(standing: str, table: str) -> None:
-    """Return if what was read from a table in the same statement is current and complete.
+    """Return if the rows that the same statement read from a table are current and complete.
+
+    Args:
+        standing: the value of `STANDING` or `CHILDREN_STANDING`.
+        table: the name of the table, for the log.
 
     Raises:
-        StaleSession: not from this connection.
-        StorageError: not from this table.
+        StaleSession: this connection may show old values.
+        StorageError: this table may hold old values, or hide rows.
     """
     if standing in {"current", HAS_CHILDREN}:
         return

@@ -1,12 +1,44 @@
-"""Every statement that the service sends to its tables, each named for what it does.
+"""The SQL of the service, each statement named for what it does.
 
-Each read answers at least one row, which tells where it read (`standing`): no row at all is no answer, and never "no such
-workspace".
+A read always returns at least one row, which holds the standing of its tables (`standing`). No row means that the read has
+failed. It never means that the workspace does not exist.
 """
 
 from typing import Final
 
 from billing_grpc.storage.postgres.standing import STANDING
+
+# A new connection asks the server itself. A pooler tells a new client what its first session was told, also long after a
+# failover, and it invents the process id that it announces: the server's own process id shows whether there is a pooler.
+# The columns: read-only, process id, search path and role as a new session would have them.
+INSPECT_SESSION: Final = """
+SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool,
+       pg_catalog.pg_backend_pid(),
+       (SELECT reset_val FROM pg_catalog.pg_settings WHERE name = 'search_path'),
+       coalesce((
+           SELECT pg_catalog.substr(setting, 6)
+           FROM pg_catalog.pg_db_role_setting, pg_catalog.unnest(setconfig) AS setting
+           WHERE setting LIKE 'role=%'
+               AND (setrole = 0 OR setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user))
+               AND (setdatabase = 0 OR setdatabase = (
+                   SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))
+           ORDER BY setrole = 0, setdatabase = 0 LIMIT 1), 'none')
+"""
+
+# For a connection that has its session for itself. No answer relies on these settings: each read proves its own.
+SET_UP_SESSION: Final = (
+    "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'"
+)
+
+# The session of a connection that was severed ends soon, and frees its place in the server.
+NOTICE_LOST_CLIENT: Final = "SET client_connection_check_interval = 100"
+
+# For a connection through a transaction pooler, at the beginning of each transaction: any client may have changed the
+# settings of the session that the pooler happens to use.
+CHECK_SESSION: Final = """
+SELECT pg_catalog.set_config('statement_timeout', $1, true), pg_catalog.current_setting('search_path'),
+       pg_catalog.current_setting('role')
+"""
 
 WORKSPACES: Final = "workspaces"
 LOG: Final = "workspace_billing_mode_changes"
@@ -14,9 +46,9 @@ LOG: Final = "workspace_billing_mode_changes"
 _OF_WORKSPACES: Final = STANDING.format(relation="workspaces_class")
 _OF_LOG: Final = STANDING.format(relation="log_class")
 
-# Decisions need `id` and the one column, and nothing else of the schema. The text is cut here: nobody stores a mode of a
-# megabyte on purpose. The casts keep these queries true where the workspace server chose another text type. One row for all
-# ids: their count is bounded even where a broken table holds one id a million times.
+# A decision needs the columns `id` and `llm_billing_mode` alone. The text is cut here, because a mode of a megabyte is a
+# mistake. The casts keep the query correct if the workspace server chose another text type. LIMIT bounds the answer also
+# if a broken table holds one id a million times. Ids and overrides come back as two arrays in one row.
 LOAD_OVERRIDES: Final = f"""
 SELECT {_OF_WORKSPACES}, found.ids, found.overrides
 FROM pg_catalog.pg_class AS workspaces_class
@@ -48,12 +80,12 @@ WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
     AND log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
 """
 
-# Reads after it has got its lock, as only this level does, whatever the role's default is. Under another level everything
-# would be read as of the first statement, and a table that is rewritten meanwhile would look empty.
+# At this level a statement that waited for a lock reads the state after the wait. At another level, which may be the role's
+# default, it would read the state before the first statement, and a table that was rewritten meanwhile would look empty.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
-# For this transaction alone. The timeouts end it on the server when the service is gone or frozen. An acknowledged write
-# must survive a crash, also where the role prefers speed.
+# These settings hold for one transaction. The timeouts end it on the server if the service is gone or frozen. An
+# acknowledged write must survive a crash, so synchronous_commit is on, whatever the role's default is.
 ANNOUNCE: Final = """
 SELECT pg_catalog.set_config('billing_grpc.principal', $1, true), pg_catalog.set_config('billing_grpc.reason', $2, true),
        pg_catalog.set_config('billing_grpc.request_id', $3, true), pg_catalog.set_config('statement_timeout', $4, true),
@@ -61,7 +93,7 @@ SELECT pg_catalog.set_config('billing_grpc.principal', $1, true), pg_catalog.set
        CASE WHEN pg_catalog.current_setting('synchronous_commit') <> 'remote_apply'
            THEN pg_catalog.set_config('synchronous_commit', 'on', true) END
 """
-# A commit that waits for a standby that is away ends with no timeout, and keeps its session and its lock.
+# No timeout ends a commit that waits for a synchronous standby. It keeps its session and its lock.
 STUCK_COMMITS: Final = """
 SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity
 WHERE usename = session_user AND wait_event = 'SyncRep'
@@ -69,14 +101,15 @@ WHERE usename = session_user AND wait_event = 'SyncRep'
 """
 LOCK: Final = "SELECT FROM workspaces WHERE id = $1 FOR NO KEY UPDATE"
 
-# No cast of the new mode: the column may be an enum.
+# The new mode is not cast, because the column may be an enum.
 WRITE: Final = "UPDATE workspaces SET llm_billing_mode = $2 WHERE id = $1"
 
-# What was put off until the commit happens now, where its outcome can still be seen and its failure explained.
+# Deferred constraints and triggers run now, while their outcome can still be read and their failure explained.
 CHECK_NOW: Final = "SET CONSTRAINTS ALL IMMEDIATE"
 
-# Fails once the moment has passed, in the server's clock, and the commit that follows in the same round trip is not even
-# looked at: a write that its caller has given up must not happen later. No constant, which would be computed beforehand.
+# Fails once the moment has passed, by the server's clock. Then the server skips the COMMIT that follows in the same round
+# trip: a write whose caller has given up must not happen later. The ELSE branch is not a constant, because the planner
+# would evaluate a constant, and fail, in every case.
 STILL_IN_TIME: Final = """
 SELECT CASE WHEN pg_catalog.clock_timestamp() < $1::pg_catalog.timestamptz THEN 0
     ELSE pg_catalog.concat('billing_grpc gave this write up before ', pg_catalog.clock_timestamp())::pg_catalog.int4 END
@@ -100,12 +133,13 @@ ORDER BY entry.change_id DESC
 LIST_CHANGES: Final = _CHANGES.format(of_one="")
 LIST_CHANGES_OF: Final = _CHANGES.format(of_one=" AND workspace_id = $3")
 
-# What administration needs, from the catalogs: a question that fails as long as the schema is missing would be logged with
-# every look. The triggers of every table that holds workspaces count: without them a change leaves no trail and no etag.
-# Postgres copies no TRUNCATE trigger to a partition that comes later; `billing-grpc migrate up` adds it. Numbers of a
-# sequence count as not migrated: one that lies behind the log refuses every change. So does the column: it takes NULL and
-# every mode, so an enum has to know the three, and a bounded text to have room for them. A look at a row notices the rest: a
-# table that is locked, a policy that hides rows, a server that is read-only.
+# The columns: the schema is complete; the role has every right; the column can hold every mode. The query reads the
+# catalogs, because a query of the tables would fail, and log, once a second while the schema is missing.
+# - Every table that holds workspaces needs the triggers: without them a change leaves no trail and no new etag. Postgres
+#   does not copy a TRUNCATE trigger to a later partition; `billing-grpc migrate up` adds it.
+# - A change_id from a sequence counts as not migrated: a sequence that is behind the log refuses every change.
+# - The column must take NULL and the three modes: an enum must have them, and a bounded text must have room for them.
+# A locked table, a policy that hides rows and a read-only server are found by the read of a row that follows.
 CHECK_ADMINISTRATION: Final = """
 WITH RECURSIVE part (relid) AS (
     SELECT pg_catalog.to_regclass('workspaces')::pg_catalog.oid

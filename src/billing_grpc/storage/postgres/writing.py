@@ -1,7 +1,7 @@
-"""A write of one workspace's override: a transaction whose outcome is looked at before it is committed.
+"""Write the override of a workspace, in one transaction whose result is checked before the commit.
 
-What the database did is compared with what was asked for, because rules and triggers of others may undo it. The commit is a
-round trip of its own, so a caller that has given up is never followed by a late write.
+The result is checked because rules and triggers of the tenant may undo the write. The commit is a round trip of its own, so
+that no write happens after its caller has given up.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ from billing_grpc.storage.postgres.statements import (
 log = structlog.stdlib.get_logger(__name__)
 
 _REFUSALS: Final = frozenset({"09", "21", "22", "23", "27", "38", "39", "44", "45", "P0"})
-"""Classes of errors by which a table says no: its column's type, a constraint, a trigger."""
+"""Classes of errors by which a table refuses a write: because of a column's type, a constraint or a trigger."""
 _MORE_REFUSALS: Final = frozenset({"428C9", "55000"})
-"""The column is generated; the table is published and has no key to publish its changes by."""
+"""More such errors: the column is generated, or the table is published and has no replica identity."""
 _IN_A_TRIGGER: Final = frozenset({"08", "25", "42", "57"})
-"""What says something of the database, or of the statement, unless a function of somebody else raised it."""
+"""Classes of errors that tell of a fault of the database or the statement, unless a function of the tenant raised them."""
 _OUR_TRIGGER: Final = "record_workspace_billing_mode_change"
 _MOST_STUCK: Final = 4
-"""How many commits of the role may wait for a standby for longer than a second; each holds one of the server's places."""
+"""How many commits of the role may wait for a standby for more than a second. Each holds a session of the server."""
 
 
 @dataclass(slots=True)
@@ -52,12 +52,12 @@ class OverrideWrite:
     """A write to be made.
 
     Attributes:
-        key: the workspace.
-        mode: None to inherit.
-        by: who writes, and why.
-        etag: of the workspace as its caller knows it; empty writes unconditionally.
-        deadline: when its caller gives up, in the clock of the event loop.
-        commit_sent: whether it may have happened; until then it can be made again on another connection.
+        key: the id of the workspace.
+        mode: the mode to store; None to inherit.
+        by: the author, the reason and the request id.
+        etag: the etag that the caller knows; empty for an unconditional write.
+        deadline: when the caller gives up, in the clock of the event loop.
+        commit_sent: whether the write may have happened. Until then it may be repeated on another connection.
     """
 
     key: UUID
@@ -69,18 +69,18 @@ class OverrideWrite:
 
 
 async def save_override(connection: Connection, write: OverrideWrite, limit: str) -> OverrideChange:
-    """Make the write and return what it found and left; nothing is committed unless it left what was asked for.
+    """Make the write and return the state before and after it. Commit only if the state after it is the requested one.
 
     Args:
-        connection: in no transaction.
-        write: what to write.
-        limit: how long the server may work on a statement, or wait for the next one, as Postgres takes it.
+        connection: a connection that is in no transaction.
+        write: the write.
+        limit: the time that the server may spend on a statement, or wait for the next one, as Postgres takes it.
 
     Raises:
-        WriteUndone: the database did something else; rolled back.
-        DatabaseTimeout: it was not committed, because its caller has given up.
-        psycopg.Error: the database failed; after the commit was sent, its outcome is unknown.
-        UnexpectedAnswer: as `reading.load_record`, like StaleSession and StorageError.
+        WriteUndone: the database did not do what was requested. The transaction was rolled back.
+        DatabaseTimeout: the transaction was not committed, because the caller has given up.
+        psycopg.Error: the database failed. After the commit was sent, the outcome is unknown.
+        UnexpectedAnswer, StaleSession, StorageError: as `reading.load_record`.
     """
     async with _rolled_back_unless_committed(connection):
         previous, moment = await _begin(connection, write, limit)
@@ -90,17 +90,17 @@ async def save_override(connection: Connection, write: OverrideWrite, limit: str
         if change.writes:
             current, moment = await _write(connection, write, change)
             change = OverrideChange(previous, current)
-        # Also where nothing changes: the state that is acknowledged may be another writer's, committed and not yet durable.
+        # Commit also if nothing changes: the state may be another writer's, which is committed but not yet durable.
         left = write.deadline - asyncio.get_running_loop().time()
         await _commit(connection, write, moment_after(moment, left))
         return change
 
 
 def moment_after(moment: datetime, seconds: float) -> datetime:
-    """Return the moment that comes so long after another.
+    """Return the moment so many seconds after another, in UTC.
 
-    In the server's clock: it said the time before it answered, so the moment comes no later than the caller's deadline. In
-    UTC: sums in the session's time zone are an hour off in the night in which summer time ends.
+    The server read its clock before it answered, so the result is not later than the deadline of the caller. The sum is
+    computed in UTC, because local time jumps by an hour when summer time ends.
     """
     return moment.astimezone(UTC) + timedelta(seconds=seconds)
 
@@ -111,21 +111,21 @@ async def _rolled_back_unless_committed(connection: Connection) -> AsyncIterator
         yield
     finally:
         if connection.info.transaction_status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
-            with suppress(psycopg.Error):  # a lost connection rolls back by itself
+            with suppress(psycopg.Error):  # if the connection is lost, the server rolls back
                 await connection.execute("ROLLBACK")
 
 
 async def _begin(connection: Connection, write: OverrideWrite, limit: str) -> tuple[WorkspaceRecord, datetime]:
-    """Lock the row and return what it says, and when: each statement sees what was committed when it began."""
+    """Lock the row and return its record, and the moment of the read. Each statement sees what was committed before it."""
     texts = [connection.storable(each) for each in (write.by.principal, write.by.reason, write.by.request_id)]
     async with connection.pipeline():
         await connection.execute(BEGIN)
-        own = await connection.begin_own()
+        session = await connection.send_session_check()
         await connection.execute(ANNOUNCE, [*texts, limit])
         stuck = await connection.execute(STUCK_COMMITS)
         locked = await connection.execute(LOCK, [write.key])
         loaded = await connection.execute(LOAD_RECORD, [write.key], binary=True)
-    await connection.require_own(own)
+    await connection.require_own_session(session)
     ((count,),) = await stuck.fetchall()
     if count >= _MOST_STUCK:
         log.warning("storage failed", reason=DatabaseTimeout.reason, text="commits wait for a synchronous standby")
@@ -133,7 +133,7 @@ async def _begin(connection: Connection, write: OverrideWrite, limit: str) -> tu
     rows = await loaded.fetchall()
     await require_current_rows(connection.rows, rows, WORKSPACES, LOG)
     record, moment = record_in(rows, write.key, errors="replace")
-    # A row that appeared after the lock found none was not locked.
+    # A row that was inserted after the lock statement is not locked, so it does not count.
     return (record if locked.rowcount else WorkspaceRecord(NO_WORKSPACE)), moment
 
 
@@ -161,13 +161,13 @@ async def _write(
 
 
 def _is_refusal(error: psycopg.Error) -> bool:
-    """Return whether the table refused the write, so that nothing is wrong with the connection or the server."""
+    """Return whether the table refused the write, while connection and server are in order."""
     state, context = error.sqlstate or "", error.diag.context or ""
     if error.diag.severity_nonlocalized != "ERROR":
         return False  # the session ends
     if state[:2] in _REFUSALS or state in _MORE_REFUSALS:
         return True
-    # Only what a function raised has a context, in whatever language; but for a cancelled wait, which names the row.
+    # Only an error that a function raised has a context. The exception is a cancelled wait for a lock: it names the row.
     return state != "57014" and state[:2] in _IN_A_TRIGGER and context != "" and _OUR_TRIGGER not in context
 
 
