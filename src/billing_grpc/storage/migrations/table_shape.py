@@ -5,7 +5,7 @@ from typing import Final
 
 # Needs no right but CONNECT, because every role may read the catalogs. Returns a row for each fault, and no row if there is
 # no table.
-LOOK: Final = """
+FIND_FAULTS: Final = """
 WITH RECURSIVE part (relid) AS (
     SELECT to_regclass('workspaces')::oid
     UNION SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = relid
@@ -55,10 +55,10 @@ _DANGERS: Final = {
 
 
 def reasons_against(faults: Iterable[str], *, allow_unsafe: bool = False) -> list[str]:
-    """Return a sentence for each fault that `LOOK` found, with its consequence and, if there is one, its remedy.
+    """Return a sentence for each fault that `FIND_FAULTS` found, with its consequence and, if there is one, its remedy.
 
     Args:
-        faults: the first column of the rows of `LOOK`.
+        faults: the first column of the rows of `FIND_FAULTS`.
         allow_unsafe: leave out the shapes that can be migrated.
     """
     sentences = _NO_TABLE if allow_unsafe else {**_NO_TABLE, **_DANGERS}
