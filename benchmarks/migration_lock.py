@@ -1,7 +1,7 @@
-"""How long `migrate up` makes others wait on a table of a million rows, beside what a plain CHECK would do.
+"""Measure how long `migrate up` makes others wait on a table of a million rows, and how long a plain CHECK would.
 
-Prints the longest single wait of a reader and of a writer that never stop, while the migrations run and while the same
-column is added with a CHECK that scans. Needs nothing but `make benchmark`.
+Print the longest single wait of a reader and of a writer that never stop: while the migrations run, and while the same
+column is added with a CHECK that scans. Run by `make benchmark`.
 """
 
 import shutil
@@ -34,7 +34,7 @@ WRITE: Final = b"UPDATE workspaces SET updated_at = now() WHERE id = '00000000-0
 
 
 def longest_waits(url: str, work: Callable[[], object]) -> tuple[float, float, float]:
-    """How long `work` took, and the longest read and write beside it, in seconds."""
+    """Return how long `work` took, and the longest read and write during it, in seconds."""
     ended = threading.Event()
     longest = {READ: 0.0, WRITE: 0.0}
 
@@ -60,13 +60,13 @@ def longest_waits(url: str, work: Callable[[], object]) -> tuple[float, float, f
 
 
 def execute(url: str, statement: bytes) -> None:
-    """Runs one statement of our own."""
+    """Run one statement of our own."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)
 
 
 def main() -> None:
-    """Fills a table, measures both ways, prints the table of waits."""
+    """Fill a table, measure both ways, and print the table of waits."""
     directory = Path(tempfile.gettempdir()) / f"billing-grpc-benchmark-{uuid.uuid4().hex[:8]}"
     try:
         with EmbeddedPostgres(directory, durable=False) as postgres:

@@ -1,6 +1,6 @@
-"""What one resolve costs, beside what a caller would use instead. Prints ratios of one interleaved run.
+"""Measure what one resolve costs, and what a caller's own query would. Print ratios of one interleaved run.
 
-Rows with the same base are comparable; a ratio above 1 is slower than its base. Needs nothing but `make benchmark`.
+Rows with the same base are comparable; a ratio above 1 is slower than its base. Run by `make benchmark`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ Once = Callable[[], Awaitable[Any]]
 
 
 async def variants(url: str, some_id: str, stack: AsyncExitStack) -> dict[str, tuple[str, Once]]:
-    """What is measured, by name: the name of its base, and how to do it once."""
+    """Return each variant by name: the name of its base, and a function that runs it once."""
     repository = await stack.enter_async_context(PostgresRepository.opened(url))
     pool = await stack.enter_async_context(
         AsyncConnectionPool(url, min_size=8, kwargs={"autocommit": True}, open=False)
@@ -90,7 +90,7 @@ async def variants(url: str, some_id: str, stack: AsyncExitStack) -> dict[str, t
 
 
 async def measure(url: str, some_id: str) -> dict[str, tuple[str, float]]:
-    """The median of the rounds' medians, in seconds, by name, with the name of the base."""
+    """Return each variant's base and the median of its rounds' medians, in seconds, by the variant's name."""
     async with AsyncExitStack() as stack:
         measured = await variants(url, some_id, stack)
         medians: dict[str, list[float]] = {name: [] for name in measured}
@@ -106,7 +106,7 @@ async def measure(url: str, some_id: str) -> dict[str, tuple[str, float]]:
 
 
 def main() -> None:
-    """Starts a database, measures, prints the table."""
+    """Start a database, measure, and print the table."""
     directory = Path(tempfile.gettempdir()) / f"billing-grpc-benchmark-{uuid.uuid4().hex[:8]}"
     try:
         with EmbeddedPostgres(directory) as postgres:

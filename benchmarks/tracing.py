@@ -1,4 +1,4 @@
-"""What a call costs with traces on, beside one without. Prints ratios of one interleaved run; a collector takes them."""
+"""Measure what a call costs with and without traces. Print ratios of one interleaved run; a collector takes the traces."""
 
 import asyncio
 import statistics
@@ -34,21 +34,21 @@ Once = Callable[[], Awaitable[Any]]
 
 
 class Taking(BaseHTTPRequestHandler):
-    """Takes spans and forgets them."""
+    """A collector that discards the spans it receives."""
 
     def do_POST(self) -> None:
-        """Reads the request and answers."""
+        """Read the request and answer."""
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 @asynccontextmanager
 async def stub(tracing: Tracing | None) -> AsyncIterator[Any]:
-    """A client of a server with these traces, over a repository in memory: what is measured weighs most there."""
+    """Open a client of a server with these traces, over a repository in memory, where the cost of traces shows most."""
     metrics = Metrics()
     repository = ObservedRepository(InMemoryRepository({WORKSPACE: "byok"}), metrics, tracing)
     servicer = BillingModeService(repository, lambda: None, KeyList(), 1.0, metrics)
@@ -62,7 +62,7 @@ async def stub(tracing: Tracing | None) -> AsyncIterator[Any]:
 
 
 async def measure(endpoint: str) -> dict[str, float]:
-    """The median of the rounds' medians, in seconds, by name."""
+    """Return the median of the rounds' medians, in seconds, by the variant's name."""
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(exporting(endpoint, 1.0, "0", Metrics()))
         off = await stack.enter_async_context(stub(None))
@@ -87,7 +87,7 @@ async def measure(endpoint: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Starts a collector, measures, prints the table."""
+    """Start a collector, measure, and print the table."""
     logs.configure("json", "ERROR")
     with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as collector:
         serving = threading.Thread(target=collector.serve_forever, daemon=True)

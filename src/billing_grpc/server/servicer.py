@@ -129,7 +129,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
     async def _would_save(
         self, workspace_id: str, mode: BillingMode | None, etag: str, context: CallContext
     ) -> OverrideChange:
-        """What `save_override` would answer, with nothing written and so the etag as it is."""
+        """Return the change that `save_override` would make; write nothing, and so keep the etag."""
         previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
         return OverrideChange.planned(previous, mode, etag)
 
