@@ -1,9 +1,10 @@
 """The command line: its commands, each loaded when it is used, their common options, and the exit codes."""
 
+import ast
 import sys
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from pkgutil import get_data, resolve_name
 from typing import Any, Final, NoReturn
 
 import click
@@ -29,39 +30,33 @@ Exit codes:
 The connection's options may also stand after the command. Reference: docs/cli.md."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    """A command's module and attribute, and its line in the help, which is shown without loading the module."""
-
-    module: str
-    attribute: str
-    help: str
-
-
+# Where each command is defined. Its docstring is its help.
 _COMMANDS: Final = {
-    "resolve": _Command("billing_grpc.cli.resolve", "resolve", "Say who pays for workspaces, and why."),
-    "get": _Command("billing_grpc.cli.get_set", "get", "Show an existing workspace's mode, its etag, and who set it."),
-    "set": _Command("billing_grpc.cli.get_set", "set_mode", "Give a workspace its own mode."),
-    "inherit": _Command("billing_grpc.cli.get_set", "inherit", "Make a workspace inherit the organisation's default."),
-    "changes": _Command("billing_grpc.cli.changes", "changes", "List who changed what, and why, newest first."),
-    "validate-secret": _Command(
-        "billing_grpc.cli.validate_secret", "validate_secret", "Say whether secrets may be stored under these names."
-    ),
-    "plan": _Command("billing_grpc.cli.plan", "plan", "Show what a workspace's container loses and gets."),
-    "run": _Command("billing_grpc.cli.run", "run", "Run a command in the environment that its workspace may have."),
-    "watch-health": _Command(
-        "billing_grpc.cli.watch_health", "watch_health", "Say whether a server serves, and when that changes."
-    ),
-    "serve": _Command("billing_grpc.cli.serve", "serve", "Serve until SIGINT or SIGTERM."),
-    "migrate": _Command(
-        "billing_grpc.cli.serve", "migrate", "Change the database's schema, or look at where it stands."
-    ),
-    "token": _Command("billing_grpc.cli.serve", "token", "Make the tokens that callers show."),
-    "conformance-server": _Command(
-        "billing_grpc.conformance.command", "conformance_server", "For tests of clients: play the conformance vectors."
-    ),
-    "completion": _Command("billing_grpc.cli.completion", "completion", "Print a shell's completion script."),
+    "resolve": "billing_grpc.cli.resolve:resolve",
+    "get": "billing_grpc.cli.get_set:get",
+    "set": "billing_grpc.cli.get_set:set_mode",
+    "inherit": "billing_grpc.cli.get_set:inherit",
+    "changes": "billing_grpc.cli.changes:changes",
+    "validate-secret": "billing_grpc.cli.validate_secret:validate_secret",
+    "plan": "billing_grpc.cli.plan:plan",
+    "run": "billing_grpc.cli.run:run",
+    "watch-health": "billing_grpc.cli.watch_health:watch_health",
+    "serve": "billing_grpc.cli.serve:serve",
+    "migrate": "billing_grpc.cli.serve:migrate",
+    "token": "billing_grpc.cli.serve:token",
+    "conformance-server": "billing_grpc.conformance.command:conformance_server",
+    "completion": "billing_grpc.cli.completion:completion",
 }
+
+
+def _summary(place: str) -> str:
+    """Return the first line of a command's docstring from its source: loading the module would load gRPC or a server."""
+    module, _, function = place.partition(":")
+    package, _, name = module.rpartition(".")
+    for node in ast.parse(get_data(package, f"{name}.py") or b"").body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise LookupError(f"{module} defines no function {function}")
 
 
 class _Lazy(click.Group):
@@ -76,7 +71,7 @@ class _Lazy(click.Group):
             return super().get_command(ctx, cmd_name)
         exit_codes.open_missing_streams()
         quieten_grpc()
-        found: click.Command = getattr(import_module(place.module), place.attribute)
+        found: click.Command = resolve_name(place)
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -90,7 +85,7 @@ class _Lazy(click.Group):
         del ctx
         added = {name: command.get_short_help_str() for name, command in self.commands.items()}
         with formatter.section("Commands"):
-            formatter.write_dl([*((name, each.help) for name, each in _COMMANDS.items()), *added.items()])
+            formatter.write_dl([*((name, _summary(place)) for name, place in _COMMANDS.items()), *added.items()])
 
 
 def _warn_about_unknown_settings() -> None:
@@ -114,7 +109,7 @@ def cli(context: click.Context, /, **given: Any) -> None:
     """Decide who pays for the language-model calls of each workspace of an AI platform."""
     context.obj = Connection(**given)
     place = _COMMANDS.get(context.invoked_subcommand or "")
-    if place is not None and place.module not in _SERVER_MODULES:
+    if place is not None and not place.startswith(_SERVER_MODULES):
         _warn_about_unknown_settings()
 
 

@@ -91,20 +91,13 @@ def token_new(name: str, role: str) -> None:
     click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
 
 
-def _serve(**flags: str | None) -> None:
-    by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
-    settings = load_settings(by_setting)
-    with announcing(_STDOUT) as say:
-        run(settings, say)
-
-
 def _setting(field: FieldInfo) -> str:
     return str(field.alias)
 
 
-def _serve_command() -> click.Command:
-    """Return `serve` with one flag for each setting, so that flags and settings cannot differ."""
-    options: list[click.Parameter] = [
+def _flags() -> list[click.Parameter]:
+    """Return one flag for each setting, so that flags and settings cannot differ."""
+    return [
         click.Option(
             [f"--{_setting(field).removeprefix('BILLING_GRPC_').lower().replace('_', '-')}", name],
             help=f"{field.description} (setting: {_setting(field)})",
@@ -113,7 +106,12 @@ def _serve_command() -> click.Command:
         # The limits last, because they are rarely needed.
         for name, field in sorted(Settings.model_fields.items(), key=lambda item: item[0] in Limits.model_fields)
     ]
-    return click.Command("serve", params=options, callback=_serve, help="Serve until SIGINT or SIGTERM.")
 
 
-serve: Final = _serve_command()
+@click.command(params=_flags())
+def serve(**flags: str | None) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
+    settings = load_settings(by_setting)
+    with announcing(_STDOUT) as say:
+        run(settings, say)
