@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from billing_grpc.model import Principal
+from billing_grpc.wire import metadata
 
-HEADER: Final = "x-request-id"
-"""The metadata key of a request id, in the call and in the trailing metadata of its answer."""
+HEADER: Final = metadata.REQUEST_ID
 
 _ACCEPTED_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 

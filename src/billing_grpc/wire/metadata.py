@@ -1,0 +1,6 @@
+"""The keys of a call's metadata that client and server share."""
+
+from typing import Final
+
+REQUEST_ID: Final = "x-request-id"
+"""The id of a request, in the call and in the trailing metadata of its answer."""
