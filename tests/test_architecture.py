@@ -32,8 +32,8 @@ PURE_MODULES: Final = {
 }
 
 MODE_SETTING: Final = "MOLECULE_LLM_BILLING_MODE"
-# Names the variables that a container gets; writes them into an answer and reads nothing.
-NAMES_WITHOUT_READING: Final = {"provision"}
+# Name the variable, in an answer for a container or in an error message, and read nothing.
+NAMES_WITHOUT_READING: Final = {"provision", "server/settings/checks"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -153,7 +153,7 @@ def test_the_environment_is_read_in_one_module() -> None:
 def test_the_billing_mode_variable_is_named_only_where_it_is_read_or_written_into_a_plan() -> None:
     named = {name for name, tree in ALL.items() if mentions(tree, MODE_SETTING)}
 
-    assert named == {"server/settings/config"} | NAMES_WITHOUT_READING
+    assert named == {"server/settings/fields"} | NAMES_WITHOUT_READING
 
 
 READS: Final = {
