@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from billing_grpc import provision
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.client import fallback, verified
+from billing_grpc.client import fallback, verified, verified_keys
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
     NO_WORKSPACE,
@@ -164,7 +164,7 @@ def test_every_verdict_of_the_gate_is_taken_as_it_is(resolution: Resolution, sen
         resolution=messages.resolution_to_proto(resolution),
     )
 
-    decision = verified.secret_write(answer, sent, WORKSPACE, KEYS)
+    decision = verified_keys.secret_write(answer, sent, WORKSPACE, KEYS)
 
     assert (decision.allowed, decision.verdicts, decision.resolution) == (allowed, tuple(verdicts), resolution)
 
@@ -175,7 +175,7 @@ def test_every_plan_of_the_service_is_taken_as_it_is(
 ) -> None:
     plan = provision.plan(resolution, KeyList(["NEW_VENDOR_KEY"] if extended else []), present)
 
-    assert verified.provision_plan(messages.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
+    assert verified_keys.provision_plan(messages.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
 
 
 def _shut_plan() -> service_pb.PlanProvisionEnvResponse:
@@ -213,12 +213,12 @@ def test_a_plan_that_contradicts_itself_is_refused(
     honest: Callable[[], service_pb.PlanProvisionEnvResponse], break_it: Callable[..., object]
 ) -> None:
     answer = honest()
-    verified.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+    verified_keys.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
 
     break_it(answer)
 
     with pytest.raises(AnswerInvalid):
-        verified.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
+        verified_keys.provision_plan(answer, ["openai_api_key"], WORKSPACE, KEYS)
 
 
 def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
@@ -227,7 +227,7 @@ def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
     answer.strip_keys.append("ACME_TOKEN")
     env = ["new_vendor_key", "acme_token", "\ufeffHF_TOKEN", "PATH"]
 
-    stripped = verified.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
+    stripped = verified_keys.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
 
     assert {*env[:3], "HF_TOKEN", "NEW_VENDOR_KEY", "ACME_TOKEN", "openai_api_key"} <= set(stripped)
     assert "PATH" not in stripped
@@ -236,7 +236,7 @@ def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
 def verdict_on(key: str, verdict: Any) -> SecretVerdict:
     answer = service_pb.ValidateSecretWriteResponse(resolution=messages.resolution_to_proto(SHUT))
     answer.verdicts.add(secret_key=key, verdict=verdict)
-    return verified.secret_write(answer, [key], WORKSPACE, KEYS).verdicts[0].verdict
+    return verified_keys.secret_write(answer, [key], WORKSPACE, KEYS).verdicts[0].verdict
 
 
 def test_a_reserved_name_is_refused_as_reserved_or_the_answer_is_invalid() -> None:
@@ -254,7 +254,7 @@ def test_an_invalid_answer_allows_no_key_that_it_does_not_plainly_allow() -> Non
     verdicts = [pb.SecretKeyVerdict(secret_key=key, verdict=each) for key, each in zip(sent, said, strict=True)]
     answer = service_pb.ValidateSecretWriteResponse(allowed=True, verdicts=verdicts)
 
-    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified.doubted(answer, sent))
+    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified_keys.doubted(answer, sent))
 
     assert [each.verdict for each in decision.verdicts] == [
         SecretVerdict.ALLOWED,
@@ -270,8 +270,8 @@ def test_an_answer_about_other_keys_allows_none(about: list[str]) -> None:
     sent = ["SLACK_TOKEN", "OTHER"]
 
     with pytest.raises(AnswerInvalid):
-        verified.secret_write(answer, sent, WORKSPACE, KEYS)
-    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified.doubted(answer, sent))
+        verified_keys.secret_write(answer, sent, WORKSPACE, KEYS)
+    decision = fallback.secret_write(WORKSPACE, sent, ERROR, KEYS, doubted=verified_keys.doubted(answer, sent))
     assert not any(each.verdict is SecretVerdict.ALLOWED for each in decision.verdicts)
 
 

@@ -11,12 +11,13 @@ from billing_grpc.client.administration import Administration
 from billing_grpc.client.bearer_token import TokenSource
 from billing_grpc.client.calls import Calls
 from billing_grpc.client.channel import Dialer
-from billing_grpc.client.decisions import Decisions, key_names
+from billing_grpc.client.key_decisions import KeyDecisions, key_names
+from billing_grpc.client.resolutions import Resolutions
 from billing_grpc.client.tls import ClientTls
 from billing_grpc.secret_keys import KeyList, normalise
 
 
-class BillingClient(Decisions, Administration):
+class BillingClient(Resolutions, KeyDecisions, Administration):
     """Ask one server, for the lifetime of the application.
 
     A client works on one event loop at a time; when that loop has ended, it connects anew on the next. While its loop runs,
@@ -53,7 +54,8 @@ class BillingClient(Decisions, Administration):
             raise ValueError(f"extra_blocked_keys: these are not names of keys: {wrong}")
         calls = Calls(Dialer(target, token=token, tls=tls), timeout, metadata)
         Administration.__init__(self, calls)
-        Decisions.__init__(self, calls, KeyList(name for name in extra.values() if name is not None))
+        Resolutions.__init__(self, calls)
+        KeyDecisions.__init__(self, calls, KeyList(name for name in extra.values() if name is not None))
 
     async def __aenter__(self) -> Self:
         return self

@@ -4,33 +4,24 @@ A client acts on these answers with keys and money. An answer that names an unkn
 `AnswerInvalid`; the client then uses the `fallback`.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from billing_grpc import provision
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.errors import AnswerInvalid, quoted
+from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
     BillingModeUpdate,
     Change,
-    ProvisionPlan,
     Resolution,
     ResolutionError,
-    SecretKeyVerdict,
-    SecretVerdict,
-    SecretWriteDecision,
     StoredOverride,
     WorkspaceBillingMode,
 )
-from billing_grpc.provision import MODE_VARIABLES
 from billing_grpc.resolver import CLOSED, recognise_org_default, resolve
-from billing_grpc.secret_keys import KeyList, is_reserved, normalise
-from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO, VERDICT_FROM_PROTO
+from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO
 
 
 def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if: str | None = None) -> Resolution:
@@ -45,14 +36,14 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
         AnswerInvalid: it is about another workspace, names an unknown mode or source, or contradicts itself.
     """
     if message.workspace_id != workspace_id.lower():
-        _refuse("it is about another workspace")
+        refuse("it is about another workspace")
     mode = MODE_FROM_PROTO.get(message.resolved_mode)
     source = SOURCE_FROM_PROTO.get(message.source)
     default = MODE_FROM_PROTO.get(message.org_default)
     if mode is None or source is None or default is None:
-        _refuse("it names a mode or a source that this version does not know")
+        refuse("it names a mode or a source that this version does not know")
     if what_if is not None and default is not (recognise_org_default(what_if) or CLOSED):
-        _refuse("it does not use the org default of the request")
+        refuse("it does not use the org default of the request")
     text = message.workspace_override if message.HasField("workspace_override") else None
     error = ResolutionError(message.error.reason, message.error.message) if message.HasField("error") else None
     known = error if error is not None else StoredOverride(text)
@@ -61,134 +52,10 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
     follows = {(each.mode, each.source) for each in (resolve(workspace_id, known, org) for org in published)}
     unread = error is not None or not workspace_id
     if (mode, source) not in follows or (unread and text is not None):
-        _refuse("it does not follow from its own parts")
+        refuse("it does not follow from its own parts")
     if error is not None and not (error.reason and workspace_id):
-        _refuse("it holds an error without a reason, or where nothing had to be read")
+        refuse("it holds an error without a reason, or where nothing had to be read")
     return Resolution(message.workspace_id, mode, source, text, default, message.reason, error)
-
-
-def secret_write(
-    answer: service_pb.ValidateSecretWriteResponse,
-    secret_keys: Sequence[str],
-    workspace_id: str,
-    keys: KeyList,
-    *,
-    org_wide: bool = False,
-) -> SecretWriteDecision:
-    """Return whether secrets may be stored under these names.
-
-    Args:
-        answer: the answer.
-        secret_keys: the names of the request.
-        workspace_id: where they would be stored; empty before the workspace exists, and for the whole organisation.
-        keys: the vendor keys as the caller knows them.
-        org_wide: whether they would be stored for the whole organisation.
-
-    Returns:
-        The decision. A key that only `keys` lists is refused too, unless the mode is open. If the answer then has no
-        resolution, the client has to ask for the mode (`lacks_mode`).
-
-    Raises:
-        AnswerInvalid: it is about other keys, or contradicts its own resolution.
-    """
-    decided = resolution(answer.resolution, workspace_id) if answer.HasField("resolution") else None
-    if [each.secret_key for each in answer.verdicts] != list(secret_keys):
-        _refuse("it is not about the keys of the request")
-    verdicts = tuple(_verdict(each, decided) for each in answer.verdicts)
-    if answer.allowed != _all_allowed(verdicts):
-        _refuse("`allowed` contradicts the verdicts")
-    judged = tuple(_stricter(each, decided, keys, org_wide=org_wide) for each in verdicts)
-    return SecretWriteDecision(_all_allowed(judged), judged, decided)
-
-
-def lacks_mode(decision: SecretWriteDecision) -> bool:
-    """Return whether the mode is missing: a key is refused that the client lists and the server does not."""
-    blocked = (each.verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED for each in decision.verdicts)
-    return decision.resolution is None and any(blocked)
-
-
-def _all_allowed(verdicts: Sequence[SecretKeyVerdict]) -> bool:
-    return all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
-
-
-def _stricter(
-    theirs: SecretKeyVerdict, decided: Resolution | None, keys: KeyList, *, org_wide: bool
-) -> SecretKeyVerdict:
-    """Return the server's verdict, or the client's if only the client refuses."""
-    if theirs.verdict is not SecretVerdict.ALLOWED:
-        return theirs
-    ours = keys.judge(theirs.secret_key, normalise(theirs.secret_key) or "", decided, org_wide=org_wide)
-    return theirs if ours.verdict is SecretVerdict.ALLOWED else ours
-
-
-def doubted(answer: service_pb.ValidateSecretWriteResponse, secret_keys: Sequence[str]) -> list[int]:
-    """Return the indexes of the keys that an invalid answer does not plainly allow.
-
-    Return all indexes if the answer has another number of keys than the request, or refuses the request without naming a
-    key.
-    """
-    plain = [each.verdict == pb.SECRET_VERDICT_ALLOWED for each in answer.verdicts]
-    if len(plain) != len(secret_keys) or (all(plain) and not answer.allowed):
-        return list(range(len(secret_keys)))
-    same = [each.secret_key == key for each, key in zip(answer.verdicts, secret_keys, strict=True)]
-    return [i for i in range(len(plain)) if not (plain[i] and same[i])]
-
-
-def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> SecretKeyVerdict:
-    verdict, name = VERDICT_FROM_PROTO.get(message.verdict), normalise(message.secret_key)
-    managed = decided is not None and decided.mode is CLOSED
-    if verdict is None or name is None:
-        _refuse("it holds an unknown verdict, or a verdict on a malformed name")
-    if is_reserved(name) and verdict is not SecretVerdict.BLOCKED_RESERVED:
-        _refuse(f"{quoted(name)} is reserved, and its verdict is not that of a reserved name")
-    if verdict is SecretVerdict.BLOCKED_PLATFORM_MANAGED and not managed:
-        _refuse(f"it blocks {quoted(name)} as platform_managed under another mode")
-    return SecretKeyVerdict(message.secret_key, verdict, message.message)
-
-
-def provision_plan(
-    answer: service_pb.PlanProvisionEnvResponse, env_keys: Sequence[str], workspace_id: str, keys: KeyList
-) -> ProvisionPlan:
-    """Return what to do to a container's environment.
-
-    Args:
-        answer: the answer.
-        env_keys: the names of the request, which are present in the environment.
-        workspace_id: the container's workspace; empty before it exists.
-        keys: the vendor keys as the caller knows them; they are stripped in addition to the server's.
-
-    Raises:
-        AnswerInvalid: it strips under an open mode, or does not set the variables of its mode.
-    """
-    decided = resolution(answer.resolution, workspace_id)
-    strip, managed = set(answer.strip_keys), decided.mode is CLOSED
-    if strip and not managed:
-        _refuse("it strips keys under an open mode")
-    if any(is_reserved(normalise(key) or "") for key in strip):
-        _refuse("it strips the platform's own variables")
-    if managed and any(map(keys.holds, answer.set_env)):
-        _refuse("it sets a vendor key under platform_managed")
-    if any(not provision.can_be_variable(name) or "\0" in value for name, value in answer.set_env.items()):
-        _refuse("it sets a variable whose name or value is invalid")
-    if any(answer.set_env.get(each) != decided.mode.value for each in MODE_VARIABLES):
-        _refuse("it does not set the mode that it resolved")
-    if answer.route_via_platform_proxy != managed:
-        _refuse("it must use the proxy under platform_managed, and only there")
-    made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
-    return stripping(made, strip, env_keys, keys)
-
-
-def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable[str], keys: KeyList) -> ProvisionPlan:
-    """Return a plan that strips the keys of both lists: client and server may differ in release or configuration.
-
-    Args:
-        made: the plan.
-        strip_keys: the names that the server strips, of all calls.
-        env_keys: the names present in the environment.
-        keys: the vendor keys as the caller knows them.
-    """
-    full = provision.plan(made.resolution, keys, env_keys, also_strip=strip_keys)
-    return replace(made, strip_keys=full.strip_keys)
 
 
 def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceBillingMode:
@@ -220,7 +87,7 @@ def update(
     """
     current = workspace(answer.billing_mode, workspace_id)
     if current.resolution.workspace_override != wanted:
-        _refuse("it shows another mode than the request wrote")
+        refuse("it shows another mode than the request wrote")
     return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
 
 
@@ -235,7 +102,7 @@ def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
         AnswerInvalid: it is about another workspace, or its time is out of range.
     """
     if workspace_id and message.workspace_id != workspace_id.lower():
-        _refuse("it is about another workspace")
+        refuse("it is about another workspace")
     return Change(
         change_id=message.change_id,
         workspace_id=message.workspace_id,
@@ -256,5 +123,6 @@ def _time(sent: Timestamp) -> datetime:
         raise AnswerInvalid("the server's answer cannot be used: it holds a time that is none") from error
 
 
-def _refuse(why: str) -> NoReturn:
+def refuse(why: str) -> NoReturn:
+    """Raise `AnswerInvalid` with the contradiction."""
     raise AnswerInvalid(f"the server's answer cannot be used: {why}")

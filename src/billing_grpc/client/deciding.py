@@ -1,0 +1,36 @@
+"""Ask for a decision, and return the fallback whenever there is no usable answer."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from billing_grpc.client.fallback_log import record_fallback
+from billing_grpc.model import ResolutionError
+
+Item = TypeVar("Item")
+Decision = TypeVar("Decision")
+
+
+async def decide(
+    name: str,
+    ask: Callable[[], Awaitable[Decision]],
+    fall_back: Callable[[ResolutionError], Decision],
+    *,
+    decisions: int = 1,
+) -> Decision:
+    """Return what `ask` returns, or the fallback if it raises. Raise nothing but the cancellation of the task.
+
+    Args:
+        name: the method's bare name.
+        ask: makes the call and reads the answer.
+        fall_back: returns the fallback for an error.
+        decisions: how many decisions get the fallback at once.
+    """
+    try:
+        return await ask()
+    except Exception as error:  # noqa: BLE001 - a bug of ours gets the fallback too; `record_fallback` logs the traceback
+        return fall_back(record_fallback(name, error, decisions))
+
+
+def batches(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """Return the items in lists of at most `most`, in their order."""
+    return [items[start : start + most] for start in range(0, len(items), most)]
