@@ -1,4 +1,4 @@
-"""The database cluster of the embedded Postgres: create its files, start its server, and query it."""
+"""The database cluster of the embedded Postgres: create its files, and start its server."""
 
 import os
 import shutil
@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Final
 
 from billing_grpc.errors import EmbeddedPostgresError
-from billing_grpc.storage.embedded.account import Account, run_as_ourselves
+from billing_grpc.storage.embedded.account import Account
 from billing_grpc.storage.embedded.directory import open_own, private_directory, write_own
 from billing_grpc.storage.embedded.installation import Installation
-from billing_grpc.storage.embedded.postmaster import PORT, Record
-
-DATABASE: Final = "billing"
-"""The name of the database, and of its owner, a superuser."""
+from billing_grpc.storage.embedded.postmaster import Record
+from billing_grpc.storage.embedded.queries import DATABASE
+from billing_grpc.storage.embedded.sockets import PORT
 
 _INITDB_SECONDS: Final = 60.0
-_QUERY_SECONDS: Final = 10.0
 _LOG_TAIL_BYTES: Final = 4000
 _INITDB_PREFIX: Final = "initdb-"
 _BUILTIN_LOCALE_SINCE: Final = 17
@@ -44,29 +42,6 @@ def data_major(directory: Path) -> int | None:
         raise EmbeddedPostgresError(
             f"{version} is damaged; restore {directory} from a backup, or choose another directory"
         ) from error
-
-
-def ask(installation: Installation, sockets: Path, sql: str) -> subprocess.CompletedProcess[str]:
-    """Run one SQL statement on the server of a socket directory; return psql's unaligned output.
-
-    A return code other than 0 means that the connection or the statement failed.
-
-    Raises:
-        subprocess.TimeoutExpired: psql took longer than 10 seconds.
-    """
-    return run_as_ourselves(
-        installation.program("psql"),
-        "--no-psqlrc",
-        "--no-password",
-        "--no-align",
-        "--tuples-only",
-        f"--host={sockets}",
-        f"--port={PORT}",
-        f"--username={DATABASE}",
-        "--dbname=postgres",
-        f"--command={sql}",
-        timeout=_QUERY_SECONDS,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import importlib
 import os
 import signal
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,20 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from billing_grpc.errors import EmbeddedPostgresError
 from billing_grpc.storage.embedded.installation import REMEDY
+from billing_grpc.storage.embedded.sockets import is_socket_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import psutil
-
-SOCKET_PREFIX: Final = "billing-pg-"
-"""The prefix of the names of our socket directories."""
-
-SOCKET_PARENTS: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - only for mkdtemp, mode 0700
-"""The parents of our socket directories, in order of preference. On macOS, the path of a socket has at most 103 bytes."""
-
-PORT: Final = 5432
-"""The number in the name of the socket; the server does not listen on TCP."""
 
 _STOP: Final = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _AT_ONCE_SECONDS: Final = 2.0
@@ -56,27 +47,8 @@ def read_record(data: Path, uid: int) -> Record | None:
     except (FileNotFoundError, ValueError, IndexError):
         return None
     recorded = Path(lines[_SOCKET_DIRECTORY_LINE]) if len(lines) > _SOCKET_DIRECTORY_LINE else None
-    ours = recorded is not None and _is_socket_directory(recorded, uid)
+    ours = recorded is not None and is_socket_directory(recorded, uid)
     return Record(pid, recorded if ours else None)
-
-
-def _is_socket_directory(path: Path, uid: int) -> bool:
-    # The unprivileged account can write the record, and we may be root and remove the directory that it names.
-    if path.parent not in SOCKET_PARENTS or not path.name.startswith(SOCKET_PREFIX):
-        return False
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == uid
-
-
-def remove_socket_directory(path: Path) -> None:
-    """Remove a socket directory and the two files that a killed server leaves in it."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
-            (path / name).unlink(missing_ok=True)
-        path.rmdir()
 
 
 def find_postmaster(record: Record, data: Path, uid: int) -> "psutil.Process | None":

@@ -12,31 +12,24 @@ from urllib.parse import quote
 
 from billing_grpc.errors import EmbeddedPostgresError
 from billing_grpc.storage.embedded.account import Account, server_account
-from billing_grpc.storage.embedded.cluster import DATABASE, Cluster, ask, data_directory, data_major
-from billing_grpc.storage.embedded.directory import lock, prepare, previous_owner, private_directory
+from billing_grpc.storage.embedded.cluster import Cluster, data_directory, data_major
+from billing_grpc.storage.embedded.directory import lock, prepare, previous_owner
 from billing_grpc.storage.embedded.installation import Installation, find_installation
 from billing_grpc.storage.embedded.postmaster import (
-    PORT,
-    SOCKET_PARENTS,
-    SOCKET_PREFIX,
     Record,
     find_postmaster,
     load_psutil,
     process_of,
     read_record,
-    remove_socket_directory,
     stop_postmaster,
     stop_postmaster_at_once,
 )
+from billing_grpc.storage.embedded.queries import DATABASE, START_SECONDS, may_serve, wait_until_ready
+from billing_grpc.storage.embedded.sockets import PORT, make_socket_directory, remove_socket_directory
 
-START_SECONDS: Final = 60.0
-"""The seconds within which the server must answer after its start, crash recovery included."""
-
-_POLL_SECONDS: Final = 0.02
 _RETRY_SECONDS: Final = 0.2
 _REAP_SECONDS: Final = 5.0
 _STILL_ATTACHED: Final = "pre-existing shared memory block"
-_COUNT: Final = f"select count(*) from pg_database where datname = '{DATABASE}'"  # noqa: S608 - a constant
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +170,7 @@ class EmbeddedPostgres:
         if major is None:
             cluster.initialise()
         cluster.allow_only_ourselves()
-        self._sockets = _socket_directory(account)
+        self._sockets = make_socket_directory(account)
         self._serve(cluster, self._sockets, stale)
 
     def _stop_orphan(self, installation: Installation, account: Account) -> Record | None:
@@ -187,7 +180,7 @@ class EmbeddedPostgres:
         if record is None:
             return None
         orphan = find_postmaster(record, data, account.uid)
-        if orphan is not None and _may_serve(record, installation, data):
+        if orphan is not None and may_serve(record, installation, data):
             _log.warning("stopping the Postgres server %d left in %s", orphan.pid, self.directory)
             stop_postmaster(orphan)
         if record.socket_directory is not None:
@@ -199,7 +192,7 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_SECONDS
         while True:
             self._process = cluster.serve(sockets, stale)
-            problem = _wait_until_ready(self._process, cluster.installation, sockets, deadline)
+            problem = wait_until_ready(self._process, cluster.installation, sockets, deadline)
             if problem is None:
                 return
             tail = cluster.log_tail()
@@ -209,46 +202,3 @@ class EmbeddedPostgres:
                     f"the embedded Postgres in {self.directory} {problem}; its log ends with:\n{tail}"
                 )
             time.sleep(_RETRY_SECONDS)
-
-
-def _wait_until_ready(
-    process: subprocess.Popen[bytes], installation: Installation, sockets: Path, deadline: float
-) -> str | None:
-    """Wait until the database exists and answers; return the problem, or None."""
-    said = ""
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return f"exited with {process.returncode}"
-        with suppress(subprocess.TimeoutExpired):
-            answer = ask(installation, sockets, _COUNT)
-            if answer.stdout.strip() == "1":
-                return None
-            if answer.returncode == 0:
-                answer = ask(installation, sockets, f"create database {DATABASE}")
-            said = answer.stderr.strip()
-        time.sleep(_POLL_SECONDS)
-    return f"did not answer within {START_SECONDS:.0f} s (the last answer: {said or 'none'})"
-
-
-def _may_serve(record: Record, installation: Installation, data: Path) -> bool:
-    """Return False if the recorded server answers that it serves other data.
-
-    Without an answer return True: the server may be stopped, hung or still recovering.
-    """
-    if record.socket_directory is None:
-        return True
-    try:
-        answer = ask(installation, record.socket_directory, "show data_directory")
-    except subprocess.TimeoutExpired:
-        return True
-    return answer.returncode != 0 or Path(answer.stdout.strip()) == data
-
-
-def _socket_directory(account: Account) -> Path:
-    for parent in SOCKET_PARENTS:
-        if os.access(parent, os.W_OK):
-            return private_directory(SOCKET_PREFIX, parent, account)
-    raise EmbeddedPostgresError(
-        f"the socket of the embedded Postgres needs a writable directory: make one of {', '.join(map(str, SOCKET_PARENTS))}"
-        " writable, or set DATABASE_URL"
-    )
