@@ -73,6 +73,12 @@ def database_url(cluster_url: str) -> Iterator[str]:
     yield from _database(cluster_url, TEMPLATE)
 
 
+@pytest.fixture(scope="module")
+def module_database_url(cluster_url: str) -> Iterator[str]:
+    """A migrated database that all tests of a module share, each with workspaces of its own."""
+    yield from _database(cluster_url, TEMPLATE)
+
+
 @pytest.fixture
 def service_url(database_url: str) -> str:
     """The same database as `database_url`, for the role that the service has in production."""
@@ -82,9 +88,9 @@ def service_url(database_url: str) -> str:
 def _database(cluster_url: str, template: str) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex}"
     with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
+        # Copying files takes a fifth of the time of writing every page to the log.
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         try:
             yield make_conninfo(cluster_url, dbname=name)
         finally:

@@ -1,18 +1,13 @@
-"""What the end-to-end tests share: servers, a database for each module, a short directory, grpcurl."""
+"""What the end-to-end tests share: servers, a short directory, grpcurl."""
 
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from billing_grpc.storage import migrations
 from tests.support.servers import Serve, serving
 
 GRPCURL: Final = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
@@ -30,21 +25,6 @@ def module_serve() -> Iterator[Serve]:
     """Starts servers that all tests of a module share."""
     with serving() as start:
         yield start
-
-
-@pytest.fixture(scope="module")
-def module_database_url(cluster_url: str) -> Iterator[str]:
-    """A migrated database that all tests of a module share, each with workspaces of its own."""
-    name = f"m_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            url = make_conninfo(cluster_url, dbname=name)
-            migrations.up(url)
-            migrations.run_script(url, migrations.grants())
-            yield url
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.support.forks import Fork, is_enough
 from tests.support.polling import PATIENCE
 
 COMMAND: Final = (sys.executable, "-m", "billing_grpc")
@@ -27,6 +29,18 @@ def environment(changes: Changes | None = None) -> dict[str, str]:
 
 def billing_grpc(*arguments: str, settings: Changes | None = None) -> subprocess.CompletedProcess[str]:
     """Run `billing-grpc` with these arguments to its end."""
-    return subprocess.run(
-        [*COMMAND, *arguments], env=environment(settings), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    variables = environment(settings)
+    if not is_enough(variables):
+        return subprocess.run(
+            [*COMMAND, *arguments], env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = Fork(arguments, variables, stdout=out, stderr=err)
+        try:
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+            code = process.wait()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), err.read())

@@ -17,6 +17,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from tests.support.commands import COMMAND, Changes, environment
+from tests.support.forks import Fork, is_enough
 from tests.support.polling import PATIENCE, until
 
 SETTLED: Final = 0.1
@@ -35,10 +36,17 @@ class Server:
 
     def __init__(self, command: list[str], variables: dict[str, str], directory: Path, stderr: int | None) -> None:
         self._out, self._err = directory / "stdout", directory / "stderr"
+        self.process: subprocess.Popen[bytes] | Fork
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                command, env=variables, cwd=directory, stdout=out, stderr=stderr or err, start_new_session=True
-            )
+            if stderr is None and tuple(command[: len(COMMAND)]) == COMMAND and is_enough(variables):
+                arguments = command[len(COMMAND) :]
+                self.process = Fork(
+                    arguments, variables, stdout=out, stderr=err, directory=directory, start_new_session=True
+                )
+            else:
+                self.process = subprocess.Popen(
+                    command, env=variables, cwd=directory, stdout=out, stderr=stderr or err, start_new_session=True
+                )
         self.pid = self.process.pid
         self._channel: grpc.Channel | None = None
 
