@@ -1,12 +1,16 @@
-"""The built wheel, in an environment that has nothing else: it migrates and serves without the checkout."""
+"""The built wheel, beside its pinned requirements and nothing else: it migrates and serves without the checkout."""
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -48,15 +52,34 @@ def wheel(place: Path) -> Path:
     return built
 
 
+def pinned() -> dict[str, str]:
+    """The requirements of a run as name and version."""
+    text = (CHECKOUT / "requirements" / "run.txt").read_text()
+    return dict(re.findall(r"^([\w.-]+)==([^ ;]+)(?: ; .*)? \\$", text, re.MULTILINE))
+
+
+def lend(name: str, packages: Path) -> None:
+    """Link the files of an installed distribution into another environment's packages."""
+    for file in importlib.metadata.distribution(name).files or ():
+        if ".." not in file.parts:  # scripts
+            place = packages / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(Path(str(file.locate())).absolute())
+
+
 @pytest.fixture(scope="module")
 def installed(place: Path, wheel: Path) -> Path:
-    """The script of an empty environment into which the pinned requirements and the wheel went."""
-    run(sys.executable, "-m", "venv", place / "environment", cwd=place)
+    """The script of an environment that holds the wheel and the pinned requirements, as they are installed here."""
+    run(sys.executable, "-m", "venv", "--without-pip", place / "environment", cwd=place)
     python = place / "environment" / "bin" / "python"
-    pinned = CHECKOUT / "requirements" / "run.txt"
-    run(python, "-m", "pip", "install", "--no-compile", "--require-hashes", "--requirement", pinned, cwd=place)
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=place)
-    run(python, "-m", "pip", "check", cwd=place)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(place / "environment")}))
+    for name, version in pinned().items():
+        with suppress(importlib.metadata.PackageNotFoundError):  # of another platform
+            assert importlib.metadata.version(name) == version
+            lend(name, packages)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=place)
+    run(*pip, "check", cwd=place)
     return python.with_name("billing-grpc")
 
 
