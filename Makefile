@@ -16,10 +16,10 @@ help: ## list the targets
 run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
 	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve
 
-# The fault matrix measures time to the tenth of a second, so it runs alone, after all others. What ARGS names runs in one
-# process.
+# The fault matrix measures time to the tenth of a second, so it runs alone, after all others. The tests that ARGS names run in
+# one process.
 WORKERS ?= 3
-test: $(DEV_READY) ## set up and run every test, or with ARGS those that it names
+test: $(DEV_READY) ## set up and run every test, or the tests that ARGS names
 ifdef ARGS
 	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
 else
@@ -62,7 +62,7 @@ PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	GOTOOLCHAIN=local GOBIN="$(CURDIR)/.tools" go install $(PROTOC_GEN_GO_GRPC)
 	@touch $@
 
-release-contract: $(DEV_READY) ## take the contract as released: what `buf breaking` compares with from now on
+release-contract: $(DEV_READY) ## record the contract as released; `buf breaking` compares with it from now on
 	$(WITH_BIN) buf build --exclude-source-info --output released/molecule.billing.v1.binpb
 
 benchmark: $(DEV_READY) ## measure side by side; prints ratios
@@ -70,10 +70,10 @@ benchmark: $(DEV_READY) ## measure side by side; prints ratios
 	$(BIN)/python benchmarks/tracing.py
 	$(BIN)/python benchmarks/migration_lock.py
 
-fault-matrix: $(DEV_READY) ## do every fault to a database under every RPC; writes docs/fault-matrix.md
+fault-matrix: $(DEV_READY) ## run every fault of a database under every RPC; writes docs/fault-matrix.md
 	$(BIN)/python -m tests.faults
 
-soak: $(DEV_READY) ## ten minutes of load, and what the server then holds; writes docs/soak.md
+soak: $(DEV_READY) ## ten minutes of load, and whether the server grows; writes docs/soak.md
 	$(BIN)/python tools/soak.py
 
 build: $(DEV_READY) ## build the wheel and the source distribution into dist/

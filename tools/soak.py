@@ -1,8 +1,8 @@
-"""Load on a real server for ten minutes, and whether it then holds no more than before; writes docs/soak.md.
+"""Put load on a real server for ten minutes, and check that its memory and handles do not grow; write docs/soak.md.
 
-Eight callers ask every method without a pause, one comes and goes with a connection of its own each time, and one watches
-health. What the process holds comes from its metrics port and from the operating system, every five seconds. The first
-quarter of the time warms up; the second quarter is compared with the last.
+Eight callers call every method without a pause, one opens a new connection for each round of calls, and one watches
+health. Every five seconds the script reads the process's memory, handles and tasks from its metrics port and from the
+operating system. The first quarter of the time warms up; the second quarter is compared with the last.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ CALLERS: Final = 8
 SAMPLE_EVERY: Final = 5.0
 MEMORY: Final = "resident memory, MB"
 MEMORY_MAY_GROW: Final = 1.03
-"""To this much of what it was: allocators round. Everything else is counted, and may not grow at all."""
+"""The factor by which memory may grow, because allocators round. All other values are counts and must not grow."""
 
 HELD: Final = {
     "tasks of the event loop": "billing_grpc_tasks",
@@ -171,13 +171,13 @@ def main() -> None:
     rows, flat = _table(samples)
     page = f"""# Under load for long
 
-Written by `make soak`: {minutes:g} minutes of calls without a pause on one real server with its embedded database, by
-{CALLERS} callers that stay, one that comes with a new connection each time, and one that watches health.
+Written by `make soak`: {minutes:g} minutes of calls without a pause to one real server with its embedded database.
+{CALLERS} callers keep their connection, one opens a new connection for each round of calls, and one watches health.
 
-{counted["calls"]:,} calls, {counted["decisions"]:,} decisions of which {counted["closed decisions"]} were closed,
-{counted["writes"]:,} writes, {counted["connections"]:,} connections that came and went; exit code {code}.
+{counted["calls"]:,} calls, {counted["decisions"]:,} decisions, of which {counted["closed decisions"]} were closed,
+{counted["writes"]:,} writes, {counted["connections"]:,} connections opened and closed; exit code {code}.
 
-| what the process holds: median (most) | second quarter | last quarter |
+| held by the process: median (maximum) | second quarter | last quarter |
 |---|---|---|
 """ + "\n".join([*rows, ""])
     if minutes >= MINUTES:

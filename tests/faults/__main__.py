@@ -1,4 +1,4 @@
-"""Runs the whole matrix and writes what came out to docs/fault-matrix.md; fails when a cell is wrong."""
+"""Run the whole matrix and write the results to docs/fault-matrix.md; fail if a cell is wrong."""
 
 import asyncio
 import sys
@@ -15,23 +15,27 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 
 _HEAD: Final = """# What every fault does to every RPC
 
-Written by `make fault-matrix`, which does each of these to a real Postgres under a real `billing-grpc serve` that has the
-service's own role and a storage timeout of 1 s, in an organisation whose default is `byok`. Meanwhile two callers ask for
-every RPC, one with a deadline of 2 s and one of 0.5 s, about a workspace that stores `byok`, and a third about one that
-stores `platform_managed`. The same runs are tests (`tests/faults/`), which fail on a wrong status, an answer that opens more
-than is stored, a late answer, a half write, or no recovery.
+Written by `make fault-matrix`. It does each fault to a real Postgres under a real `billing-grpc serve`. The server has
+the service's own role, a storage timeout of 1 s, and `byok` as the organisation's default. During the fault three
+callers call every RPC. Two ask about a workspace that stores `byok`, with deadlines of 2 s and 0.5 s. The third asks
+about a workspace that stores `platform_managed`. The same runs are tests (`tests/faults/`). They fail if a status is
+wrong, if an answer opens more than is stored, if an answer is late, if a write is half done, or if the service does not
+recover.
 
-A cell says what the answers were, in how many milliseconds the slowest came, and how many after the fault's end all of them
-were the truth again (at most 1000; a caller asks every 70). *Closed* is `OK` with `platform_managed` and the error,
-*unavailable* the status `UNAVAILABLE` with its reason, *late* a deadline that was missed, and there must be none. *At once*
-is the median of the decisions' answers, in milliseconds, while the database was known to be down.
+A cell holds three things: the kinds of answers; the slowest answer in milliseconds; and the milliseconds from the end
+of the fault until all answers were the truth again (at most 1000; a caller calls every 70). *Closed* is `OK` with
+`platform_managed` and the error. *Unavailable* is the status `UNAVAILABLE` with its reason. *Late* is a missed
+deadline, which must not occur. *At once* is the median of the decisions' times, in milliseconds, while the service knew
+that the database was down.
 
-After each fault every acknowledged `Set` has exactly one entry in the log, every other is there as a whole or not at all,
-each row says what its log ends in, and the service, which was never restarted, holds as many connections and files open as
-before. The times are those of one run, on a machine with two cores that others use too.
+After each fault every acknowledged `Set` has exactly one entry in the log. Every other `Set` has taken effect
+completely or not at all. Each row agrees with the last entry of its log. The service was never restarted, and holds as
+many connections and open files as before. The times are from one run on a machine with two cores, which other programs
+used too.
 
-PgBouncer is Debian's, with `server_login_retry = 0.1`. The standby has every acknowledged write on its disk, so a failover
-loses none. Where it is *behind*, its replay was paused, and it still says `byok` of the workspace that was closed since.
+PgBouncer is Debian's, with `server_login_retry = 0.1`. The standby has every acknowledged write on its disk, so a
+failover loses no write. In the rows with *behind* its replay was paused, so it still has `byok` for a workspace that
+was closed since.
 """
 _TABLES: Final = {
     "Straight to the server": {DIRECT, BEHIND, ANY_BYTES},
@@ -56,14 +60,14 @@ _SHORT: Final = {
 
 
 def cell(seen: Cell) -> str:
-    """One cell of the page."""
+    """Return one cell of the page."""
     verdicts = sorted(seen.verdicts, key=lambda verdict: (verdict == TRUTH, verdict))
     answered = f"{' or '.join(verdicts)}, {seen.worst * 1000:.0f}"
     return answered if not seen.reasons else f"{answered}, {(seen.recovery or 0) * 1000:.0f}"
 
 
 def page(outcomes: dict[tuple[str, str], Outcome]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [_HEAD]
     for title, ways in _TABLES.items():
         lines += [f"## {title}", "", "| fault | reasons | at once | " + " | ".join(_SHORT[rpc] for rpc in RPCS) + " |"]
@@ -82,7 +86,7 @@ def _row(run: tuple[str, str], outcome: Outcome) -> str:
 
 
 def main() -> int:
-    """Runs, writes, answers the exit code."""
+    """Run, write, and return the exit code."""
     outcomes = {}
     with all_deployments() as deployments:
         for run, fault in RUNS.items():

@@ -1,5 +1,5 @@
 -- Everything the service's role may do, and nothing else. Run by the owner of the tables, after `billing-grpc migrate up`.
--- The log believes who is calling only for sessions of this role and of roles that were granted it.
+-- The log believes the name of a caller only in sessions of this role and of roles that were granted it.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'billing_grpc') THEN
