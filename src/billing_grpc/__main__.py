@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line; exits with a code of `billing-grpc --help`."""
+    """Run the command line; exit with a code of `billing-grpc --help`."""
     if "serve" in sys.argv[1:]:
         # SIGHUP means "read the files again"; until the server handles it, its default would end the process. Before
         # anything is loaded, because loading takes most of the start.

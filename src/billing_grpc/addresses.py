@@ -64,7 +64,7 @@ def parse_tcp(text: str) -> TcpAddress:
     """Return a `host:port` as an address.
 
     Raises:
-        ValueError: the text is no such address; says what is expected.
+        ValueError: the text has another form; the message names the expected one.
     """
     match = _HOST_PORT.fullmatch(text)
     if match is None or int(match["port"]) > _MAX_PORT:
@@ -76,7 +76,7 @@ def parse(text: str) -> Address:
     """Parse a listener of `BILLING_GRPC_LISTEN`: `host:port`, `tls://host:port`, `mtls://host:port` or `unix:/path`.
 
     Raises:
-        ValueError: the text has none of these forms; says what is expected.
+        ValueError: the text has another form; the message names the expected one.
     """
     for scheme, security in _SCHEMES.items():
         if text.startswith(scheme):

@@ -24,7 +24,7 @@ class ReloadedFile(Generic[Value]):
         retry_seconds: how often files that are broken and do not change are tried again; `None` for never.
 
     Raises:
-        Exception: whatever the first call of `make` raises, if there is no fallback.
+        Exception: the error of the first call of `make`, if there is no fallback.
     """
 
     def __init__(

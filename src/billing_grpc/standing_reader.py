@@ -41,7 +41,7 @@ def write_within(descriptor: int, data: bytes, seconds: float = PATIENCE) -> boo
 def announcing(descriptor: int) -> Iterator[Callable[[str], None]]:
     """Yield a function that writes lines without waiting; wait `PATIENCE` seconds for each of them at the end.
 
-    A line that cannot be written is dropped: the log says the same.
+    A line that cannot be written is dropped; the log has the same text.
     """
     threads: list[threading.Thread] = []
     try:

@@ -12,7 +12,7 @@ REPEAT_SECONDS: Final = 10.0
 
 _GRAIN: Final = 0.05
 _COARSE_GRAIN: Final = 2.0
-"""Seconds within which a second change may leave the same times: in most file systems, and in those of whole seconds."""
+"""Seconds within which a second change may leave the same times: in most file systems, and in those with whole seconds."""
 _SECOND: Final = 1_000_000_000
 
 # A pipe in the file's place must not block `open`, and a terminal must not become the controlling terminal.
@@ -20,7 +20,7 @@ _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class WatchedFile:
-    """Notices with one `stat` whether a file has changed or was replaced since it was last read.
+    """Notice with one `stat` whether a file has changed or was replaced since it was last read.
 
     A change soon after a read may leave the size and all times as they were. So a file that was just read is read again and
     compared, until a comparison that comes after the grain of the file system's times finds it unchanged.
@@ -112,7 +112,7 @@ class WatchedFile:
 
 
 class Complaint:
-    """Decides when to report a problem that may last: at once if it is new, then every `REPEAT_SECONDS`."""
+    """Decide when to report a problem that may last: at once if it is new, then every `REPEAT_SECONDS`."""
 
     def __init__(self) -> None:
         """Start without a problem."""

@@ -228,7 +228,7 @@ def test_a_token_is_not_sent_over_a_network_in_plain_text(site: Site) -> None:
     ended = billing_grpc("--address", "billing.example:50051", "--token-file", str(site.token("admin")), "changes")
 
     assert (ended.returncode, ended.stdout) == (USAGE, "")
-    assert "a token is shown only over TLS or to this machine" in ended.stderr
+    assert "a token is sent only over TLS or to this machine" in ended.stderr
 
 
 def test_health_is_open_to_all_who_can_connect(site: Site) -> None:

@@ -93,7 +93,7 @@ def test_many_bad_lines_are_counted(server: Server, tmp_path: Path) -> None:
 
     assert (ended.returncode, ended.stdout) == (USAGE, "")
     assert len(ended.stderr.splitlines()) == 21
-    assert ended.stderr.endswith("and 980 more lines that are no ids\n")
+    assert ended.stderr.endswith("and 980 more lines with malformed ids\n")
 
 
 def test_a_pipe_is_answered_while_it_is_written(server: Server) -> None:

@@ -145,7 +145,7 @@ def test_a_command_is_looked_for_in_the_path_of_its_environment(server: Server, 
     program.chmod(0o644)
     for command, code, words in (
         ("ours", NOT_EXECUTABLE, b"billing-grpc: ours: cannot be run: Permission denied\n"),
-        ("", NOT_FOUND, b"billing-grpc: an empty name is no command\n"),
+        ("", NOT_FOUND, b"billing-grpc: the command's name is empty\n"),
         ("nonesuch", NOT_FOUND, b"billing-grpc: nonesuch: not found in the PATH of its environment\n"),
         (str(tmp_path), NOT_EXECUTABLE, f"billing-grpc: {tmp_path}: cannot be run: Permission denied\n".encode()),
     ):

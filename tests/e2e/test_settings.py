@@ -97,9 +97,9 @@ def test_nobody_is_let_in_by_omission(local_admin: str | None, database_url: str
     }
     ended = billing_grpc("serve", settings=settings)
     assert (ended.returncode, ended.stdout) == (USAGE, "")
-    assert "BILLING_GRPC_TOKENS_FILE: nobody could call this server" in ended.stderr
+    assert "BILLING_GRPC_TOKENS_FILE: no caller could use this server" in ended.stderr
     for way in ("BILLING_GRPC_TOKENS_FILE", "BILLING_GRPC_TLS_CLIENT_CA", "BILLING_GRPC_LOCAL_ADMIN=on"):
-        assert way in ended.stderr.partition("Name who may:")[2]
+        assert way in ended.stderr.partition("Name the callers:")[2]
     assert ("DATABASE_URL: name the Postgres to use" in ended.stderr) == (database_url is None)
     assert not data.exists()
 

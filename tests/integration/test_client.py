@@ -810,7 +810,7 @@ async def test_administration_raises_when_the_answer_holds_a_time_that_is_none_o
     page = service_pb.ListBillingModeChangesResponse()
     page.changes.add(workspace_id=OPEN).change_time.seconds = 1 << 60
     async with answering("ListBillingModeChanges", page.SerializeToString()) as target, BillingClient(target) as client:
-        with pytest.raises(AnswerInvalid, match="a time that is none"):
+        with pytest.raises(AnswerInvalid, match="a time that is out of range"):
             await anext(client.changes())
     page.changes[0].change_time.seconds = 1
     async with answering("ListBillingModeChanges", page.SerializeToString()) as target, BillingClient(target) as client:
@@ -825,7 +825,7 @@ async def test_administration_raises_when_the_answer_holds_a_time_that_is_none_o
         answering("GetWorkspaceBillingMode", found.SerializeToString()) as target,
         BillingClient(target) as client,
     ):
-        with pytest.raises(AnswerInvalid, match="a time that is none"):
+        with pytest.raises(AnswerInvalid, match="a time that is out of range"):
             await client.get(OPEN)
 
 

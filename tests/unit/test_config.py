@@ -152,7 +152,7 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
     "tls beyond loopback under local admin": (
         {**TLS, "BILLING_GRPC_LISTEN": "tls://10.0.0.1:1"},
         "BILLING_GRPC_LISTEN",
-        "whoever reaches the server is admin",
+        "every caller is admin",
     ),
     "a socket mode that is none": ({"BILLING_GRPC_UNIX_MODE": "rw"}, "BILLING_GRPC_UNIX_MODE", "octal"),
     "no calls at all": ({"BILLING_GRPC_MAX_CONCURRENT_CALLS": "0"}, "BILLING_GRPC_MAX_CONCURRENT_CALLS", "greater"),

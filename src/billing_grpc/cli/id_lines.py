@@ -61,7 +61,7 @@ class IdLines:
                 if self._bad <= _NAMED:
                     self.problems.append(f"line {number}: {error.violations[0].description}")
         if self._bad > _NAMED:
-            self.problems.append(f"and {self._bad - _NAMED} more lines that are no ids")
+            self.problems.append(f"and {self._bad - _NAMED} more lines with malformed ids")
 
 
 class Progress:

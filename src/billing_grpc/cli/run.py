@@ -111,7 +111,7 @@ def _exec(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     if not command[0]:
-        exit_codes.print_error("an empty name is no command")
+        exit_codes.print_error("the command's name is empty")
         raise SystemExit(_NOT_FOUND)
     try:
         os.execvpe(command[0], command, environment_bytes(environment))  # noqa: S606 - running the user's command is the purpose

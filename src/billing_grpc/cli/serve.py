@@ -24,7 +24,7 @@ _PREFIX: Final = "bgrpc_"
 @click.option("--database-url", help="The URL of the Postgres database to migrate (setting: DATABASE_URL).")
 @click.pass_context
 def migrate(context: click.Context, database_url: str | None) -> None:
-    """Change the database's schema, or look at where it stands."""
+    """Change the database's schema, or list its migrations."""
     context.obj = load_database_url(database_url)
 
 
@@ -49,7 +49,7 @@ def migrate_up(database_url: str, *, allow_unsafe_table: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="Roll back all migrations, newest first.")
 @click.pass_obj
 def migrate_down(database_url: str, *, every: bool) -> None:
-    """Roll back the newest applied migration. What it added is lost."""
+    """Roll back the newest applied migration. The data in what it added is lost."""
     rolled_back = migrations.down(database_url, every=every)
     for name in rolled_back:
         click.echo(f"rolled back {name}")
@@ -68,7 +68,7 @@ def migrate_status(database_url: str) -> None:
 
 @click.group()
 def token() -> None:
-    """Make the tokens that callers show."""
+    """Make the tokens that callers send."""
 
 
 @token.command("new")
@@ -86,9 +86,13 @@ def token_new(name: str, role: str) -> None:
         raise SettingsError([f"--name must be {NAME_RULE}"])
     fresh = _PREFIX + secrets.token_urlsafe(32)
     entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
-    click.echo(f"The token, shown this once:\n\n{fresh}\n")
-    click.echo(f"Add to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server notices:\n\n{entry}\n")
-    click.echo(f"Where {name} stands there already, add the digest to its token_sha256 and take out the old one later.")
+    click.echo(f"The token, which is printed only now:\n\n{fresh}\n")
+    click.echo(
+        f"Add this to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server reads it without a restart:\n\n{entry}\n"
+    )
+    click.echo(
+        f"Where {name} is in the file already, add the digest to its token_sha256, and remove the old digest later."
+    )
 
 
 def _setting(field: FieldInfo) -> str:

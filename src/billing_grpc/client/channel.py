@@ -69,7 +69,9 @@ class Dialer:
 
     def __init__(self, target: str, *, token: TokenSource | None, tls: ClientTls | None) -> None:
         if token is not None and tls is None and not is_local(target):
-            raise ValueError(f"a token is shown only over TLS or to this machine, and {target} is neither: give tls")
+            raise ValueError(
+                f"a token is sent only over TLS or to this machine, but {target} is another machine: give tls"
+            )
         self.target = target
         self._token = None if token is None else BearerToken(token)
         self._tls = None if tls is None else TlsFiles(tls)

@@ -54,7 +54,7 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
     if (mode, source) not in follows or (unread and text is not None):
         refuse("it does not follow from its own parts")
     if error is not None and not (error.reason and workspace_id):
-        refuse("it holds an error without a reason, or where nothing had to be read")
+        refuse("it holds an error that has no reason, or an error although nothing had to be read")
     return Resolution(message.workspace_id, mode, source, text, default, message.reason, error)
 
 
@@ -120,7 +120,7 @@ def _time(sent: Timestamp) -> datetime:
     try:
         return sent.ToDatetime(UTC)
     except (ValueError, OverflowError) as error:
-        raise AnswerInvalid("the server's answer cannot be used: it holds a time that is none") from error
+        raise AnswerInvalid("the server's answer cannot be used: it holds a time that is out of range") from error
 
 
 def refuse(why: str) -> NoReturn:

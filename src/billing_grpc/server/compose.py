@@ -39,7 +39,7 @@ def database(settings: Settings, signals: StopSignals) -> Iterator[tuple[str, bo
     """Yield the database's URL and whether it is the embedded one, which this starts, migrates and fills.
 
     Raises:
-        StartupError: the embedded database cannot start; says why and what to do.
+        StartupError: the embedded database cannot start; the message names the cause and the remedy.
     """
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), False

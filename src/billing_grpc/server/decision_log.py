@@ -27,7 +27,7 @@ class DecisionLog:
 
         Args:
             resolutions: the resolutions that one call answered.
-            what_if: whether the caller supposed an org default. Such an answer is no decision: it is logged, not counted.
+            what_if: whether the caller supplied the org default. Such an answer is logged, but not counted.
         """
         for resolution in () if what_if else resolutions:
             self._metrics.count_resolution(resolution)

@@ -161,7 +161,7 @@ class RpcServer:
         return replace(address, port=self._bind(address.target, address.security))
 
     def _listen_unix(self, address: UnixAddress) -> None:
-        # The mask comes first and the mode second, so that at no moment a user can connect who must not.
+        # The mask comes first and the mode second, so that no other user can connect in between.
         mask = os.umask(0o177)
         try:
             self._bind(str(address), "plain")

@@ -1,4 +1,4 @@
-"""The life of a server process: starts, serves until a signal says stop, drains and stops."""
+"""Run a server process: start, serve until a signal says stop, drain and stop."""
 
 import asyncio
 import signal
@@ -44,7 +44,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         say: called with the lines for standard output; must not wait for their reader.
 
     Raises:
-        StartupError: the server cannot start; says why and what to do.
+        StartupError: the server cannot start; the message names the cause and the remedy.
     """
     logs.configure(settings.log_format, settings.log_level)
     signals = StopSignals()
@@ -94,7 +94,9 @@ def _temporary_metrics_directory() -> TemporaryDirectory[str]:
     try:
         return TemporaryDirectory(prefix="billing-grpc-metrics-")
     except OSError as error:
-        remedy = "TMPDIR: several workers count in a temporary folder, and there is none that this user may write to"
+        remedy = (
+            "TMPDIR: several workers need a temporary folder for their counters; name one that this user may write to"
+        )
         raise SettingsError([remedy]) from error
 
 
@@ -116,7 +118,7 @@ async def serve(
         shared: for a worker, the addresses that its parent holds; a worker has no metrics port of its own.
 
     Raises:
-        StartupError: the server cannot start; says why and what to do.
+        StartupError: the server cannot start; the message names the cause and the remedy.
     """
     access_policy, org_default = compose.access_policy(settings), compose.org_default(settings)
     metrics = Metrics(__version__, version("grpcio"))

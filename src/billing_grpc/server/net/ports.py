@@ -27,7 +27,7 @@ def require_free(address: Address) -> None:
     """Return if the address is free.
 
     Raises:
-        ListenError: the address is taken or cannot be used; names it and says why.
+        ListenError: the address is taken or cannot be used; the message names it and the cause.
     """
     if isinstance(address, UnixAddress):
         _require_free_path(address)
@@ -39,7 +39,7 @@ def _require_free_path(address: UnixAddress) -> None:
     path = Path(address.path)
     _require_folder(address, path.parent)
     if os.path.lexists(path) and not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ListenError(f"cannot listen on {address}: what stands there is not a socket; name another path")
+        raise ListenError(f"cannot listen on {address}: this file is not a socket; name another path")
     # gRPC removes a socket at the path before it binds, even one on which another server answers.
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)

@@ -62,7 +62,7 @@ class WorkerSettings:
 
 
 class WorkerFailedError(Exception):
-    """A worker ended before it answered; its own message says why.
+    """A worker ended before it answered. The worker itself printed the cause.
 
     Attributes:
         exit_code: the worker's exit code; 128 and the signal's number if a signal ended it.

@@ -1,4 +1,4 @@
-"""The checks of settings beyond their types: those that read another setting, and those that try the later user.
+"""The checks of settings beyond their types: checks that read another setting, and checks that try the later user.
 
 Each returns the value, or raises `ValueError` with the problem and the remedy.
 """
@@ -29,7 +29,7 @@ def database_or_laptop(value: SecretStr | None, info: ValidationInfo) -> SecretS
     """Require an address, unless local admin is on and the embedded database may start."""
     if value is None and info.data.get("local_admin") is False:
         # A new embedded database is empty: in production every workspace would inherit the default.
-        raise ValueError("name the Postgres to use; only under BILLING_GRPC_LOCAL_ADMIN=on does one start by itself")
+        raise ValueError("name the Postgres to use; the embedded one starts only under BILLING_GRPC_LOCAL_ADMIN=on")
     return value
 
 
@@ -51,10 +51,10 @@ def readable_tls_files(value: Path | None, info: ValidationInfo) -> Path | None:
 def known_callers(value: Path | None, info: ValidationInfo) -> Path | None:
     """Require a readable tokens file, unless local admin is on."""
     if value is None and info.data.get("tls_client_ca") is not None:
-        raise ValueError("the names in clients' certificates get their roles here: set it too")
+        raise ValueError("this file gives roles to the names in clients' certificates: set it too")
     if value is None and info.data.get("local_admin") is False:
         raise ValueError(
-            "nobody could call this server. Name who may: BILLING_GRPC_TOKENS_FILE (tokens), with"
+            "no caller could use this server. Name the callers: BILLING_GRPC_TOKENS_FILE (tokens), with"
             " BILLING_GRPC_TLS_CLIENT_CA (client certificates), or, on a laptop, BILLING_GRPC_LOCAL_ADMIN=on"
         )
     if value is not None:
@@ -81,7 +81,7 @@ def safe_listeners(value: tuple[Address, ...], info: ValidationInfo) -> tuple[Ad
     beyond = [each for each in tcp if not each.is_loopback]
     if beyond and info.data.get("local_admin"):
         raise ValueError(
-            f"under BILLING_GRPC_LOCAL_ADMIN=on whoever reaches the server is admin, so {_listed(beyond)} is"
+            f"under BILLING_GRPC_LOCAL_ADMIN=on every caller is admin, so {_listed(beyond)} is"
             " refused: use a loopback address or unix:/path"
         )
     plain = [each for each in beyond if each.security == "plain"]

@@ -63,7 +63,7 @@ def load_database_url(flag: str | None) -> str:
     """Return the URL of the database that `migrate` works on.
 
     Raises:
-        SettingsError: the URL is missing or is no Postgres, or a setting is unknown (it may be a misspelt DATABASE_URL).
+        SettingsError: the URL is missing or not one of Postgres, or a setting is unknown (perhaps a misspelt DATABASE_URL).
     """
     if unknown := unknown_settings():
         raise SettingsError(unknown)

@@ -37,7 +37,7 @@ class ServeFields(Limits):
     local_admin: Switch = Field(
         default=False,
         alias="BILLING_GRPC_LOCAL_ADMIN",
-        description="on: whoever reaches loopback or a Unix socket is admin; for a laptop only",
+        description="on: every caller on loopback or a Unix socket is admin; for a laptop only",
     )
     database_url: Annotated[
         DatabaseUrl, AfterValidator(checks.database_or_laptop), AfterValidator(checks.understood_database)
@@ -48,7 +48,7 @@ class ServeFields(Limits):
         validate_default=True,
     )
     tls_cert: Path | None = Field(
-        None, alias="BILLING_GRPC_TLS_CERT", description="the server's certificate chain; taken up again on renewal"
+        None, alias="BILLING_GRPC_TLS_CERT", description="the server's certificate chain; read again when it is renewed"
     )
     tls_key: Annotated[Path | None, AfterValidator(checks.certificate_with_key)] = Field(
         None, alias="BILLING_GRPC_TLS_KEY", description="the key of the server's certificate", validate_default=True
@@ -62,13 +62,13 @@ class ServeFields(Limits):
     tokens_file: Annotated[Path | None, AfterValidator(checks.known_callers)] = Field(
         None,
         alias="BILLING_GRPC_TOKENS_FILE",
-        description="who is known: names, roles, token digests and certificate names; re-read on change and on SIGHUP",
+        description="the callers: names, roles, token digests and certificate names; re-read on change and on SIGHUP",
         validate_default=True,
     )
     allow_tokens_in_plaintext: Switch = Field(
         default=False,
         alias="BILLING_GRPC_ALLOW_TOKENS_IN_PLAINTEXT",
-        description="on: plain-text TCP beyond loopback, where whoever is on the network can read the tokens",
+        description="on: plain-text TCP beyond loopback, where others on the network can read the tokens",
     )
     org_default: str | None = Field(
         None, alias="MOLECULE_LLM_BILLING_MODE", description="the organisation's default mode; unset: closed"
@@ -138,12 +138,12 @@ class ServeFields(Limits):
     traces_endpoint: Annotated[CollectorUrl, AfterValidator(checks.traces_extra)] = Field(
         None,
         alias="BILLING_GRPC_TRACES_ENDPOINT",
-        description="the OTLP/HTTP collector's URL for traces, as in http://127.0.0.1:4318/v1/traces; unset: no traces",
+        description="the OTLP/HTTP collector's URL for traces, as in http://127.0.0.1:4318/v1/traces; unset: traces are off",
     )
     traces_sample: Share = Field(
         1.0,
         alias="BILLING_GRPC_TRACES_SAMPLE",
-        description="the part of the traces to record, 0 to 1; a call that comes in a trace is recorded as its caller is",
+        description="the share of traces to record, 0 to 1; a call within a trace is recorded if its caller's span is",
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", alias="BILLING_GRPC_LOG_FORMAT", description="console, json; auto: console on a terminal, else json"

@@ -77,5 +77,5 @@ class Limits(BaseModel):
     handshake_timeout: Seconds = Field(
         10,
         alias="BILLING_GRPC_HANDSHAKE_TIMEOUT",
-        description="seconds in which a connection must become one of gRPC",
+        description="seconds in which a new connection must complete its handshake",
     )

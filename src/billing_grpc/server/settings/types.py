@@ -1,4 +1,4 @@
-"""The types of settings: each parses a text, or says in one sentence what it accepts."""
+"""The types of settings: each parses a text, or raises an error of one sentence that names what it accepts."""
 
 import re
 from typing import Annotated, Literal

@@ -184,8 +184,7 @@ def _by_uid(uid: int) -> pwd.struct_passwd:
         return pwd.getpwuid(uid)
     except KeyError as error:
         raise EmbeddedPostgresError(
-            f"the embedded Postgres needs a passwd entry for user id {uid}, and there is none;"
-            " add one, or set DATABASE_URL"
+            f"the embedded Postgres needs a passwd entry for user id {uid}; add one, or set DATABASE_URL"
         ) from error
 
 
@@ -196,6 +195,6 @@ def _first_unprivileged() -> pwd.struct_passwd:
         except KeyError:
             continue
     raise EmbeddedPostgresError(
-        "Postgres does not run as root, and none of the users"
-        f" {', '.join(UNPRIVILEGED)} exists to run it; start as another user, or set DATABASE_URL"
+        "Postgres does not run as root, and no user to run it exists"
+        f" (looked for {', '.join(UNPRIVILEGED)}); start as another user, or set DATABASE_URL"
     )

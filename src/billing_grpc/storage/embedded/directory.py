@@ -73,7 +73,7 @@ def _require_reachable(directory: Path, account: Account) -> None:
     if answer.returncode:
         closed = answer.stdout or str(directory)
         raise EmbeddedPostgresError(
-            f"as root the embedded Postgres runs as {account.name}, who cannot enter {closed};"
+            f"as root the embedded Postgres runs as {account.name}, and this user cannot enter {closed};"
             f" choose a directory elsewhere than {directory}, or start as another user than root"
         )
 

@@ -34,9 +34,9 @@ WHERE pg_class.oid = to_regclass('workspaces') AND found
 
 _NO_TABLE: Final = {
     "view": "workspaces is a view, to which neither a column nor the log's triggers can be added",
-    "materialized view": "workspaces is a materialized view, which shows old modes and takes none",
-    "foreign table": "workspaces, or a partition of it, is a foreign table: what another server"
-    " holds is neither checked nor recorded here",
+    "materialized view": "workspaces is a materialized view, which shows old modes and accepts no change",
+    "foreign table": "workspaces, or a partition of it, is a foreign table: the data of"
+    " another server is neither checked nor recorded here",
     "temporary": "workspaces is a temporary table, which ends with its session",
 }
 """Shapes that cannot be migrated."""
@@ -44,7 +44,7 @@ _NO_TABLE: Final = {
 _DANGERS: Final = {
     "unlogged": "workspaces, or a partition of it, is unlogged: a crash of the database empties it; decisions are closed"
     " with DATABASE_STALE (remedy: ALTER TABLE ... SET LOGGED)",
-    "subscriber": "a logical subscription fills workspaces: what is read here may be old; decisions are closed with"
+    "subscriber": "a logical subscription fills workspaces, so that its rows may be old; decisions are closed with"
     " DATABASE_STALE (remedy: use the database that publishes)",
     "inherited from": "other tables inherit from workspaces, so that one id may be in two of them; decisions for such an id"
     " are closed with VALUE_UNREADABLE (remedy: ALTER TABLE ... NO INHERIT workspaces)",
