@@ -17,10 +17,11 @@ from billing_grpc.errors import Unauthenticated
 from billing_grpc.model import Role
 from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth import roles
-from billing_grpc.server.auth.principals import Principals, token_digest
+from billing_grpc.server.auth.principals import LOCAL, Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalsFile
-from billing_grpc.server.call import RequestContext, current_request
+from billing_grpc.server.call import RequestContext
 from billing_grpc.server.calls.authentication import Authentication
+from billing_grpc.server.calls.chain import Methods
 from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.server.servicer import BillingModeService
@@ -237,18 +238,19 @@ async def test_being_denied_comes_before_anything_about_the_request(gate: Gate) 
 
 async def test_every_handler_that_is_registered_is_in_the_table_or_open(monkeypatch: pytest.MonkeyPatch) -> None:
     # What the server registers, not what it says in reflection: the two could differ.
-    registered: set[str] = set()
-    kind = type(grpc.aio.server())
-    add = kind.add_generic_rpc_handlers
+    given: list[Any] = []
+    make = grpc.aio.server
 
-    def noted(server: grpc.aio.Server, handlers: Any) -> None:
-        for handler in handlers:
-            registered.update(handler._method_handlers)  # noqa: SLF001 - gRPC has no other way to ask
-        add(server, handlers)
+    def noted(*, handlers: Any, **options: Any) -> grpc.aio.Server:
+        given.extend(handlers)
+        return make(handlers=handlers, **options)
 
-    monkeypatch.setattr(kind, "add_generic_rpc_handlers", noted)
+    monkeypatch.setattr(grpc.aio, "server", noted)
+    monkeypatch.setattr(type(make()), "add_generic_rpc_handlers", lambda _, handlers: given.extend(handlers))
     RpcServer(service(), access_policy=AccessPolicy())
 
+    (chain,) = given
+    registered = chain.methods
     assert registered - roles.OPEN == set(roles.MAY_CALL)
 
 
@@ -256,7 +258,9 @@ def service() -> BillingModeService:
     return BillingModeService(InMemoryRepository(), lambda: None, KeyList(), 1.0, Metrics())
 
 
-async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(tmp_path: Path) -> None:
+async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def never(request: bytes, context: Any) -> bytes:
         del request, context
         raise AssertionError("a method without a row was run")
@@ -264,11 +268,15 @@ async def test_a_served_method_without_a_row_in_the_table_is_open_to_nobody(tmp_
     method = "/molecule.billing.v1.Forgotten/Do"
     file = tmp_path / "tokens.toml"
     file.write_text(entry(Role.ADMIN, "right-admin"))
+
+    def in_a_hurry(methods: Methods, services: object) -> None:
+        del services
+        handlers: Any = {"Do": grpc.unary_unary_rpc_method_handler(never)}
+        methods.add_registered_method_handlers("molecule.billing.v1.Forgotten", handlers)
+
+    monkeypatch.setattr("billing_grpc.server.reflection.add_to", in_a_hurry)
     for local_admin in (False, True):
         server = RpcServer(service(), access_policy=AccessPolicy(PrincipalsFile(file), local_admin=local_admin))
-        handlers: Any = {"Do": grpc.unary_unary_rpc_method_handler(never)}
-        forgotten = grpc.method_handlers_generic_handler("molecule.billing.v1.Forgotten", handlers)
-        server._server.add_generic_rpc_handlers((forgotten,))  # noqa: SLF001 - as a service added in a hurry would be
         (address,) = await server.start([TcpAddress("127.0.0.1", 0)])
         async with grpc.aio.insecure_channel(str(address)) as channel:
             assert await ending(channel, method, RIGHT) is grpc.StatusCode.PERMISSION_DENIED
@@ -330,29 +338,18 @@ PEERS: Final = {
 
 @pytest.mark.parametrize(("peer", "local"), PEERS.items(), ids=PEERS)
 @pytest.mark.parametrize("local_admin", [True, False])
-async def test_local_is_who_calls_from_this_machine_and_only_where_the_operator_said_so(
+def test_local_is_who_calls_from_this_machine_and_only_where_the_operator_said_so(
     peer: str, *, local: bool, local_admin: bool
 ) -> None:
-    called = []
-
-    async def method(request: bytes, context: Any) -> bytes:
-        called.append(context)
-        return request
-
-    async def continuation(details: Any) -> Any:
-        del details
-        return grpc.unary_unary_rpc_method_handler(method)
-
-    class Details(grpc.HandlerCallDetails):
-        method = RESOLVE
-        invocation_metadata = ()
-
     authentication = Authentication(FixedPrincipals(Principals({}, {}, {})), local_admin=local_admin)
-    handler: Any = await authentication.intercept_service(continuation, Details())
-    current_request.set(RequestContext("request-1"))
+    rpc: Any = Peer(peer)
+    hooks = authentication.for_method(RESOLVE)
+    assert hooks is not None
+    call = RequestContext(rpc, RESOLVE)
     if local and local_admin:
-        await handler.unary_unary(b"", Peer(peer))
+        hooks.start(call)
+        assert call.caller == LOCAL
     else:
         with pytest.raises(Unauthenticated):
-            await handler.unary_unary(b"", Peer(peer))
-    assert len(called) == (local and local_admin)
+            hooks.start(call)
+        assert call.principal is None

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
@@ -17,6 +18,7 @@ from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
+from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
 
 WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-000000000001"
@@ -212,6 +214,26 @@ async def test_a_place_is_free_again_however_the_call_ended() -> None:
         await site.calls(5)
         site.repository.delay = 0.0
         assert await site.code() is grpc.StatusCode.OK
+
+
+async def test_a_place_is_free_again_and_the_call_counted_though_its_line_cannot_be_made() -> None:
+    def broken(*_: object) -> NoReturn:
+        raise OSError(28, "no space left")
+
+    metrics, before = Metrics(), structlog.get_config()["processors"]
+    structlog.configure(processors=[broken])
+    try:
+        async with (
+            running_server(InMemoryRepository(), limits=Limits(max_concurrent_calls=1), metrics=metrics) as target,
+            grpc.aio.insecure_channel(target) as channel,
+        ):
+            billing: Any = service_grpc.BillingModeServiceStub(channel)
+            for _ in range(3):
+                await billing.ResolveBillingMode(RESOLVE, timeout=10)
+    finally:
+        structlog.configure(processors=before)
+    labels = {"method": "BillingModeService/ResolveBillingMode", "code": "OK"}
+    assert metrics.registry.get_sample_value("billing_grpc_calls_total", labels) == 3
 
 
 async def test_a_stranger_is_told_to_show_who_it_is_even_when_every_place_is_taken() -> None:

@@ -30,8 +30,7 @@ async def test_what_is_left_is_sent_at_the_end(
     metrics = Metrics()
     async with exporting(collector.endpoint, 1.0, "1.2.3", metrics) as tracing:
         for _ in range(50):
-            with tracing.call_span(RESOLVE, ()):
-                pass
+            tracing.call_span(RESOLVE, ()).end("OK")
 
     assert len(collector.spans()) == 50
     assert failures(metrics) == 0
@@ -52,8 +51,7 @@ async def test_a_collector_that_hangs_with_the_queue_full_holds_the_end_for_two_
 
     async with exporting(collector.endpoint, 1.0, "1.2.3", metrics) as tracing:
         for _ in range(QUEUE + 1000):
-            with tracing.call_span(RESOLVE, ()):
-                pass
+            tracing.call_span(RESOLVE, ()).end("OK")
         beating = asyncio.create_task(beat())
         ending = time.monotonic()
     took = time.monotonic() - ending
@@ -67,8 +65,7 @@ async def test_a_batch_that_nobody_takes_is_given_up_in_time_and_counted(collect
     collector.hangs.set()
     metrics = Metrics()
     async with exporting(collector.endpoint, 1.0, "1.2.3", metrics) as tracing:
-        with tracing.call_span(RESOLVE, ()):
-            pass
+        tracing.call_span(RESOLVE, ()).end("OK")
         async with asyncio.timeout(2 * EXPORT_TIMEOUT + 3):
             while not failures(metrics):
                 await asyncio.sleep(0.05)

@@ -1,6 +1,5 @@
 """What a decision leaves in the log and in the counters, word for word where operators search for it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,21 +18,14 @@ from billing_grpc.model import (
     WorkspaceRecord,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace
-from billing_grpc.server.call import RequestContext, current_request
 from billing_grpc.server.decision_log import DecisionLog
 from billing_grpc.server.telemetry.logs import RARELY
 from billing_grpc.server.telemetry.metrics import Metrics
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-000000000001"
 DEGRADED = resolve(WORKSPACE, ResolutionError("DATABASE_TIMEOUT", "late"), "byok")
+SOMEBODY = Principal("provisioner", Role.PROVISIONER)
 OPEN = resolve(WORKSPACE, StoredOverride("byok"), None)
-
-
-@pytest.fixture(autouse=True)
-def somebody() -> Iterator[None]:
-    token = current_request.set(RequestContext("request-1", Principal("provisioner", Role.PROVISIONER)))
-    yield
-    current_request.reset(token)
 
 
 PLANS = {
@@ -135,7 +127,7 @@ def test_a_refusal_leaves_a_trace_with_the_keys_name(
     metrics = Metrics()
     with capture_logs() as lines:
         refused = [("OPENAI_API_KEY", SecretKeyVerdict(" openai_api_key", verdict, "no"))]
-        DecisionLog(metrics).blocked(refused, WORKSPACE, resolution)
+        DecisionLog(metrics).blocked(refused, WORKSPACE, resolution, SOMEBODY)
 
     (line,) = lines
     assert line["log_level"] == "info"

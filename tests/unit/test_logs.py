@@ -13,7 +13,7 @@ import pytest
 import structlog
 from opentelemetry.sdk.trace import TracerProvider
 
-from billing_grpc.server.call import RequestContext, current_request
+from billing_grpc.server.call import current_request_id
 from billing_grpc.server.telemetry import logs
 from billing_grpc.server.telemetry.log_queue import DROPPED
 from billing_grpc.server.telemetry.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
@@ -75,13 +75,14 @@ def lines(text: Path) -> list[dict[str, Any]]:
 def test_every_line_of_a_call_bears_its_name_and_its_trace(written: Path) -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     structlog.stdlib.get_logger("before").info("outside")
-    token = current_request.set(RequestContext("request-7"))
-    with Tracing(provider.get_tracer("test")).call_span("/x/y", ()):
-        ids = current_trace()
-        structlog.stdlib.get_logger("ours").info("inside")
-        structlog.stdlib.get_logger("ours").info("named by itself", request_id="another")
-        logging.getLogger("a_library").warning("a library's")
-    current_request.reset(token)
+    token = current_request_id.set("request-7")
+    span = Tracing(provider.get_tracer("test")).call_span("/x/y", ())
+    ids = current_trace()
+    structlog.stdlib.get_logger("ours").info("inside")
+    structlog.stdlib.get_logger("ours").info("named by itself", request_id="another")
+    logging.getLogger("a_library").warning("a library's")
+    span.end("OK")
+    current_request_id.reset(token)
 
     outside, *inside = lines(written)
     assert not {"request_id", "trace_id", "span_id"} & outside.keys()

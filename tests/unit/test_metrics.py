@@ -93,7 +93,7 @@ def test_known_series_begin_at_zero_so_that_their_first_increment_is_seen() -> N
 def test_a_method_that_is_not_ours_is_never_a_label() -> None:
     metrics = Metrics()
     for path in ("/x.Y/Z", "", "\n", "/molecule.billing.v1.BillingModeService/Nothing", "other", "ResolveBillingMode"):
-        metrics.count_call(path, "UNIMPLEMENTED", 0.001)
+        metrics.counter_of_calls(path)("UNIMPLEMENTED", 0.001)
 
     assert samples(metrics.registry, "billing_grpc_calls_total")["UNIMPLEMENTED", "other"] == 6
     assert samples(metrics.registry, "billing_grpc_call_seconds_count") == {("other",): 6}
@@ -101,7 +101,7 @@ def test_a_method_that_is_not_ours_is_never_a_label() -> None:
 
 def test_the_buckets_tell_a_millisecond_from_two_and_what_kept_its_second_from_what_did_not() -> None:
     metrics = Metrics()
-    metrics.count_call("/molecule.billing.v1.BillingModeService/ResolveBillingMode", "OK", 0.0008)
+    metrics.counter_of_calls("/molecule.billing.v1.BillingModeService/ResolveBillingMode")("OK", 0.0008)
     buckets = {float(le) for le, _ in samples(metrics.registry, "billing_grpc_call_seconds_bucket")}
 
     assert {0.0005, 0.001, 0.002, 1.0, 1.25, float("inf")} <= buckets
@@ -136,10 +136,11 @@ metrics.observe_database(lambda: up)
 metrics.observe_tasks(lambda: 3)
 metrics.refresh()
 for _ in range(2):
-    metrics.count_call("/molecule.billing.v1.BillingModeService/ResolveBillingMode", "OK", 0.0008)
-with metrics.call_in_flight():
-    print("ready", flush=True)
-    sys.stdin.readline()
+    metrics.counter_of_calls("/molecule.billing.v1.BillingModeService/ResolveBillingMode")("OK", 0.0008)
+metrics.call_begun()
+print("ready", flush=True)
+sys.stdin.readline()
+metrics.call_ended()
 """
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import grpc
 import grpc_testing
@@ -15,7 +15,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import DatabaseTimeout, RequestError
 from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList
 from billing_grpc.server.auth.principals import LOCAL
-from billing_grpc.server.call import RequestContext, current_request
+from billing_grpc.server.call import RequestContext
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
@@ -28,7 +28,7 @@ INHERITS = "7f1fc6a0-0000-4000-8000-000000000002"
 class Synchronous:
     """grpcio-testing calls handlers synchronously; this runs the coroutine they return, and keeps what it raised.
 
-    No interceptor runs there: how an error becomes a status is tested over a real server.
+    Nothing of `server.calls` runs there: how an error becomes a status is tested over a real server.
     """
 
     def __init__(self, servicer: BillingModeService) -> None:
@@ -39,9 +39,9 @@ class Synchronous:
         handler = getattr(self._servicer, name)
 
         async def as_local(request: Any, context: Any) -> Any:
-            current_request.set(RequestContext("request-1", LOCAL))
+            call = RequestContext(context, f"/{SERVICE.full_name}/{name}", request_id="request-1", principal=LOCAL)
             try:
-                return await handler(request, context)
+                return await handler(request, call)
             except RequestError as error:
                 self.raised = error
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
@@ -66,6 +66,15 @@ class Harness:
             raise self._handlers.raised
         assert code is grpc.StatusCode.OK, details
         return response
+
+
+@pytest.mark.parametrize("method", list(SERVICE.methods), ids=lambda method: method.name)
+def test_every_method_of_the_contract_takes_and_returns_its_own_messages(method: Any) -> None:
+    types = get_type_hints(getattr(BillingModeService, method.name))
+
+    assert types["request"] is getattr(service_pb, method.input_type.name)
+    assert types["return"] is getattr(service_pb, method.output_type.name)
+    assert types["call"] is RequestContext
 
 
 def test_a_decision_is_answered_without_a_socket() -> None:

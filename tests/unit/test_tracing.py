@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from billing_grpc.errors import DatabaseTimeout
-from billing_grpc.server.telemetry.spans import Tracing, ended
+from billing_grpc.server.telemetry.spans import Tracing
 from billing_grpc.wire.trace_context import current_trace, extract, inject
 
 TRACE: Final = "0af7651916cd43dd8448eb211c80319c"
@@ -67,17 +67,16 @@ def only(exporter: InMemorySpanExporter) -> ReadableSpan:
 def test_a_client_hands_on_its_trace_in_place_of_any_given_and_leaves_the_rest() -> None:
     metadata = (("x-request-id", "7"), ("traceparent", "old"))
     assert inject(metadata) == list(metadata), "outside of a trace"
-    with (
-        recorded() as (tracing, _),
-        tracing.call_span(RESOLVE, (("traceparent", PARENT), ("tracestate", "a=1"))) as span,
-    ):
+    with recorded() as (tracing, _):
+        span = tracing.call_span(RESOLVE, (("traceparent", PARENT), ("tracestate", "a=1")))
         token = context.attach(baggage.set_baggage("held", "in-baggage"))
         injected = inject(metadata)
         context.detach(token)
 
-        own = f"{span.get_span_context().span_id:016x}"
+        own = f"{trace.get_current_span().get_span_context().span_id:016x}"
         assert injected == [("x-request-id", "7"), ("traceparent", f"00-{TRACE}-{own}-01"), ("tracestate", "a=1")]
         assert current_trace() == (TRACE, own)
+        span.end("OK")
     assert current_trace() is None
 
 
@@ -91,8 +90,7 @@ CODES: Final = {
 @pytest.mark.parametrize("code", CODES)
 def test_a_call_is_an_error_when_the_server_is_to_blame(code: str) -> None:
     with recorded() as (tracing, exporter):
-        with tracing.call_span(RESOLVE, ()) as span:
-            ended(span, code)
+        tracing.call_span(RESOLVE, ()).end(code)
 
         found = only(exporter)
     assert found.attributes is not None
@@ -103,8 +101,7 @@ def test_a_call_is_an_error_when_the_server_is_to_blame(code: str) -> None:
 
 def test_a_method_that_is_not_ours_is_not_repeated() -> None:
     with recorded() as (tracing, exporter):
-        with tracing.call_span("/secret.Value/X", ()):
-            pass
+        tracing.call_span("/secret.Value/X", ()).end("UNIMPLEMENTED")
 
         found = only(exporter)
     assert found.name == "_OTHER"
@@ -112,14 +109,16 @@ def test_a_method_that_is_not_ours_is_not_repeated() -> None:
 
 
 def test_an_errors_text_is_in_no_span() -> None:
-    with recorded() as (tracing, exporter), tracing.call_span(RESOLVE, ()):
+    with recorded() as (tracing, exporter):
+        span = tracing.call_span(RESOLVE, ())
         with pytest.raises(ValueError, match="secret"), tracing.storage_span("load_override", "SELECT", "workspaces"):
             raise ValueError("a secret")
         with pytest.raises(DatabaseTimeout), tracing.storage_span("load_override", "SELECT", "workspaces"):
             raise DatabaseTimeout
+        span.end("OK")
 
         found = exporter.get_finished_spans()
-        assert [span.status.status_code.name for span in found] == ["ERROR", "ERROR"]
+        assert [span.status.status_code.name for span in found] == ["ERROR", "ERROR", "UNSET"]
         assert not [span for span in found if "secret" in span.to_json() or span.events]
 
 

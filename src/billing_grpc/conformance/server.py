@@ -11,12 +11,12 @@ import grpc
 
 from billing_grpc.addresses import Address, UnixAddress, parse
 from billing_grpc.conformance import cases
-from billing_grpc.conformance.answers import handler
+from billing_grpc.conformance.answers import methods
 from billing_grpc.conformance.connections import Connections
 from billing_grpc.errors import ListenError, SettingsError
 from billing_grpc.server.auth.principals import Principals
 from billing_grpc.server.auth.principals_file import FixedPrincipals
-from billing_grpc.server.calls import chain as interceptors
+from billing_grpc.server.calls.chain import Chain
 from billing_grpc.server.net.ports import require_free
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry import logs
@@ -49,14 +49,17 @@ async def serving(address: Address) -> AsyncIterator[str]:
     Raises:
         ListenError: the address is taken or cannot be used.
     """
-    # Production's interceptors: a client also meets their errors, request ids and limits.
-    behind = grpc.aio.server(
-        interceptors=interceptors.in_order(
-            FixedPrincipals(Principals({}, {}, {})), local_admin=True, limits=Limits(), metrics=Metrics(), tracing=None
-        )
-    )
+    behind = grpc.aio.server()
     connections = Connections(behind.add_insecure_port(_BEHIND))
-    behind.add_generic_rpc_handlers((handler({each.id: each for each in cases.load()}, connections.reset),))
+    # Production's behaviours: a client also meets their errors, request ids and limits.
+    chain = Chain(
+        methods({each.id: each for each in cases.load()}, connections.reset),
+        FixedPrincipals(Principals({}, {}, {})),
+        local_admin=True,
+        limits=Limits(),
+        metrics=Metrics(),
+    )
+    behind.add_generic_rpc_handlers((chain,))
     await behind.start()
     try:
         listener = await _listen(address, connections)

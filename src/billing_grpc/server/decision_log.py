@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from billing_grpc.model import ChangeNote, OverrideChange, Resolution, SecretKeyVerdict
+from billing_grpc.model import ChangeNote, OverrideChange, Principal, Resolution, SecretKeyVerdict
 from billing_grpc.resolver import is_corrupt
-from billing_grpc.server.call import current_request
 from billing_grpc.server.telemetry.metrics import Metrics
 
 log = structlog.stdlib.get_logger(__name__)
@@ -61,7 +60,11 @@ class DecisionLog:
         log.info(line)
 
     def blocked(
-        self, refused: Sequence[tuple[str, SecretKeyVerdict]], workspace_id: str, resolution: Resolution | None
+        self,
+        refused: Sequence[tuple[str, SecretKeyVerdict]],
+        workspace_id: str,
+        resolution: Resolution | None,
+        caller: Principal,
     ) -> None:
         """Count and log the refused keys, given by their normalised names (contract, section 4)."""
         for name, verdict in refused:
@@ -71,7 +74,7 @@ class DecisionLog:
                 workspace=workspace_id,
                 key=name,
                 verdict=verdict.verdict.value,
-                principal=current_request.get().caller.name,
+                principal=caller.name,
                 mode=None if resolution is None else resolution.mode.value,
                 source=None if resolution is None else resolution.source.value,
             )

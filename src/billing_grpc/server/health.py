@@ -9,6 +9,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from billing_grpc.errors import StorageError
+from billing_grpc.server.call import RequestContext
+from billing_grpc.server.calls.hooks import RefusedError
 from billing_grpc.storage.repository import Repository
 
 log = structlog.stdlib.get_logger(__name__)
@@ -52,20 +54,21 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def Check(self, request: Any, context: Any) -> Any:
+    async def Check(self, request: Any, call: RequestContext) -> Any:
         """Return the status of a name; NOT_FOUND if it was never set."""
+        del call
         if request.service not in self._serving:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service; the empty name stands for the server")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, "no such service; the empty name stands for the server")
         return _Response(status=self._status(request.service))
 
-    async def Watch(self, request: Any, context: Any) -> None:
+    async def Watch(self, request: Any, call: RequestContext) -> None:
         """Write the status of a name now and after each change; SERVICE_UNKNOWN until it is set."""
         written = None
         while True:
             changed = self._changed
             status = self._status(request.service)
             if status != written:
-                await context.write(_Response(status=status))
+                await call.rpc.write(_Response(status=status))
             written = status
             if self._over:
                 return

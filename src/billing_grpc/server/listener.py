@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -16,9 +16,10 @@ from billing_grpc.errors import ListenError
 from billing_grpc.server import health, reflection
 from billing_grpc.server.auth.principals import Principals
 from billing_grpc.server.auth.principals_file import FixedPrincipals, PrincipalDirectory
-from billing_grpc.server.calls import chain as interceptors
+from billing_grpc.server.calls.chain import Chain, Methods
 from billing_grpc.server.net.ports import require_free
 from billing_grpc.server.net.tls import TlsFiles
+from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.spans import Tracing
@@ -92,7 +93,7 @@ class RpcServer:
 
     def __init__(
         self,
-        servicer: service_grpc.BillingModeServiceServicer,
+        servicer: BillingModeService,
         *,
         access_policy: AccessPolicy,
         limits: Limits | None = None,
@@ -104,23 +105,29 @@ class RpcServer:
         limits = limits or Limits()
         self._access_policy = access_policy
         self._shared_ports = shared_ports
+        self._health = health.HealthServicer()
+        methods = Methods()
+        # The types of the generated function know no other context than gRPC's.
+        add_billing: Any = service_grpc.add_BillingModeServiceServicer_to_server
+        add_billing(servicer, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
+        if reflection_on:
+            reflection.add_to(methods, [SERVICE_NAME, health.SERVICE_NAME])
+        chain = Chain(
+            methods,
+            access_policy.principals,
+            local_admin=access_policy.local_admin,
+            limits=limits,
+            metrics=metrics or Metrics(),
+            tracing=tracing,
+            client_authorities=bytes if access_policy.tls is None else access_policy.tls.client_authorities,
+        )
+        # No interceptor: gRPC would build a chain of coroutines for every call.
         self._server = grpc.aio.server(
-            interceptors=interceptors.in_order(
-                access_policy.principals,
-                local_admin=access_policy.local_admin,
-                limits=limits,
-                metrics=metrics or Metrics(),
-                tracing=tracing,
-                client_authorities=bytes if access_policy.tls is None else access_policy.tls.client_authorities,
-            ),
+            handlers=[chain],
             options=_options(limits, shared_ports=shared_ports),
             maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
         )
-        self._health = health.HealthServicer()
-        service_grpc.add_BillingModeServiceServicer_to_server(servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if reflection_on:
-            reflection.serve(self._server, [SERVICE_NAME, health.SERVICE_NAME])
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
         """Listen and serve; return the addresses with their real ports.

@@ -9,28 +9,30 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from billing_grpc.server.calls.chain import Methods
+
 V1ALPHA: Final[str] = reflection.SERVICE_NAME
 V1: Final = "grpc.reflection.v1.ServerReflection"
 
 _Found = TypeVar("_Found")
 
 
-def serve(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Add reflection in both versions to a server that has not started yet.
+def add_to(methods: Methods, services: Sequence[str]) -> None:
+    """Add the methods of reflection in both versions.
 
     Args:
-        server: the server that gets the services.
+        methods: where the methods are added.
         services: the full names of the server's other services.
     """
     servicer: Any = reflection.aio.ReflectionServicer([*services, V1ALPHA, V1], pool=_Pool())
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, methods)
     # The messages of v1 are those of v1alpha; newer clients ask for v1 first.
     v1 = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(V1, {"ServerReflectionInfo": v1}),))
+    methods.add_registered_method_handlers(V1, {"ServerReflectionInfo": v1})
 
 
 class _Pool:

@@ -1,11 +1,10 @@
 """The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from billing_grpc import page_token, provision, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.model import (
     NO_WORKSPACE,
@@ -21,7 +20,7 @@ from billing_grpc.model import (
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.call import current_request
+from billing_grpc.server.call import RequestContext
 from billing_grpc.server.decision_log import DecisionLog
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.storage.repository import Repository
@@ -31,14 +30,7 @@ ANSWER_MARGIN: Final = 0.05
 """Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
 
 
-class CallContext(Protocol):
-    """The part of a gRPC context that the servicer uses."""
-
-    def time_remaining(self) -> float | None:
-        """Return the seconds until the caller's deadline; `None` if there is no deadline."""
-
-
-class BillingModeService(service_grpc.BillingModeServiceServicer):
+class BillingModeService:
     """Implements the contract over a repository and an org default.
 
     Args:
@@ -64,24 +56,24 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         self._log = DecisionLog(metrics)
 
     async def ResolveBillingMode(
-        self, request: service_pb.ResolveBillingModeRequest, context: CallContext
+        self, request: service_pb.ResolveBillingModeRequest, call: RequestContext
     ) -> service_pb.ResolveBillingModeResponse:
         """Answer who pays for a workspace, and why. Total (contract, sections 2 and 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_request.get().workspace = workspace_id or ""
+        call.workspace = workspace_id or ""
         what_if = request.HasField("org_default")
         org_default = request.org_default if what_if else self._org_default()
-        resolution = await self._decide(workspace_id, org_default, context, what_if=what_if)
+        resolution = await self._decide(workspace_id, org_default, call, what_if=what_if)
         return service_pb.ResolveBillingModeResponse(resolution=messages.resolution_to_proto(resolution))
 
     async def BatchResolveBillingModes(
-        self, request: service_pb.BatchResolveBillingModesRequest, context: CallContext
+        self, request: service_pb.BatchResolveBillingModesRequest, call: RequestContext
     ) -> service_pb.BatchResolveBillingModesResponse:
         """Answer who pays for several workspaces, with one read. Total (contract, section 3)."""
         ids = validation.batch_ids(request.workspace_ids)
-        current_request.get().workspace = len(ids)
+        call.workspace = len(ids)
         org_default = self._org_default()
-        overrides = await self._load_many(ids, context)
+        overrides = await self._load_many(ids, call)
         decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
         resolutions = [decided[each] for each in ids]
         self._log.resolved(resolutions)
@@ -90,30 +82,29 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         )
 
     async def GetWorkspaceBillingMode(
-        self, request: service_pb.GetWorkspaceBillingModeRequest, context: CallContext
+        self, request: service_pb.GetWorkspaceBillingModeRequest, call: RequestContext
     ) -> service_pb.GetWorkspaceBillingModeResponse:
         """Return the billing mode of an existing workspace. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
-        current_request.get().workspace = workspace_id
-        record = await self._load_record(workspace_id, context)
+        call.workspace = workspace_id
+        record = await self._load_record(workspace_id, call)
         return service_pb.GetWorkspaceBillingModeResponse(
             billing_mode=messages.billing_mode_to_proto(self._view(workspace_id, record))
         )
 
     async def SetWorkspaceBillingMode(
-        self, request: service_pb.SetWorkspaceBillingModeRequest, context: CallContext
+        self, request: service_pb.SetWorkspaceBillingModeRequest, call: RequestContext
     ) -> service_pb.SetWorkspaceBillingModeResponse:
         """Set or clear a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
         workspace_id = validation.workspace_id(request.workspace_id)
-        called = current_request.get()
-        called.workspace = workspace_id
+        call.workspace = workspace_id
         mode = messages.change_from_proto(request)
-        by = ChangeNote(called.caller.name, validation.reason(request.reason), called.request_id)
+        by = ChangeNote(call.caller.name, validation.reason(request.reason), call.request_id)
         etag = validation.etag(request.etag)
         if request.validate_only:
-            change = await self._would_save(workspace_id, mode, etag, context)
+            change = await self._would_save(workspace_id, mode, etag, call)
         else:
-            budget = self._budget(context)
+            budget = self._budget(call)
             change = await self._repository.save_override(workspace_id, mode, by=by, etag=etag, budget=budget)
         previous, current = self._view(workspace_id, change.previous), self._view(workspace_id, change.current)
         if change.stale:
@@ -127,19 +118,19 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         )
 
     async def _would_save(
-        self, workspace_id: str, mode: BillingMode | None, etag: str, context: CallContext
+        self, workspace_id: str, mode: BillingMode | None, etag: str, call: RequestContext
     ) -> OverrideChange:
         """Return the change that `save_override` would make; write nothing, and so keep the etag."""
-        previous = await self._repository.load_record(workspace_id, budget=self._budget(context))
+        previous = await self._repository.load_record(workspace_id, budget=self._budget(call))
         return OverrideChange.planned(previous, mode, etag)
 
     async def ValidateSecretWrite(
-        self, request: service_pb.ValidateSecretWriteRequest, context: CallContext
+        self, request: service_pb.ValidateSecretWriteRequest, call: RequestContext
     ) -> service_pb.ValidateSecretWriteResponse:
         """Answer whether secrets may be stored under these names. Total (contract, section 4)."""
         scope = validation.secret_scope(request.WhichOneof("scope"))
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_request.get().workspace = workspace_id or ""
+        call.workspace = workspace_id or ""
         names = validation.secret_names(request.secret_keys)
         org_wide = scope == "org_wide"
         resolution: Resolution | None = None
@@ -148,7 +139,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
                 resolution = resolve_organisation(self._org_default())
                 self._log.resolved([resolution])
             else:
-                resolution = await self._decide(workspace_id, self._org_default(), context)
+                resolution = await self._decide(workspace_id, self._org_default(), call)
         verdicts = [
             self._keys.judge(key, name, resolution, org_wide=org_wide)
             for key, name in zip(request.secret_keys, names, strict=True)
@@ -158,7 +149,7 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
             for name, verdict in zip(names, verdicts, strict=True)
             if verdict.verdict is not SecretVerdict.ALLOWED
         ]
-        self._log.blocked(blocked, workspace_id or "", resolution)
+        self._log.blocked(blocked, workspace_id or "", resolution, call.caller)
         return service_pb.ValidateSecretWriteResponse(
             allowed=not blocked,
             verdicts=[messages.verdict_to_proto(verdict) for verdict in verdicts],
@@ -166,28 +157,28 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         )
 
     async def PlanProvisionEnv(
-        self, request: service_pb.PlanProvisionEnvRequest, context: CallContext
+        self, request: service_pb.PlanProvisionEnvRequest, call: RequestContext
     ) -> service_pb.PlanProvisionEnvResponse:
         """Answer what to strip from a container's environment and what to set. Total (contract, section 5)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_request.get().workspace = workspace_id or ""
+        call.workspace = workspace_id or ""
         env_keys = validation.env_keys(request.env_keys)
-        resolution = await self._decide(workspace_id, self._org_default(), context)
+        resolution = await self._decide(workspace_id, self._org_default(), call)
         self._log.planned(resolution)
         return messages.plan_to_proto(provision.plan(resolution, self._keys, env_keys))
 
     async def ListBillingModeChanges(
-        self, request: service_pb.ListBillingModeChangesRequest, context: CallContext
+        self, request: service_pb.ListBillingModeChangesRequest, call: RequestContext
     ) -> service_pb.ListBillingModeChangesResponse:
         """List the recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
-        current_request.get().workspace = workspace_id or ""
+        call.workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
         token_of = workspace_id or ""
         before = page_token.decode(request.page_token, token_of) if request.page_token else None
         # One change beyond the page tells whether another page follows.
         changes = await self._repository.list_changes(
-            workspace_id, before=before, limit=size + 1, budget=self._budget(context)
+            workspace_id, before=before, limit=size + 1, budget=self._budget(call)
         )
         shown, more = changes[:size], len(changes) > size
         return service_pb.ListBillingModeChangesResponse(
@@ -207,46 +198,46 @@ class BillingModeService(service_grpc.BillingModeServiceServicer):
         return WorkspaceBillingMode(resolution, record.etag, record.change_time, record.changed_by)
 
     async def _decide(
-        self, workspace_id: str | None, org_default: str | None, context: CallContext, *, what_if: bool = False
+        self, workspace_id: str | None, org_default: str | None, call: RequestContext, *, what_if: bool = False
     ) -> Resolution:
         if workspace_id is None:
             resolution = resolve_new_workspace(org_default, what_if=what_if)
         else:
-            override = await self._load(workspace_id, context)
+            override = await self._load(workspace_id, call)
             resolution = resolve(workspace_id, override, org_default, what_if=what_if)
         self._log.resolved([resolution], what_if=what_if)
         return resolution
 
-    async def _load(self, workspace_id: str, context: CallContext) -> StoredOverride | ResolutionError:
+    async def _load(self, workspace_id: str, call: RequestContext) -> StoredOverride | ResolutionError:
         try:
-            return await self._repository.load_override(workspace_id, budget=self._budget(context))
+            return await self._repository.load_override(workspace_id, budget=self._budget(call))
         except StorageError as error:
             return ResolutionError(error.reason, error.message)
 
-    async def _load_record(self, workspace_id: str, context: CallContext) -> WorkspaceRecord:
+    async def _load_record(self, workspace_id: str, call: RequestContext) -> WorkspaceRecord:
         try:
-            return await self._repository.load_record(workspace_id, budget=self._budget(context))
+            return await self._repository.load_record(workspace_id, budget=self._budget(call))
         except StorageError as error:
             # A caller that needs a mode finds the fallback, marked as such, in the error's details.
             fallback = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
             raise type(error)(attachments=(fallback,)) from error
 
     async def _load_many(
-        self, workspace_ids: Sequence[str], context: CallContext
+        self, workspace_ids: Sequence[str], call: RequestContext
     ) -> Mapping[str, StoredOverride | ResolutionError]:
         wanted = dict.fromkeys(workspace_ids)
         try:
-            return await self._repository.load_overrides(wanted, budget=self._budget(context))
+            return await self._repository.load_overrides(wanted, budget=self._budget(call))
         except StorageError as error:
             return dict.fromkeys(wanted, ResolutionError(error.reason, error.message))
 
-    def _budget(self, context: CallContext) -> float:
+    def _budget(self, call: RequestContext) -> float:
         """Return the seconds of storage that this call may use.
 
         Raises:
             DatabaseTimeout: no time is left; the database is not asked.
         """
-        left = context.time_remaining()
+        left = call.time_remaining()
         budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)
         if budget <= 0:
             raise DatabaseTimeout

@@ -1,1 +1,1 @@
-"""The interceptors of every call: one behaviour a file, put in order by `chain`."""
+"""What happens around every call: one behaviour a file, put in order by `chain`."""

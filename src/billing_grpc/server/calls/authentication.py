@@ -1,11 +1,8 @@
 """Authenticates the caller and checks that its role may call the method; the default is to refuse."""
 
 import datetime as dt
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
-
-import grpc
 
 from billing_grpc.errors import PermissionDenied, Unauthenticated
 from billing_grpc.model import Principal
@@ -13,8 +10,8 @@ from billing_grpc.server.auth import roles
 from billing_grpc.server.auth.client_certificate import ClientCertificate
 from billing_grpc.server.auth.principals import LOCAL, bearer_token
 from billing_grpc.server.auth.principals_file import PrincipalDirectory
-from billing_grpc.server.call import current_request
-from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.server.call import RequestContext, Rpc
+from billing_grpc.server.calls.hooks import Hooks
 
 _HEADER: Final = "authorization"
 _CERTIFICATE: Final = "x509_pem_cert"
@@ -22,7 +19,7 @@ _CERTIFICATE_CHAIN: Final = "x509_pem_cert_chain"
 _LOCAL_PEERS: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
 
 
-class Authentication(grpc.aio.ServerInterceptor):
+class Authentication(Hooks):
     """Finds the principal of each call and checks its role.
 
     The first of these that applies decides alone:
@@ -45,39 +42,35 @@ class Authentication(grpc.aio.ServerInterceptor):
         self._local_admin = local_admin
         self._client_authorities = client_authorities
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Return the method's handler, which then runs only for callers whose role may call it."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or method in roles.OPEN:
-            return handler
-        headers = [value for key, value in handler_call_details.invocation_metadata or () if key == _HEADER]
+    def for_method(self, method: str) -> Hooks | None:
+        """Return itself, or `None` for a method that needs no principal."""
+        return None if method in roles.OPEN else self
 
-        @asynccontextmanager
-        async def authorized(context: "Context") -> AsyncIterator[None]:
-            principal = self._principal(headers, context)
-            if principal is None:
-                raise Unauthenticated
-            current_request.get().principal = principal
-            if not roles.may_call(principal.role, method):
-                raise PermissionDenied
-            yield
+    def start(self, call: RequestContext) -> None:
+        """Set the principal.
 
-        return rebuild(handler, authorized)
+        Raises:
+            Unauthenticated: the credentials name no principal.
+            PermissionDenied: its role may not call the method.
+        """
+        principal = self._principal([value for key, value in call.metadata if key == _HEADER], call.rpc)
+        if principal is None:
+            raise Unauthenticated
+        call.principal = principal
+        if not roles.may_call(principal.role, call.method):
+            raise PermissionDenied
 
-    def _principal(self, headers: list[str | bytes], context: "Context") -> Principal | None:
+    def _principal(self, headers: list[str | bytes], rpc: "Rpc") -> Principal | None:
         if headers:
             token = bearer_token(headers[0]) if len(headers) == 1 else None
             return None if token is None else self._principals.current().by_token(token)
-        peer = context.auth_context()
+        peer = rpc.auth_context()
         if certificate := b"".join(peer.get(_CERTIFICATE, ())):
             chain = b"".join(peer.get(_CERTIFICATE_CHAIN, ()))
             read = ClientCertificate.read(certificate, chain, self._client_authorities())
             if read is None or not read.holds(dt.datetime.now(dt.UTC)):
                 return None
             return self._principals.current().by_certificate(read.uris, read.dns_names)
-        if self._local_admin and context.peer().startswith(_LOCAL_PEERS):
+        if self._local_admin and rpc.peer().startswith(_LOCAL_PEERS):
             return LOCAL
         return None

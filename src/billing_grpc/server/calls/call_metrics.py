@@ -1,18 +1,14 @@
 """Counts calls by method and status, times them, and counts those in progress."""
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
-
-import grpc
 
 from billing_grpc.server.auth import roles
-from billing_grpc.server.calls.call_status import OK, code_of
-from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.server.call import RequestContext
+from billing_grpc.server.calls.hooks import Hooks
 from billing_grpc.server.telemetry.metrics import Metrics
 
 
-class CallMetrics(grpc.aio.ServerInterceptor):
+class CallMetrics:
     """Counts each call with the status that its caller gets.
 
     Args:
@@ -22,28 +18,31 @@ class CallMetrics(grpc.aio.ServerInterceptor):
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Return the method's handler, which then counts each call at its end."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        is_open = method in roles.OPEN
+    def for_method(self, method: str) -> Hooks:
+        """Return what counts the calls of this method; health and reflection do not count as in progress."""
+        if method in roles.OPEN:
+            return _Ended(self._metrics, method)
+        return _InProgress(self._metrics, method)
+
+
+class _Ended(Hooks):
+    def __init__(self, metrics: Metrics, method: str) -> None:
         # The duration of a stream of health or reflection says nothing about this server.
-        watched = handler_call_details.method in roles.OPEN_STREAMS
+        self._count = metrics.counter_of_calls(method, timed=method not in roles.OPEN_STREAMS)
 
-        @asynccontextmanager
-        async def counted(context: "Context") -> AsyncIterator[None]:
-            started, code = time.perf_counter(), OK
-            with nullcontext() if is_open else self._metrics.call_in_flight():
-                try:
-                    yield
-                except BaseException as error:
-                    code = code_of(error, context)
-                    raise
-                finally:
-                    self._metrics.count_call(method, code, None if watched else time.perf_counter() - started)
+    def end(self, call: RequestContext, code: str) -> None:
+        self._count(code, time.perf_counter() - call.started)
 
-        return rebuild(handler, counted)
+
+class _InProgress(_Ended):
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        super().__init__(metrics, method)
+        self._metrics = metrics
+
+    def start(self, call: RequestContext) -> None:
+        del call
+        self._metrics.call_begun()
+
+    def end(self, call: RequestContext, code: str) -> None:
+        self._metrics.call_ended()
+        super().end(call, code)

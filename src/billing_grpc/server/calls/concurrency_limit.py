@@ -1,15 +1,14 @@
 """Limits how many calls run at once; a call beyond the limit is refused at once instead of waiting in vain."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import grpc
 
 from billing_grpc.errors import Overloaded
 from billing_grpc.server.auth import roles
-from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.server.call import RequestContext
+from billing_grpc.server.calls.hooks import Hooks, RefusedError
 
 WATCHERS_OF_A_CONNECTION: Final = 16
 """How many places of the watchers one connection may hold."""
@@ -17,33 +16,7 @@ _WITHOUT_PORT: Final = "unix:"
 """The prefix of peers whose connections cannot be told apart."""
 
 
-class _Places:
-    """A limited number of places; a call holds one while it runs, and one connection may hold only a part of them."""
-
-    def __init__(self, limit: int, of_a_connection: int) -> None:
-        self._limit: Final = limit
-        self._of_a_connection: Final = of_a_connection
-        self._taken: Counter[str] = Counter()
-
-    def free_for(self, context: "Context") -> bool:
-        """Return whether one more call on this connection gets a place."""
-        peer = context.peer()
-        mine = 0 if peer.startswith(_WITHOUT_PORT) else self._taken[peer]
-        return self._taken.total() < self._limit and mine < self._of_a_connection
-
-    @contextmanager
-    def one(self, context: "Context") -> Iterator[None]:
-        """Hold a place."""
-        peer = context.peer()
-        self._taken[peer] += 1
-        try:
-            yield
-        finally:
-            self._taken[peer] -= 1
-            self._taken += Counter()  # removes the zeros
-
-
-class ConcurrencyLimit(grpc.aio.ServerInterceptor):
+class ConcurrencyLimit:
     """Refuses calls beyond the limit.
 
     Calls without a principal never take a place from calls with one. Health checks are not counted and never refused. The
@@ -55,46 +28,55 @@ class ConcurrencyLimit(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self, calls: int, watchers: int) -> None:
-        self._calls = calls
+        self._calls = _Calls(calls)
+        self._watchers = _Watchers(watchers, WATCHERS_OF_A_CONNECTION)
+
+    def for_method(self, method: str) -> Hooks | None:
+        """Return what holds a place for each call of this method; `None` for health checks."""
+        if method not in roles.OPEN:
+            return self._calls
+        return self._watchers if method in roles.OPEN_STREAMS else None
+
+
+class _Calls(Hooks):
+    """A limited number of places; a call holds one while it runs."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit: Final = limit
         self._running = 0
-        self._watchers = _Places(watchers, WATCHERS_OF_A_CONNECTION)
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Return the method's handler, which then holds a place while it runs."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler_call_details.method not in roles.OPEN:
-            return rebuild(handler, self._call)
-        if handler_call_details.method not in roles.OPEN_STREAMS:
-            return handler
-        return rebuild(handler, self._watch if handler_call_details.method == roles.WATCH else self._stream)
-
-    @asynccontextmanager
-    async def _call(self, context: "Context") -> AsyncIterator[None]:
-        del context
-        if self._running >= self._calls:
+    def start(self, call: RequestContext) -> None:
+        del call
+        if self._running >= self._limit:
             raise Overloaded
         self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
 
-    @asynccontextmanager
-    async def _stream(self, context: "Context") -> AsyncIterator[None]:
-        if not self._watchers.free_for(context):
-            raise Overloaded
-        with self._watchers.one(context):
-            yield
+    def end(self, call: RequestContext, code: str) -> None:
+        del call, code
+        self._running -= 1
 
-    @asynccontextmanager
-    async def _watch(self, context: "Context") -> AsyncIterator[None]:
-        if not self._watchers.free_for(context):
+
+class _Watchers(Hooks):
+    """A limited number of places, of which one connection may hold only a part."""
+
+    def __init__(self, limit: int, of_a_connection: int) -> None:
+        self._limit: Final = limit
+        self._of_a_connection: Final = of_a_connection
+        self._taken: Counter[str] = Counter()
+
+    def start(self, call: RequestContext) -> None:
+        peer = call.rpc.peer()
+        mine = 0 if peer.startswith(_WITHOUT_PORT) else self._taken[peer]
+        if self._taken.total() < self._limit and mine < self._of_a_connection:
+            self._taken[peer] += 1
+        elif call.method == roles.WATCH:
             # gRPC clients that check health take this status for healthy. After any other status they would stop calling, so
             # an unauthenticated caller could stop every client by opening streams.
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no place is left for one more watch; use Check")
-        with self._watchers.one(context):
-            yield
+            raise RefusedError(grpc.StatusCode.UNIMPLEMENTED, "no place is left for one more watch; use Check")
+        else:
+            raise Overloaded
+
+    def end(self, call: RequestContext, code: str) -> None:
+        del code
+        self._taken[call.rpc.peer()] -= 1
+        self._taken += Counter()  # removes the zeros

@@ -1,31 +1,20 @@
 """Gives every request its id, from `x-request-id` or a new one, and returns it in the trailing metadata."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import grpc
-
-from billing_grpc.server.call import HEADER, RequestContext, current_request, request_id
-from billing_grpc.server.calls.rebuild import Context, Continuation, Handler, rebuild
+from billing_grpc.server.call import RequestContext, current_request_id, request_id
+from billing_grpc.server.calls.hooks import Hooks
+from billing_grpc.wire.metadata import REQUEST_ID
 
 
-class RequestId(grpc.aio.ServerInterceptor):
-    """Opens the context of each request; the outermost interceptor, so that every record of a request bears its id."""
+class RequestId(Hooks):
+    """Sets the id of each request, which every log line of the request then bears."""
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Return the method's handler, which then runs in a request context."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        given = [value for key, value in handler_call_details.invocation_metadata or () if key == HEADER]
+    def for_method(self, method: str) -> Hooks:
+        """Return itself: every method has the same."""
+        del method
+        return self
 
-        @asynccontextmanager
-        async def in_context(context: "Context") -> AsyncIterator[None]:
-            request = RequestContext(request_id(given))
-            current_request.set(request)
-            context.set_trailing_metadata(((HEADER, request.request_id),))
-            yield
-
-        return rebuild(handler, in_context)
+    def start(self, call: RequestContext) -> None:
+        """Set the id."""
+        call.request_id = request_id([value for key, value in call.metadata if key == REQUEST_ID])
+        current_request_id.set(call.request_id)
+        call.rpc.set_trailing_metadata(((REQUEST_ID, call.request_id),))

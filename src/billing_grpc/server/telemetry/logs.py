@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import structlog
 
-from billing_grpc.server.call import current_request
+from billing_grpc.server.call import current_request_id
 from billing_grpc.server.telemetry.log_queue import LogQueue
 from billing_grpc.standing_reader import PATIENCE
 from billing_grpc.wire.trace_context import current_trace
@@ -70,8 +70,8 @@ class Repeats:
 def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Add the id of the request in progress, and its trace and span if there are any."""
     del logger, method
-    if request := current_request.get(None):
-        line.setdefault("request_id", request.request_id)
+    if request_id := current_request_id.get(None):
+        line.setdefault("request_id", request_id)
     if trace := current_trace():
         line["trace_id"], line["span_id"] = trace
     return line

@@ -1,8 +1,8 @@
 """The metrics of the service, under the names that dashboards use."""
 
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -168,27 +168,32 @@ class Metrics:
         """Count one refused key."""
         self._blocked_writes.labels(verdict=verdict.value).inc()
 
-    @contextmanager
-    def call_in_flight(self) -> Iterator[None]:
-        """Count a call as in progress while the context lasts."""
+    def call_begun(self) -> None:
+        """Count a call as in progress until `call_ended`."""
         self._in_flight.inc()
-        try:
-            yield
-        finally:
-            self._in_flight.dec()
 
-    def count_call(self, path: str, code: str, seconds: float | None) -> None:
-        """Count a call that has ended.
+    def call_ended(self) -> None:
+        """Count a call as in progress no longer."""
+        self._in_flight.dec()
+
+    def counter_of_calls(self, path: str, *, timed: bool = True) -> Callable[[str, float], None]:
+        """Return a function that counts a call that has ended, given the name of its status and its seconds.
 
         Args:
             path: as in `/package.Service/Method`; an unknown method counts as "other".
-            code: the name of its status.
-            seconds: how long it took; `None` for a stream, whose duration says nothing about the server.
+            timed: False for a stream, whose duration says nothing about the server.
         """
         method = _METHODS.get(path, OTHER)
-        self._calls.labels(method, code).inc()
-        if seconds is not None:
-            self._call_seconds.labels(method).observe(seconds)
+        calls = cache(lambda code: self._calls.labels(method, code))
+        # Made with the first call: a method without calls has no durations to show.
+        seconds = cache(lambda: self._call_seconds.labels(method))
+
+        def count(code: str, duration: float) -> None:
+            calls(code).inc()
+            if timed:
+                seconds().observe(duration)
+
+        return count
 
     def count_storage(self, operation: str, outcome: str, seconds: float) -> None:
         """Count a storage operation by its name and its outcome: `ok`, or a reason of the contract."""

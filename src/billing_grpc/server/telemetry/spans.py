@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_current_span
+from opentelemetry.context import attach, detach
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_current_span, set_span_in_context
 
 from billing_grpc.errors import SettingsError, StorageError
 from billing_grpc.server.auth import roles
@@ -48,9 +49,8 @@ class Tracing:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
-    @contextmanager
-    def call_span(self, path: str, metadata: Metadata) -> Iterator[Span]:
-        """Yield a SERVER span for a call, a child of the caller's span; `ended` sets its status.
+    def call_span(self, path: str, metadata: Metadata) -> "CurrentSpan":
+        """Return a SERVER span for a call, a child of the caller's span; it is the current span until its end.
 
         Args:
             path: as in `/package.Service/Method`; the name of an unknown method is left out.
@@ -58,16 +58,8 @@ class Tracing:
         """
         method = path[1:] if path in roles.MAY_CALL else _OTHER
         attributes = {"rpc.system.name": "grpc", "rpc.method": method}
-        with self._tracer.start_as_current_span(
-            method,
-            context=extract(metadata),
-            kind=SpanKind.SERVER,
-            attributes=attributes,
-            # An exception's text may hold what a caller sent.
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            yield span
+        span = self._tracer.start_span(method, context=extract(metadata), kind=SpanKind.SERVER, attributes=attributes)
+        return CurrentSpan(span)
 
     @contextmanager
     def storage_span(self, operation: str, statement: str, table: str) -> Iterator[None]:
@@ -105,9 +97,22 @@ class Tracing:
                 raise
 
 
-def ended(span: Span, code: str) -> None:
-    """Set the status of a call's span from the name of the call's status."""
-    span.set_attribute("rpc.response.status_code", code)
-    if code in _SERVERS_FAULT:
-        span.set_attribute("error.type", code)
-        span.set_status(Status(StatusCode.ERROR))
+class CurrentSpan:
+    """A span that is current from its construction to its end."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+        self._token = attach(set_span_in_context(span))
+
+    def end(self, code: str) -> None:
+        """End the span; the task that made it calls this.
+
+        Args:
+            code: the name of the call's status.
+        """
+        self._span.set_attribute("rpc.response.status_code", code)
+        if code in _SERVERS_FAULT:
+            self._span.set_attribute("error.type", code)
+            self._span.set_status(Status(StatusCode.ERROR))
+        detach(self._token)
+        self._span.end()
