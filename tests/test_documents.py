@@ -31,6 +31,18 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     assert named <= {str(field.alias) for field in Settings.model_fields.values()} | set(VARIABLES.values())
 
 
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|proto|json|yaml|sql|toml|md))`", page))
+    held = {
+        path.as_posix()
+        for folder in ("src", "tests", "proto", "conformance", "deploy", "docs", "migrations")
+        for path in (ROOT / folder).rglob("*.*")
+    } | {path.as_posix() for path in ROOT.glob("*.*")}
+
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in held)]
+
+
 def test_every_setting_is_documented() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
 
