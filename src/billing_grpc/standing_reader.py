@@ -1,4 +1,4 @@
-"""Writes to a reader that may have stopped reading: from a separate thread, with a bounded wait."""
+"""Write to a reader that may have stopped reading: from a separate thread, with a bounded wait."""
 
 import os
 import select

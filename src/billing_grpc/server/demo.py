@@ -20,7 +20,7 @@ FROM (VALUES
 ) AS demo (id, name, mode)
 WHERE NOT EXISTS (SELECT FROM workspaces)
 """.encode()  # noqa: S608 - built from constants of this module alone
-"""Adds the demo workspaces to a database without any workspace, so it never undoes a change to them."""
+"""Add the demo workspaces to a database without any workspace, so that no change to them is ever undone."""
 
 _SERVICE: Final = "molecule.billing.v1.BillingModeService"
 

@@ -22,7 +22,7 @@ _Response: Final[Any] = health_pb2.HealthCheckResponse
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library ships no types
-    """Answers with the status of each name that was set.
+    """Answer with the status of each name that was set.
 
     The library's servicer does not fit: it holds a lock while it writes to a watcher, so a client that reads nothing blocks
     every other watcher and the server's stop.

@@ -33,7 +33,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 _REFRESH_INTERVAL: Final = 1.0
 _FORCED_EXIT_FLUSH: Final = 0.2
-"""Seconds in which the log's reader has to take a line when a second signal ends the process."""
+"""Seconds that the log's reader gets to take a line when a second signal ends the process."""
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> None:

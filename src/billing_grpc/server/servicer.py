@@ -31,7 +31,7 @@ ANSWER_MARGIN: Final = 0.05
 
 
 class BillingModeService:
-    """Implements the contract over a repository and an org default.
+    """Implement the contract over a repository and an org default.
 
     Args:
         repository: where overrides are stored.

@@ -1,4 +1,4 @@
-"""Reads a client's certificate: its names, and when it is valid under the authorities in force. Pure."""
+"""Read a client's certificate: its names, and when it is valid under the authorities in force. Pure."""
 
 import datetime as dt
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Reads the key and the end of validity of the server's own certificate, which Python's `ssl` does not show.
+"""Read the key and the end of validity of the server's own certificate, which Python's `ssl` does not show.
 
 Pure, and no check: it reads a certificate that OpenSSL has accepted already.
 """

@@ -62,7 +62,7 @@ class StopSignals:
             self._first = signal.Signals(number)
             self._on_first(self._first)
         elif self._second_ends:
-            # Runs on top of whatever the main thread was doing, and never goes back to it.
+            # This interrupts the main thread at any point, and never returns to it.
             for call in reversed(self._at_forced_exit):
                 with suppress(Exception):
                     call()
