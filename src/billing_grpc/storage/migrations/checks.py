@@ -45,11 +45,7 @@ def require_safe_table(connection: psycopg.Connection[Any], *, allow_unsafe: boo
     """
     reasons = reasons_against((row[0] for row in connection.execute(FIND_FAULTS)), allow_unsafe=allow_unsafe)
     if reasons:
-        offer = (
-            ""
-            if allow_unsafe
-            else "; --allow-unsafe-table migrates such a table if the columns and triggers can be added"
-        )
+        offer = "" if allow_unsafe else "; --allow-unsafe-table migrates all the same where the table can take it"
         raise MigrationError("; ".join(reasons) + offer)
 
 
