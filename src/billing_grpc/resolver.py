@@ -4,7 +4,8 @@ Only a recognised override, or without an override a recognised org default, res
 else resolves to `platform_managed` (contract, section 2).
 """
 
-from typing import Final
+from functools import cache
+from typing import Final, TypeAlias
 
 from billing_grpc.model import BillingMode, BillingModeSource, Resolution, ResolutionError, StoredOverride
 
@@ -29,7 +30,9 @@ def is_corrupt(resolution: Resolution) -> bool:
 
 def recognise_org_default(text: str | None) -> BillingMode | None:
     """Return the mode of this published text, trimmed and lower-cased in ASCII only; None if it is not a mode."""
-    return None if text is None else _MODES.get(text.strip(_ASCII_SPACE).translate(_ASCII_LOWER))
+    if text is None:
+        return None
+    return _MODES.get(text) or _MODES.get(text.strip(_ASCII_SPACE).translate(_ASCII_LOWER))
 
 
 def resolve(
@@ -51,19 +54,16 @@ def resolve(
         A resolution whose mode is one of the three. It is `platform_managed` if the override is unreadable or corrupt.
     """
     default = recognise_org_default(org_default)
+    unusable = "" if default is not None else _unusable(org_default)
     if isinstance(override, ResolutionError):
-        mode, source = CLOSED, BillingModeSource.CONSTANT_FALLBACK
-        why = (
-            f"the workspace's override could not be read ({override.reason}) and may say {CLOSED},"
-            f" so nothing else is honoured: defaulting to {CLOSED} for safety"
-        )
+        mode, source, why = _unreadable(override.reason)
     elif (own := recognise_override(override.text)) is not None:
-        mode, source, why = own, BillingModeSource.WORKSPACE_OVERRIDE, f"the workspace's own mode is {own}"
+        mode, source, why = _own(own)
     elif override.text is not None:
-        mode, source, why = _corrupt(default, org_default)
+        mode, source, why = _corrupt(default, unusable)
     else:
         subject = "the workspace has no mode of its own" if override.exists else "no such workspace is stored"
-        mode, source, why = _inherited(subject, default, org_default)
+        mode, source, why = _inherited(subject, default, unusable)
     return Resolution(
         workspace_id=workspace_id,
         mode=mode,
@@ -87,7 +87,7 @@ def resolve_organisation(org_default: str | None) -> Resolution:
 
 def _without_workspace(subject: str, org_default: str | None, *, what_if: bool) -> Resolution:
     default = recognise_org_default(org_default)
-    mode, source, why = _inherited(subject, default, org_default)
+    mode, source, why = _inherited(subject, default, "" if default is not None else _unusable(org_default))
     return Resolution(
         workspace_id="",
         mode=mode,
@@ -98,21 +98,41 @@ def _without_workspace(subject: str, org_default: str | None, *, what_if: bool) 
     )
 
 
-def _inherited(
-    subject: str, default: BillingMode | None, org_default: str | None
-) -> tuple[BillingMode, BillingModeSource, str]:
-    if default is not None:
-        return default, BillingModeSource.ORG_DEFAULT, f"{subject}, and the organisation's default is {default}"
-    why = f"{subject}, and the organisation's default is {_unusable(org_default)}: closed to {CLOSED}"
+_Ruled: TypeAlias = tuple[BillingMode, BillingModeSource, str]
+
+# Cached, because there are only a few dozen different sentences, and to make one takes longer than to decide. No argument
+# of a cached function holds a caller's or a stored text.
+
+
+@cache
+def _unreadable(reason: str) -> _Ruled:
+    why = (
+        f"the workspace's override could not be read ({reason}) and may say {CLOSED},"
+        f" so nothing else is honoured: defaulting to {CLOSED} for safety"
+    )
     return CLOSED, BillingModeSource.CONSTANT_FALLBACK, why
 
 
-def _corrupt(default: BillingMode | None, org_default: str | None) -> tuple[BillingMode, BillingModeSource, str]:
+@cache
+def _own(mode: BillingMode) -> _Ruled:
+    return mode, BillingModeSource.WORKSPACE_OVERRIDE, f"the workspace's own mode is {mode}"
+
+
+@cache
+def _inherited(subject: str, default: BillingMode | None, unusable: str) -> _Ruled:
+    if default is not None:
+        return default, BillingModeSource.ORG_DEFAULT, f"{subject}, and the organisation's default is {default}"
+    why = f"{subject}, and the organisation's default is {unusable}: closed to {CLOSED}"
+    return CLOSED, BillingModeSource.CONSTANT_FALLBACK, why
+
+
+@cache
+def _corrupt(default: BillingMode | None, unusable: str) -> _Ruled:
     # The corrupt override may have been platform_managed, so an open org default must not replace it.
     corrupt = "the workspace's stored override is not a recognised mode"
     if default is CLOSED:
         return CLOSED, BillingModeSource.ORG_DEFAULT, f"{corrupt}, and the organisation's default is {default}"
-    unused = f"{default}, which must not open it" if default is not None else _unusable(org_default)
+    unused = f"{default}, which must not open it" if default is not None else unusable
     why = f"{corrupt}, and the organisation's default is {unused}: closed to {CLOSED}"
     return CLOSED, BillingModeSource.CONSTANT_FALLBACK, why
 

@@ -93,7 +93,7 @@ def test_no_credentials_are_logged_good_or_bad_at_the_loudest_level(site: Site) 
     site.server.stop()
 
     # Not read as records: of a handshake that fails, gRPC's core writes a line of its own.
-    assert site.server.stderr.count('"code": "OK"') == 2
+    assert site.server.stderr.count('"code":"OK"') == 2
     secrets = [RIGHT, WRONG, token_digest(RIGHT), token_digest(WRONG), "Bearer", "BEGIN", "secret-name", "other-secret"]
     for pem in (known.certificate, known.key, unknown.certificate, forged.certificate, site.key.encode()):
         secrets += [line for line in pem.decode().splitlines() if len(line) > 10]

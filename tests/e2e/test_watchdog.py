@@ -37,7 +37,7 @@ def test_the_process_ends_with_its_server_and_says_why(error: str, statement: st
             "billing-grpc: the gRPC server ended by itself: nothing listens any more; start it again" in server.stderr
         )
         (record,) = [line for line in server.stderr.splitlines() if '"the gRPC server ended by itself"' in line]
-        assert '"level": "error"' in record
-        assert f'"error": {error}' in record
+        assert '"level":"error"' in record
+        assert f'"error":{error}' in record
         for held in ("a-token", "Traceback"):
             assert held not in server.stderr

@@ -52,7 +52,7 @@ def test_a_plan_leaves_one_line_in_exactly_the_contracts_words(resolution: Resol
 
 def test_a_degraded_answer_warns_once_a_call_and_says_how_many() -> None:
     with capture_logs() as lines:
-        DecisionLog(Metrics()).resolved([OPEN, DEGRADED, DEGRADED])
+        DecisionLog(Metrics()).resolved([(OPEN, 1), (DEGRADED, 2)])
 
     (line,) = lines
     assert line["log_level"] == "warning"
@@ -68,7 +68,7 @@ def test_a_degraded_answer_warns_once_a_call_and_says_how_many() -> None:
 def test_an_answer_that_is_not_degraded_is_counted_and_not_logged() -> None:
     metrics = Metrics()
     with capture_logs() as lines:
-        DecisionLog(metrics).resolved([OPEN])
+        DecisionLog(metrics).resolved([(OPEN, 1)])
 
     assert lines == []
     labels = {"mode": "byok", "source": "workspace_override"}
@@ -80,7 +80,7 @@ def test_a_corrupt_override_is_counted_and_warned_of_once_a_call_without_its_tex
     corrupt = resolve(WORKSPACE, StoredOverride("BYOK"), org_default)
     metrics = Metrics()
     with capture_logs() as lines:
-        DecisionLog(metrics).resolved([OPEN, corrupt, corrupt])
+        DecisionLog(metrics).resolved([(OPEN, 1), (corrupt, 2)])
 
     (line,) = lines
     assert line["log_level"] == "warning"
@@ -93,7 +93,7 @@ def test_a_corrupt_override_is_counted_and_warned_of_once_a_call_without_its_tex
 @pytest.mark.parametrize("resolution", [OPEN, resolve_new_workspace(None), DEGRADED], ids=["set", "new", "degraded"])
 def test_what_is_no_corrupt_override_is_not_counted_as_one(resolution: Resolution) -> None:
     metrics = Metrics()
-    DecisionLog(metrics).resolved([resolution])
+    DecisionLog(metrics).resolved([(resolution, 1)])
 
     assert metrics.registry.get_sample_value("billing_grpc_corrupt_overrides_total") == 0
 
@@ -102,7 +102,7 @@ def test_what_if_answers_are_logged_and_in_no_counter() -> None:
     metrics = Metrics()
     corrupt = resolve(WORKSPACE, StoredOverride("BYOK"), "byok", what_if=True)
     with capture_logs() as lines:
-        DecisionLog(metrics).resolved([OPEN, DEGRADED, corrupt], what_if=True)
+        DecisionLog(metrics).resolved([(OPEN, 1), (DEGRADED, 1), (corrupt, 1)], what_if=True)
 
     assert [line["log_level"] for line in lines] == ["warning", "warning"]
     counted = {

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,9 +111,16 @@ def test_an_error_that_is_being_handled_is_in_the_line_of_another_thread(written
 
 
 def test_a_library_s_line_has_the_time_at_which_it_was_said(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = threading.Event()
+
+    def slow(*_: object) -> None:
+        writing.set()
+        time.sleep(0.3)
+
     with monkeypatch.context() as held:
-        held.setattr("billing_grpc.server.telemetry.log_queue.write_all", lambda *_: time.sleep(0.3))
+        held.setattr("billing_grpc.server.telemetry.log_queue.write_all", slow)
         structlog.stdlib.get_logger("ours").info("holds the writer up")
+        assert writing.wait(5)
         before = dt.datetime.now(dt.UTC)
         logging.getLogger("a_library").warning("said")
         after = dt.datetime.now(dt.UTC)

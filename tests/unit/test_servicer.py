@@ -104,6 +104,22 @@ def test_a_batch_answers_duplicates_in_order_with_one_read() -> None:
     assert harness.repository.calls == 1
 
 
+def test_a_batch_says_of_each_workspace_what_a_resolve_says_of_it() -> None:
+    ids = [f"7f1fc6a0-0000-4000-8000-0000000000{number:02}" for number in range(40)]
+    texts = ("byok", "disabled", "platform_managed", None, "BYOK", " byok", "", "x" * 256)
+    for org_default in (None, "byok", "platform_managed", "garbage"):
+        harness = Harness(org_default)
+        # The last eight are missing.
+        harness.repository.overrides = {each: texts[n % len(texts)] for n, each in enumerate(ids[:32])}
+
+        batch = harness.call("BatchResolveBillingModes", service_pb.BatchResolveBillingModesRequest(workspace_ids=ids))
+
+        assert list(batch.resolutions) == [
+            harness.call("ResolveBillingMode", service_pb.ResolveBillingModeRequest(workspace_id=each)).resolution
+            for each in ids
+        ]
+
+
 NO_DATABASE_CALL: dict[str, tuple[str, Any]] = {
     "resolve before the workspace exists": ("ResolveBillingMode", service_pb.ResolveBillingModeRequest()),
     "plan before the workspace exists": (

@@ -1,6 +1,6 @@
 """Logs and counts decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import structlog
 
@@ -21,34 +21,35 @@ class DecisionLog:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    def resolved(self, resolutions: Sequence[Resolution], *, what_if: bool = False) -> None:
+    def resolved(self, resolutions: Collection[tuple[Resolution, int]], *, what_if: bool = False) -> None:
         """Count the resolutions of one call; log one WARNING for the degraded ones and one for corrupt overrides.
 
         Args:
-            resolutions: the resolutions that one call answered.
+            resolutions: the different resolutions that one call answered, each with the number of its workspaces.
             what_if: whether the caller supplied the org default. Such an answer is logged, but not counted.
         """
-        for resolution in () if what_if else resolutions:
-            self._metrics.count_resolution(resolution)
-        degraded = [(each, each.error) for each in resolutions if each.error is not None]
+        if not what_if:
+            for resolution, workspaces in resolutions:
+                self._metrics.count_resolution(resolution, workspaces)
+        degraded = [(each, each.error, workspaces) for each, workspaces in resolutions if each.error is not None]
         if degraded:
-            first, error = degraded[0]
+            first, error, _ = degraded[0]
             log.warning(
                 "billing mode could not be read, defaulting to platform_managed for safety",
                 workspace=first.workspace_id,
                 reason=error.reason,
                 org_default=first.org_default.value,
-                affected=len(degraded),
+                affected=sum(workspaces for _, _, workspaces in degraded),
             )
 
-        corrupt = [each for each in resolutions if is_corrupt(each)]
+        corrupt = [(each, workspaces) for each, workspaces in resolutions if is_corrupt(each)]
         if corrupt:
             # The override's text is left out: it may be anything. An administrator reads it with `GetWorkspaceBillingMode`.
             log.warning(
                 "stored override is not a recognised mode, closed to platform_managed",
-                workspace=corrupt[0].workspace_id,
-                org_default=corrupt[0].org_default.value,
-                affected=len(corrupt),
+                workspace=corrupt[0][0].workspace_id,
+                org_default=corrupt[0][0].org_default.value,
+                affected=sum(workspaces for _, workspaces in corrupt),
             )
 
     def planned(self, resolution: Resolution) -> None:

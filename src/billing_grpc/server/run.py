@@ -6,6 +6,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from shutil import rmtree
@@ -61,8 +62,18 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         if settings.workers > 1:
             _run_workers(settings, database_url, signals, announce)
         else:
-            asyncio.run(serve(settings, database_url, signals, announce))
+            run_on_loop(serve(settings, database_url, signals, announce))
         log.info("stopped")
+
+
+def run_on_loop(serving: Coroutine[Any, Any, None]) -> None:
+    """Run a server on uvloop if it is installed, which it is on Linux and macOS, and on asyncio's own loop elsewhere."""
+    try:
+        factory = import_module("uvloop").new_event_loop
+    except ModuleNotFoundError:
+        factory = None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serving)
 
 
 def _run_workers(

@@ -1,9 +1,11 @@
 """The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from billing_grpc import page_token, provision, validation
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.model import (
@@ -28,6 +30,15 @@ from billing_grpc.wire import messages
 
 ANSWER_MARGIN: Final = 0.05
 """Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
+
+
+@dataclass(slots=True)
+class _Decided:
+    """The decision for one override, and how many workspaces of a batch have it; the ids are those of the first."""
+
+    resolution: Resolution
+    message: pb.BillingModeResolution
+    workspaces: int = 0
 
 
 class BillingModeService:
@@ -74,12 +85,20 @@ class BillingModeService:
         call.workspace = len(ids)
         org_default = self._org_default()
         overrides = await self._load_many(ids, call)
-        decided = {each: resolve(each, overrides.get(each, NO_WORKSPACE), org_default) for each in dict.fromkeys(ids)}
-        resolutions = [decided[each] for each in ids]
-        self._log.resolved(resolutions)
-        return service_pb.BatchResolveBillingModesResponse(
-            resolutions=[messages.resolution_to_proto(each) for each in resolutions]
-        )
+        response = service_pb.BatchResolveBillingModesResponse()
+        # The rule looks at nothing but the override, so each different override is decided once.
+        decided: dict[StoredOverride | ResolutionError, _Decided] = {}
+        for each in ids:
+            override = overrides.get(each, NO_WORKSPACE)
+            if (same := decided.get(override)) is None:
+                resolution = resolve(each, override, org_default)
+                same = decided[override] = _Decided(resolution, messages.resolution_to_proto(resolution))
+            same.workspaces += 1
+            message = response.resolutions.add()
+            message.CopyFrom(same.message)
+            message.workspace_id = each
+        self._log.resolved([(each.resolution, each.workspaces) for each in decided.values()])
+        return response
 
     async def GetWorkspaceBillingMode(
         self, request: service_pb.GetWorkspaceBillingModeRequest, call: RequestContext
@@ -137,7 +156,7 @@ class BillingModeService:
         if any(self._keys.needs_mode(name) for name in names):
             if org_wide:
                 resolution = resolve_organisation(self._org_default())
-                self._log.resolved([resolution])
+                self._log.resolved([(resolution, 1)])
             else:
                 resolution = await self._decide(workspace_id, self._org_default(), call)
         verdicts = [
@@ -205,7 +224,7 @@ class BillingModeService:
         else:
             override = await self._load(workspace_id, call)
             resolution = resolve(workspace_id, override, org_default, what_if=what_if)
-        self._log.resolved([resolution], what_if=what_if)
+        self._log.resolved([(resolution, 1)], what_if=what_if)
         return resolution
 
     async def _load(self, workspace_id: str, call: RequestContext) -> StoredOverride | ResolutionError:

@@ -1,6 +1,5 @@
 """A worker: one of several processes that answer on the same ports. Its parent starts it; it is not for use by hand."""
 
-import asyncio
 import os
 import pickle
 import signal
@@ -13,7 +12,7 @@ from typing import Final
 from billing_grpc.errors import StartupError
 from billing_grpc.server.processes.stop_signals import StopSignals
 from billing_grpc.server.processes.supervisor import LENGTH, READY, WorkerSettings
-from billing_grpc.server.run import serve
+from billing_grpc.server.run import run_on_loop, serve
 from billing_grpc.server.telemetry import logs
 from billing_grpc.standing_reader import write_within
 
@@ -32,7 +31,7 @@ def main() -> None:
     orphaned = threading.Event()
     threading.Thread(target=_end_with_the_parent, args=(worker.settings.grace, orphaned), daemon=True).start()
     try:
-        asyncio.run(serve(worker.settings, worker.database_url, signals, _report_ready, shared=worker.addresses))
+        run_on_loop(serve(worker.settings, worker.database_url, signals, _report_ready, shared=worker.addresses))
     except StartupError as error:
         logs.flush()
         write_within(_STDERR, f"billing-grpc: {error}\n".encode("utf-8", "backslashreplace"))

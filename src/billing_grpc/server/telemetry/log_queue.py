@@ -1,12 +1,13 @@
 """Writes log lines through a bounded queue and a thread, so that no call waits for a log's reader."""
 
 import logging
+import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from billing_grpc.standing_reader import PATIENCE, write_all
 
@@ -18,43 +19,54 @@ _SAY_EVERY: Final = 1.0
 _LONGEST_FLUSH: Final = 4.0
 """Seconds that a stop waits for a reader that is slow and moves; it is asked for twice, and comes on top of the drain."""
 
-_Item: TypeAlias = logging.LogRecord | str | threading.Event
+_PAUSE: Final = 0.005
+"""Seconds in which lines gather after a write: to wake the thread for every line costs more than the line."""
+_WHOLE: Final = select.PIPE_BUF
+"""The most bytes that a pipe takes in one piece: workers share one, and their lines must not mix."""
+
+Line: TypeAlias = MutableMapping[str, Any]
+"""What one of our modules logs: the fields of a line, not rendered yet."""
+_Item: TypeAlias = Line | str | threading.Event
 
 
 class LogQueue(QueueHandler):
-    """Hands lines to a thread that writes them, and counts those that it has to drop.
+    """Hands lines to a thread that renders and writes them, and counts those that it has to drop.
 
-    Never blocks. The queue is a `SimpleQueue`, whose `put` may also run in a signal's handler.
+    Never blocks. The queue is a `SimpleQueue`, whose `put` may also run in a signal's handler. Our own lines are put into
+    it with `enqueue`; as a handler of `logging` it takes the records of libraries.
 
     Args:
         descriptor: where lines are written.
         encoding: of the lines.
-        formatter: makes a line of a record; for this package's own records on the writing thread.
+        formatter: makes a line of a library's record, at once: its time and its call are those of this moment.
+        render: makes a line of one of ours, on the writing thread.
 
     Attributes:
         unsaid: how many lines were dropped since that was last said in a line.
     """
 
-    def __init__(self, descriptor: int, encoding: str, formatter: logging.Formatter) -> None:
+    def __init__(
+        self, descriptor: int, encoding: str, formatter: logging.Formatter, render: Callable[[Line], str]
+    ) -> None:
         self._lines: SimpleQueue[_Item] = SimpleQueue()
         super().__init__(self._lines)
         self.setFormatter(formatter)
         self._on_drop: Callable[[], None] | None = None
         self.unsaid = 0
         self._stood_at = -1
-        self._writer = _Writer(self._lines, self, descriptor, encoding)
+        self._writer = _Writer(self._lines, self, descriptor, encoding, render)
         self._writer.start()
 
     def on_drop(self, count: Callable[[], None]) -> None:
         """Call `count` for every line that is dropped from now on."""
         self._on_drop = count
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord | str:
-        """Return what is queued: a library's record as a line, because its time and its call are those of this moment."""
-        return record if isinstance(record.msg, dict) else self.format(record)
+    def prepare(self, record: logging.LogRecord) -> str:
+        """Return what is queued of a library's record: its line."""
+        return self.format(record)
 
-    def enqueue(self, record: _Item) -> None:
-        """Queue a record or a line, or drop it where too many wait."""
+    def enqueue(self, record: _Item) -> None:  # type: ignore[override]  # no record is queued, but lines are
+        """Queue a line, or drop it where too many wait."""
         if self._lines.qsize() < LENGTH:
             self._lines.put(record)
         else:
@@ -102,35 +114,56 @@ class LogQueue(QueueHandler):
 
 
 class _Writer(QueueListener):
-    """Writes line by line: workers share a pipe, which keeps a line whole only when it is one short write."""
+    """Writes lines that wait together in as few writes as keep each line whole."""
 
-    def __init__(self, lines: "SimpleQueue[_Item]", queue: LogQueue, descriptor: int, encoding: str) -> None:
+    def __init__(
+        self,
+        lines: "SimpleQueue[_Item]",
+        queue: LogQueue,
+        descriptor: int,
+        encoding: str,
+        render: Callable[[Line], str],
+    ) -> None:
         super().__init__(lines)
         self._lines = lines
         self._queue = queue
         self._descriptor = descriptor
         self._encoding = encoding
+        self._render = render
+        self._held: list[bytes] = []
         self._said = 0.0
         self.handled = 0
 
-    def handle(self, record: _Item) -> None:
+    def handle(self, record: _Item) -> None:  # type: ignore[override]  # what `LogQueue` queues
         self.handled += 1
         if isinstance(record, threading.Event):
+            self._write_held()
             self._say_dropped(at_once=True)
             record.set()
             return
-        if self._write(record):
-            self._say_dropped(at_once=self._lines.empty())
-        else:
-            self._queue.drop()
+        self._hold(record)
+        if not self._lines.empty():
+            self._say_dropped(at_once=False)
+            return
+        self._write_held()
+        self._say_dropped(at_once=True)
+        time.sleep(_PAUSE)
 
-    def _write(self, record: logging.LogRecord | str) -> bool:
+    def _hold(self, record: Line | str) -> None:
         try:
-            line = record if isinstance(record, str) else self._queue.format(record)
-            write_all(self._descriptor, f"{line}\n".encode(self._encoding, "backslashreplace"))
+            line = self._encoded(record if isinstance(record, str) else self._render(record))
         except Exception:  # noqa: BLE001 - a line about it would go through this very thread, which must go on
-            return False
-        return True
+            self._queue.drop()
+            return
+        if sum(map(len, self._held)) + len(line) > _WHOLE:
+            self._write_held()
+        self._held.append(line)
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        if held and not self._written(b"".join(held)):
+            for _ in held:
+                self._queue.drop()
 
     def _say_dropped(self, *, at_once: bool) -> None:
         now = time.monotonic()
@@ -140,5 +173,16 @@ class _Writer(QueueListener):
             self._said = now
             record = logging.LogRecord(__name__, logging.WARNING, __file__, 0, DROPPED, None, None)
             record.lines = lines
-            if self._write(record):
+            self._write_held()
+            if self._written(self._encoded(self._queue.format(record))):
                 self._queue.said(lines)
+
+    def _encoded(self, line: str) -> bytes:
+        return f"{line}\n".encode(self._encoding, "backslashreplace")
+
+    def _written(self, data: bytes) -> bool:
+        try:
+            write_all(self._descriptor, data)
+        except Exception:  # noqa: BLE001 - as in `_hold`
+            return False
+        return True

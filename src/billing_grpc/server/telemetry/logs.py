@@ -1,16 +1,19 @@
 """Structured logs on standard error: lines for people on a terminal, JSON elsewhere."""
 
+import datetime as dt
+import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import orjson
 import structlog
 
 from billing_grpc.server.call import current_request_id
-from billing_grpc.server.telemetry.log_queue import LogQueue
+from billing_grpc.server.telemetry.log_queue import Line, LogQueue
 from billing_grpc.standing_reader import PATIENCE
 from billing_grpc.wire.trace_context import current_trace
 
@@ -77,48 +80,78 @@ def _of_the_call(logger: object, method: str, line: structlog.typing.EventDict) 
     return line
 
 
-def _with_the_error(logger: object, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Add the error that is being handled; the thread that writes the line could not find it."""
-    del logger, method
+class _Logger:
+    """The logger of one of our modules, as structlog wraps it."""
+
+    def __init__(self, queue: LogQueue, name: str) -> None:
+        self.name = name
+        # structlog calls the method of the line's level.
+        self.debug = self.info = self.warning = self.error = self.critical = queue.enqueue
+
+
+def _of_this_moment(
+    logger: _Logger, level: str, line: structlog.typing.EventDict
+) -> tuple[tuple[Line], dict[str, Any]]:
+    """Return the line for the queue, with what the thread that renders it could not find out."""
+    line["level"], line["logger"], line["timestamp"] = level, logger.name, time.time()
     if line.get("exc_info") is True:
         line["exc_info"] = sys.exc_info()
-    return line
+    return (line,), {}
+
+
+def _json(line: Line) -> str:
+    """Return a line as JSON in ASCII: a terminal or a log viewer may take other characters for a command."""
+    try:
+        text = orjson.dumps(line, default=repr)
+    except TypeError:
+        text = b"\xff"
+    return text.decode() if text.isascii() else json.dumps(line, default=repr)
+
+
+def _face(descriptor: int, log_format: str) -> Callable[[Line], str]:
+    """Return what makes a line of its fields: for people, or as JSON."""
+    terminal = os.isatty(descriptor)
+    if log_format == "json" or (log_format == "auto" and not terminal):
+        with_exception = structlog.processors.format_exc_info
+        return lambda line: _json(dict(with_exception(None, "", line)))
+    console = structlog.dev.ConsoleRenderer(
+        colors=terminal, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
+    return lambda line: console(None, "", line)
+
+
+def _at(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str, *, descriptor: int = _STDERR) -> None:
     """Send this package's and every library's records to standard error in one shape, from a thread of their own.
+
+    Our own lines do not go through `logging`: they are queued as they are, and the thread renders them.
 
     Args:
         log_format: `console`, `json`, or `auto`: console on a terminal, else json.
         level: the least that is written.
         descriptor: where to, if not to standard error.
     """
-    terminal = os.isatty(descriptor)
-    console = log_format == "console" or (log_format == "auto" and terminal)
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        _of_the_call,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    face: list[structlog.typing.Processor] = (
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=terminal, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=True)]
-    )
+    face = _face(descriptor, log_format)
     handler = LogQueue(
         descriptor,
         getattr(sys.stderr, "encoding", None) or "utf-8",
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *face],
+            foreign_pre_chain=[
+                _of_the_call,
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+            ],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                lambda _logger, _method, line: face(dict(line)),
+            ],
         ),
+        lambda line: face({**line, "timestamp": _at(line["timestamp"])}),
     )
     handler.addFilter(WithoutCallersBytes())
     root = logging.getLogger()
@@ -133,15 +166,9 @@ def configure(log_format: Literal["auto", "console", "json"], level: str, *, des
     # Repeats what it does not like of a caller's headers, and every failed attempt to send spans; of those, we tell.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            Repeats(),
-            *shared,
-            _with_the_error,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[Repeats(), _of_the_call, _of_this_moment],
+        logger_factory=lambda name="": _Logger(handler, name),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
 

@@ -100,6 +100,8 @@ class Metrics:
             mode=BillingMode,
             source=BillingModeSource,
         )
+        # To find a series by its labels takes longer than to count.
+        self._resolution = cache(self._resolutions.labels)
         self._degraded = self._counter(
             "degraded_resolutions",
             "Resolutions closed because the override could not be read, by reason.",
@@ -134,6 +136,7 @@ class Metrics:
             buckets=_STORAGE_BUCKETS,
             registry=self.registry,
         )
+        self._storage = cache(self._storage_seconds.labels)
         self._tasks = self._gauge("tasks", "Tasks of the event loop; grows without end only where something leaks.")
         self._database_up = self._gauge("database_up", "1 while the database answers.", mode="livemin")
         self._pool_size = self._gauge("pool_size", "Database connections that are to be held.")
@@ -156,13 +159,13 @@ class Metrics:
             PlatformCollector(registry=self.registry)
             GCCollector(registry=self.registry)
 
-    def count_resolution(self, resolution: Resolution) -> None:
-        """Count an answered resolution, and whether it was degraded or its override corrupt."""
-        self._resolutions.labels(mode=resolution.mode.value, source=resolution.source.value).inc()
+    def count_resolution(self, resolution: Resolution, workspaces: int = 1) -> None:
+        """Count an answered resolution of so many workspaces, and whether it was degraded or its override corrupt."""
+        self._resolution(resolution.mode, resolution.source).inc(workspaces)
         if is_corrupt(resolution):
-            self._corrupt_overrides.inc()
+            self._corrupt_overrides.inc(workspaces)
         if resolution.error is not None:
-            self._degraded.labels(reason=resolution.error.reason).inc()
+            self._degraded.labels(reason=resolution.error.reason).inc(workspaces)
 
     def count_blocked_write(self, verdict: SecretVerdict) -> None:
         """Count one refused key."""
@@ -197,7 +200,7 @@ class Metrics:
 
     def count_storage(self, operation: str, outcome: str, seconds: float) -> None:
         """Count a storage operation by its name and its outcome: `ok`, or a reason of the contract."""
-        self._storage_seconds.labels(operation, outcome).observe(seconds)
+        self._storage(operation, outcome).observe(seconds)
 
     def count_export_failure(self) -> None:
         """Count a batch of spans that was lost."""
