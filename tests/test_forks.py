@@ -3,34 +3,75 @@
 import signal
 import subprocess
 import tempfile
+import time
 from typing import Final
 
+import psutil
 import pytest
 
 from tests.support import forks
-from tests.support.commands import COMMAND, Changes, billing_grpc, environment
+from tests.support.commands import COMMAND, Changes, environment
 from tests.support.polling import PATIENCE
+from tests.support.servers import serving
 
 SHOW: Final = "env | sort; grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; ls /proc/self/fd; pwd; exit 7"
-ARGUMENTS: Final = ("--address", "127.0.0.1:1", "run", "--workspace", "", "--retry-for", "0", "--", "sh", "-c", SHOW)
 SETTINGS: Final[Changes] = {"BILLING_GRPC_TIMEOUT": "5", "MOLECULE_LLM_TOKEN": "caf\xe9"}
+
+# id: arguments, exit code
+RUNS: Final = {
+    "another program": (
+        ("--address", "127.0.0.1:1", "run", "--workspace", "", "--retry-for", "0"),
+        ("sh", "-c", SHOW),
+        7,
+    ),
+    "an error": (("resolve", "no-id"), (), 2),
+    "an answer": (("completion", "bash"), (), 0),
+}
 
 pytestmark = pytest.mark.skipif(not forks.POSSIBLE, reason="this system starts the program each time")
 
 
-def test_a_fork_hands_on_what_a_started_process_would() -> None:
+@pytest.mark.parametrize(("arguments", "program", "code"), RUNS.values(), ids=RUNS)
+def test_a_fork_says_hands_on_and_ends_as_a_started_process_would(
+    arguments: tuple[str, ...], program: tuple[str, ...], code: int
+) -> None:
+    command = [*arguments, *(("--", *program) if program else ())]
+    variables = environment(SETTINGS)
     started = subprocess.run(
-        [*COMMAND, *ARGUMENTS],
-        env=environment(SETTINGS),
+        [*COMMAND, *command],
+        env=variables,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         timeout=PATIENCE,
         check=False,
     )
-    forked = billing_grpc(*ARGUMENTS, settings=SETTINGS)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        assert reader.stdin is not None
+        fork = forks.Fork(command, variables, stdout=reader.stdin, stderr=reader.stdin)
+        said, _ = reader.communicate(timeout=PATIENCE)
 
-    assert (forked.returncode, forked.stdout, forked.stderr) == (7, started.stdout, started.stderr)
+    assert (fork.wait(PATIENCE), said) == (started.returncode, started.stdout)
+    assert started.returncode == code
+
+
+def open_files(pid: int) -> int:
+    """How many files a process has open when it tries to reach no database."""
+    counted = []
+    for _ in range(20):
+        counted.append(psutil.Process(pid).num_fds())
+        time.sleep(0.02)
+    return min(counted)
+
+
+def test_a_fork_that_serves_has_no_file_open_that_another_server_has_not() -> None:
+    settings: Changes = {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}
+    with serving() as serve:
+        serve(settings=settings)
+        forked, started = serve(settings=settings), serve(settings={**settings, "LC_ALL": "C.UTF-8"})
+        assert isinstance(forked.process, forks.Fork)
+        assert not isinstance(started.process, forks.Fork)
+        assert open_files(forked.pid) == open_files(started.pid)
 
 
 def test_a_fork_that_a_signal_ends_says_by_which() -> None:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 from tests.support.forks import Fork, is_enough
 from tests.support.polling import PATIENCE
@@ -27,20 +27,48 @@ def environment(changes: Changes | None = None) -> dict[str, str]:
     return {name: str(value) for name, value in settings.items() if value is not None}
 
 
+Process = subprocess.Popen[bytes] | Fork
+
+
+def start(
+    *arguments: str,
+    settings: Changes | None = None,
+    stdout: IO[Any] | int,
+    stderr: IO[Any] | int,
+    directory: Path | None = None,
+    start_new_session: bool = False,
+) -> Process:
+    """Start `billing-grpc` with these arguments; its input is empty."""
+    variables = environment(settings)
+    if is_enough(variables):
+        return Fork(
+            arguments,
+            variables,
+            stdout=stdout,
+            stderr=stderr,
+            directory=directory,
+            start_new_session=start_new_session,
+        )
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        cwd=directory,
+        start_new_session=start_new_session,
+    )
+
+
 def billing_grpc(*arguments: str, settings: Changes | None = None) -> subprocess.CompletedProcess[str]:
     """Run `billing-grpc` with these arguments to its end."""
-    variables = environment(settings)
-    if not is_enough(variables):
-        return subprocess.run(
-            [*COMMAND, *arguments], env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = Fork(arguments, variables, stdout=out, stderr=err)
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = start(*arguments, settings=settings, stdout=stdout, stderr=stderr)
         try:
             process.wait(PATIENCE)
         finally:
             process.kill()
             code = process.wait()
-        out.seek(0)
-        err.seek(0)
-        return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(arguments, code, stdout.read(), stderr.read())

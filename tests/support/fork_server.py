@@ -15,12 +15,13 @@ import threading
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, TextIO, cast
 
 import billing_grpc.__main__
 from billing_grpc.cli.environment import quieten_grpc
 
 STREAMS: Final = 3
+_STDERR: Final = 2
 LOCALE: Final = "LC_CTYPE"
 """Python's own, where the environment names no locale."""
 
@@ -86,11 +87,21 @@ def become(report: socket.socket, streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # Those of the parent remember whether its own streams are files, which have a position.
+    sys.stdin = _opened(sys.stdin, 0, "r")
+    sys.stdout = _opened(sys.stdout, 1, "w")
+    sys.stderr = _opened(sys.stderr, 2, "w")
     os.chdir(how["directory"])
     for name in os.environ.keys() - how["environment"].keys() - {LOCALE}:
         del os.environ[name]
     os.environ.update(how["environment"])
     sys.argv = [billing_grpc.__main__.__file__, *how["arguments"]]
+
+
+def _opened(like: TextIO, number: int, mode: str) -> TextIO:
+    buffering = 1 if mode == "w" and (number == _STDERR or os.isatty(number)) else -1
+    stream = open(number, mode, buffering, encoding=like.encoding, errors=like.errors, closefd=False)  # noqa: SIM115 - open for as long as the process
+    return cast("TextIO", stream)
 
 
 def exit_at_once(code: object) -> NoReturn:

@@ -56,15 +56,18 @@ class Fork:
         arguments: Sequence[str],
         environment: dict[str, str],
         *,
-        stdout: IO[Any],
-        stderr: IO[Any],
+        stdout: IO[Any] | int,
+        stderr: IO[Any] | int,
         directory: Path | None = None,
         start_new_session: bool = False,
     ) -> None:
         self.returncode: int | None = None
         self._report, theirs = socket.socketpair()
-        with theirs, Path(os.devnull).open("rb") as stdin:
-            descriptors = [stdin.fileno(), stdout.fileno(), stderr.fileno(), theirs.fileno()]
+        with theirs, Path(os.devnull).open("r+b", buffering=0) as null:
+            streams = [
+                null.fileno() if each == subprocess.DEVNULL else each for each in (subprocess.DEVNULL, stdout, stderr)
+            ]
+            descriptors = [each if isinstance(each, int) else each.fileno() for each in (*streams, theirs)]
             socket.send_fds(_control(), [b"+"], descriptors)
         how = {
             "arguments": list(arguments),

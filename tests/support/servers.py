@@ -16,8 +16,7 @@ import grpc
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from tests.support.commands import COMMAND, Changes, environment
-from tests.support.forks import Fork, is_enough
+from tests.support.commands import COMMAND, Changes, Process, environment, start
 from tests.support.polling import PATIENCE, until
 
 SETTLED: Final = 0.1
@@ -34,18 +33,24 @@ def decision(resolution: pb.BillingModeResolution) -> tuple[str, str]:
 class Server:
     """A process of `billing-grpc serve`, in a process group of its own, as a terminal would start it."""
 
-    def __init__(self, command: list[str], variables: dict[str, str], directory: Path, stderr: int | None) -> None:
+    def __init__(
+        self, program: tuple[str, ...], arguments: list[str], settings: Changes, directory: Path, stderr: int | None
+    ) -> None:
         self._out, self._err = directory / "stdout", directory / "stderr"
-        self.process: subprocess.Popen[bytes] | Fork
+        self.process: Process
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            if stderr is None and tuple(command[: len(COMMAND)]) == COMMAND and is_enough(variables):
-                arguments = command[len(COMMAND) :]
-                self.process = Fork(
-                    arguments, variables, stdout=out, stderr=err, directory=directory, start_new_session=True
+            if program == COMMAND and stderr is None:
+                self.process = start(
+                    *arguments, settings=settings, stdout=out, stderr=err, directory=directory, start_new_session=True
                 )
             else:
                 self.process = subprocess.Popen(
-                    command, env=variables, cwd=directory, stdout=out, stderr=stderr or err, start_new_session=True
+                    [*program, *arguments],
+                    env=environment(settings),
+                    cwd=directory,
+                    stdout=out,
+                    stderr=stderr or err,
+                    start_new_session=True,
                 )
         self.pid = self.process.pid
         self._channel: grpc.Channel | None = None
@@ -132,7 +137,7 @@ def serving(command: tuple[str, ...] = COMMAND) -> Iterator[Serve]:
     def serve(*flags: str, settings: Changes | None = None, listeners: int = 1, stderr: int | None = None) -> Server:
         place = directory / str(len(started))
         place.mkdir()
-        server = Server([*command, "serve", *flags], environment(settings), place, stderr)
+        server = Server(command, ["serve", *flags], settings or {}, place, stderr)
         started.append(server)
         server.wait_until_listening(listeners)
         return server
