@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUN_READY := $(VENV)/run.ready
 DEV_READY := $(VENV)/dev.ready
+BENCHMARK_READY := $(VENV)/benchmark.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -65,10 +66,9 @@ PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 release-contract: $(DEV_READY) ## record the contract as released; `buf breaking` compares with it from now on
 	$(WITH_BIN) buf build --exclude-source-info --output released/molecule.billing.v1.binpb
 
-benchmark: $(DEV_READY) ## measure side by side; prints ratios
-	$(BIN)/python benchmarks/resolve.py
-	$(BIN)/python benchmarks/tracing.py
-	$(BIN)/python benchmarks/migration_lock.py
+# A measure needs the machine for itself: run nothing beside it.
+benchmark: $(BENCHMARK_READY) ## measure side by side; writes docs/performance.md (ARGS="--quick", "--slow", "--only NAME")
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 fault-matrix: $(DEV_READY) ## run every fault of a database under every RPC; writes docs/fault-matrix.md
 	$(BIN)/python -m tests.faults
@@ -85,6 +85,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-anno
 lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
 	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
+	$(COMPILE) $(UPGRADE) --group benchmark --constraint requirements/dev.txt --output-file requirements/benchmark.txt
 
 clean: ## remove everything that was set up or built
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -104,4 +105,9 @@ $(RUN_READY): $(BIN)/python requirements/run.txt pyproject.toml
 $(DEV_READY): $(RUN_READY) requirements/dev.txt
 	@echo "adding the development tools to $(VENV) (once)"
 	@$(PIP) --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+$(BENCHMARK_READY): $(RUN_READY) requirements/benchmark.txt
+	@echo "adding what the benchmark needs to $(VENV) (once)"
+	@$(PIP) --require-hashes --requirement requirements/benchmark.txt
 	@touch $@

@@ -1,42 +1,42 @@
-"""Measure how long `migrate up` makes others wait on a table of a million rows, and how long a plain CHECK would.
+"""How long `migrate up` makes others wait on a table of a million rows, beside what a plain CHECK would do."""
 
-Print the longest single wait of a reader and of a writer that never stop: while the migrations run, and while the same
-column is added with a CHECK that scans. Run by `make benchmark`.
-"""
-
-import shutil
-import tempfile
 import threading
 import time
-import uuid
-from collections.abc import Callable
-from pathlib import Path
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import psycopg
 
 from billing_grpc.storage import migrations
-from billing_grpc.storage.embedded import EmbeddedPostgres
 
 ROWS: Final = 1_000_000
 PADDING: Final = 1000
-SCANNING: Final = (
+_SCANNING: Final = (
     b"ALTER TABLE workspaces ADD COLUMN llm_billing_mode TEXT"
     b" CHECK (llm_billing_mode IS NULL OR llm_billing_mode IN ('platform_managed', 'byok', 'disabled'))"
 )
-TABLE: Final = b"CREATE TABLE workspaces (id uuid PRIMARY KEY, name text, updated_at timestamptz DEFAULT now())"
-FILL: Final = """
+_TABLE: Final = b"CREATE TABLE workspaces (id uuid PRIMARY KEY, name text, updated_at timestamptz DEFAULT now())"
+_FILL: Final = """
 INSERT INTO workspaces (id, name)
 SELECT gen_random_uuid(), repeat(md5(random()::text), %s) FROM generate_series(1, %s)
 """
-READ: Final = b"SELECT name FROM workspaces WHERE id = '00000000-0000-4000-8000-000000000000'"
-WRITE: Final = b"UPDATE workspaces SET updated_at = now() WHERE id = '00000000-0000-4000-8000-000000000000'"
+_READ: Final = b"SELECT name FROM workspaces WHERE id = '00000000-0000-4000-8000-000000000000'"
+_WRITE: Final = b"UPDATE workspaces SET updated_at = now() WHERE id = '00000000-0000-4000-8000-000000000000'"
 
 
-def longest_waits(url: str, work: Callable[[], object]) -> tuple[float, float, float]:
-    """Return how long `work` took, and the longest read and write during it, in seconds."""
+def longest_waits(url: str) -> Iterator[dict[str, Any]]:
+    """Yield the seconds of our migrations, and the longest read and write beside them; then those of a CHECK that scans."""
+    _execute(url, _TABLE)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_FILL, [PADDING // 32, ROWS])
+    yield {"way": "migrate up", **_beside(url, lambda: migrations.up(url))}
+    migrations.down(url, every=True)
+    yield {"way": "a CHECK that scans", **_beside(url, lambda: _execute(url, _SCANNING))}
+
+
+def _beside(url: str, work: Callable[[], object]) -> dict[str, float]:
     ended = threading.Event()
-    longest = {READ: 0.0, WRITE: 0.0}
+    longest = {_READ: 0.0, _WRITE: 0.0}
 
     def repeat(statement: bytes) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
@@ -56,32 +56,12 @@ def longest_waits(url: str, work: Callable[[], object]) -> tuple[float, float, f
     ended.set()
     for other in others:
         other.join()
-    return took, longest[READ], longest[WRITE]
+    return {
+        name: round(value, 3)
+        for name, value in (("took_s", took), ("read_s", longest[_READ]), ("write_s", longest[_WRITE]))
+    }
 
 
-def execute(url: str, statement: bytes) -> None:
-    """Run one statement of our own."""
+def _execute(url: str, statement: bytes) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)
-
-
-def main() -> None:
-    """Fill a table, measure both ways, and print the table of waits."""
-    directory = Path(tempfile.gettempdir()) / f"billing-grpc-benchmark-{uuid.uuid4().hex[:8]}"
-    try:
-        with EmbeddedPostgres(directory, durable=False) as postgres:
-            execute(postgres.url, TABLE)
-            with psycopg.connect(postgres.url, autocommit=True) as connection:
-                connection.execute(FILL, [PADDING // 32, ROWS])
-            ours = longest_waits(postgres.url, lambda: migrations.up(postgres.url))
-            migrations.down(postgres.url, every=True)
-            scanning = longest_waits(postgres.url, lambda: execute(postgres.url, SCANNING))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    print(f"{ROWS} rows of {PADDING} bytes; seconds\n\n    took  longest read  longest write")
-    for name, (took, read, write) in (("migrate up", ours), ("a CHECK that scans", scanning)):
-        print(f"{took:8.3f}  {read:12.3f}  {write:13.3f}  {name}")
-
-
-if __name__ == "__main__":
-    main()

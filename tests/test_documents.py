@@ -1,10 +1,12 @@
 """What the documents say is what the code does, where that can be checked."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from billing_grpc.server.settings.config import Settings
 from billing_grpc.setting_names import VARIABLES
 from billing_grpc.storage import migrations
@@ -53,3 +55,12 @@ def test_every_setting_of_a_caller_is_documented() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
 
     assert not [variable for variable in VARIABLES.values() if f"`{variable}`" not in page]
+
+
+def test_the_figures_of_the_performance_page_are_those_of_the_data() -> None:
+    data = json.loads((ROOT / "benchmarks" / "results" / "benchmark.json").read_text())
+    page = (ROOT / "docs" / "performance.md").read_text()
+
+    assert report.replaced(page, data) == page
+    assert report.figures(data) in page
+    assert report.profile(data) in page
