@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,6 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks import processes
-
 _PER_SECOND: Final = 200
 _PARTS: Final = (
     ("psycopg", re.compile(r"/psycopg(_pool|_binary)?/")),
@@ -19,8 +18,9 @@ _PARTS: Final = (
     ("protobuf", re.compile(r"/google/protobuf/")),
     ("log lines", re.compile(r"/structlog/|/orjson/|/logging/|/json/")),
     ("metrics library", re.compile(r"/prometheus_client/")),
-    ("event loop", re.compile(r"/asyncio/|/uvloop/|/selectors\.py")),
+    ("event loop, and the compiled part of grpc.aio", re.compile(r"/asyncio/|/uvloop/|/selectors\.py")),
 )
+_WAITS: Final = re.compile(r"/selectors\.py:\d+\)$")
 _OURS: Final = re.compile(r"/billing_grpc/((?:[a-z_]+/){0,2})")
 
 
@@ -40,17 +40,25 @@ def _part(stack: str) -> str:
 def sampled(pid: int, seconds: int, into: Path) -> Iterator[dict[str, Any]]:
     """Sample a process meanwhile; when the context ends, the dictionary holds the shares in per cent.
 
-    `parts` are of all samples in which a thread ran Python code. `threads` tells the processor time of the main thread and
-    of all others, which are gRPC's core and the threads that write. Without the right to look into processes it holds
+    `parts` are of the samples in which the main thread did not wait. `threads` tells the processor time of the main thread
+    and of all others, which are gRPC's core and the threads that write. Without the right to look into processes it holds
     `problem`.
     """
     found: dict[str, Any] = {}
     command = [
-        *("py-spy", "record", "--pid", str(pid), "--duration", str(seconds), "--rate", str(_PER_SECOND)),
-        *("--format", "raw", "--full-filenames", "--nonblocking", "--output", str(into)),
+        *(
+            str(Path(sys.executable).with_name("py-spy")),
+            "record",
+            "--pid",
+            str(pid),
+            "--duration",
+            str(seconds),
+            "--rate",
+            str(_PER_SECOND),
+        ),
+        *("--format", "raw", "--full-filenames", "--threads", "--nonblocking", "--output", str(into)),
     ]
     before = _by_thread(pid)
-    command[0] = str(Path(processes.python()[0]).with_name("py-spy"))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spy:
         yield found
         _, complaint = spy.communicate()
@@ -61,7 +69,8 @@ def sampled(pid: int, seconds: int, into: Path) -> Iterator[dict[str, Any]]:
     counted: Counter[str] = Counter()
     for line in into.read_text(encoding="utf-8").splitlines():
         stack, _, count = line.rpartition(" ")
-        counted[_part(stack)] += int(count)
+        if stack.startswith(f"thread ({pid})") and not _WAITS.search(stack):
+            counted[_part(stack)] += int(count)
     found["samples"] = counted.total()
     found["parts"] = {name: round(100 * count / counted.total(), 1) for name, count in counted.most_common()}
     used = {thread: after[thread] - before.get(thread, 0.0) for thread in after}

@@ -37,12 +37,14 @@ def profile(data: dict[str, Any]) -> str:
     if "problem" in sample:
         return f"py-spy could not look into the process: {sample['problem']}"
     rows = [
-        (f"`{part}`" if "/" in part else part, f"{share:.0f}") for part, share in sample["parts"].items() if share >= 1
+        (f"`{part}`" if part.startswith("billing_grpc") else part, f"{share:.0f}")
+        for part, share in sample["parts"].items()
+        if share >= 1
     ]
     threads = sample["threads"]
     return (
         f"Processor time: {threads['main']:.0f} % in the main thread, {threads['others']:.0f} % in others (the core of"
-        f" gRPC, and the thread that writes the log). {sample['samples']:,} samples of running Python code, by the innermost"
+        f" gRPC, and the thread that writes the log). {sample['samples']:,} samples of the main thread, by the innermost"
         " part that they are in:\n\n" + _table(("part", "% of samples"), rows)
     )
 

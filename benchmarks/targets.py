@@ -128,7 +128,9 @@ def _neighbours(samples: Samples) -> Iterator[Result]:
 def _many_rows(samples: Samples) -> Iterator[Result]:
     rows = sorted({int(each["rows"]) for each in samples.of("many_rows")})
     found = samples.ratio("many_rows", "calls_per_s", {"rows": rows[-1]}, {"rows": rows[0]})
-    yield _at_least("10 million rows at least 0.9 × 10 thousand", found, 0.9)
+    seconds = samples.of("many_rows", rows=rows[-1])[0]["filled_in_s"]
+    measured = f"{found.text(2)}; filling the table took {seconds} s"
+    yield Result("10 million rows at least 0.9 × 10 thousand", measured, found.median >= 0.9)
 
 
 _JUDGES: tuple[tuple[str, Callable[[Samples], Iterator[Result]]], ...] = (
