@@ -5,17 +5,13 @@ ratio compares two runs of the same round.
 """
 
 import json
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
-import uvloop
-
-from benchmarks import migration_lock, processes, profiling, workspaces
+from benchmarks import floors, migration_lock, processes, profiling, workspaces
 from benchmarks.samples import (
     BARE_QUERY,
     BUSY,
@@ -30,16 +26,11 @@ from benchmarks.samples import (
     Sample,
 )
 from benchmarks.stage import CONNECTIONS, Stage
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 
 OPEN_LOOP: Final = (SERVICE, EMPTY_UVLOOP, NAIVE_UVLOOP, FASTAPI, GO)
 IDLE: Final = 1000
 NEIGHBOURED: Final = 40
 """Per cent of the service's capacity that healthy callers ask for beside bad neighbours."""
-_BARE_QUERY: Final = "SELECT llm_billing_mode FROM workspaces WHERE id = %s"
-_BARE_QUERIES: Final = 500
-_REPEATED: Final = 100
 _WARM_UP: Final = 0.3
 _SETTLED: Final = 1.0
 
@@ -52,7 +43,7 @@ class Plan:
     seconds: float
 
 
-FULL: Final = Plan(rounds=5, seconds=0.8)
+FULL: Final = Plan(rounds=5, seconds=0.7)
 QUICK: Final = Plan(rounds=2, seconds=0.2)
 
 
@@ -61,7 +52,7 @@ def closed(stage: Stage, plan: Plan) -> Iterator[Sample]:
     for name in stage.servers:
         stage.resolve(name, callers=BUSY, seconds=_WARM_UP)
     for turn in range(plan.rounds):
-        yield {"round": turn, "peer": BARE_QUERY, "p50_ms": _bare_query(stage)}
+        yield {"round": turn, "peer": BARE_QUERY, "p50_ms": floors.bare_query_ms(stage)}
         for callers in CALLERS:
             for name in stage.servers:
                 yield {"round": turn, **stage.resolve(name, callers=callers, seconds=plan.seconds)}
@@ -93,7 +84,7 @@ def batch(stage: Stage, plan: Plan) -> Iterator[Sample]:
             "workspaces_per_s": round(sample["calls_per_s"] * workspaces.BATCH),
             **sample,
         }
-        yield {"round": turn, "peer": PROTOBUF, **_protobuf_floor(stage)}
+        yield {"round": turn, "peer": PROTOBUF, **floors.protobuf(stage)}
 
 
 def validate(stage: Stage, plan: Plan) -> Iterator[Sample]:
@@ -245,62 +236,3 @@ def _beside_the_empty_call(
         yield {"round": turn, **stage.resolve(EMPTY_UVLOOP, callers=BUSY, seconds=plan.seconds)}
         connections = stage.grpc(server, method, check)
         yield {"round": turn, "peer": SERVICE, **stage.closed(server, connections, requests, BUSY, plan.seconds)}
-
-
-def _bare_query(stage: Stage) -> float:
-    """Return the median in milliseconds of the query alone: psycopg on uvloop, on the core where servers run."""
-
-    async def ask() -> list[float]:
-        times = []
-        async with await psycopg.AsyncConnection.connect(stage.url, autocommit=True) as connection:
-            for each in workspaces.asked(workspaces.COUNT)[:_BARE_QUERIES]:
-                began = time.perf_counter()
-                row = await (await connection.execute(_BARE_QUERY, [each.id])).fetchone()
-                times.append(time.perf_counter() - began)
-                if row != (each.override,):
-                    stage.problems.append(f"the bare query answered {row} for {each}")
-        return times
-
-    with processes.on_cores(processes.SERVER_CORES):
-        times: list[float] = uvloop.run(ask())
-        return round(statistics.median(times) * 1e3, 3)
-
-
-def _protobuf_floor(stage: Stage) -> dict[str, int]:
-    """Return the workspaces a second of protobuf alone, for the answer to a batch: its bytes, and its objects too."""
-    (request, *_) = workspaces.batch_requests()
-    answered: list[bytes] = []
-
-    def keep(body: bytes, _: object) -> bool:
-        answered.append(body)
-        return True
-
-    (connection,) = stage.grpc(stage.servers[SERVICE], "BatchResolveBillingModes", keep, 1)
-    connection.start(request, 0.0)
-    connection.flush()
-    while not connection.receive():
-        pass
-    connection.close()
-    message = service_pb.BatchResolveBillingModesResponse.FromString(answered[0])
-    fields = [{field.name: value for field, value in each.ListFields()} for each in message.resolutions]
-
-    def serialise_and_parse() -> None:
-        service_pb.BatchResolveBillingModesResponse.FromString(message.SerializeToString())
-
-    def build_and_serialise() -> None:
-        resolutions = [pb.BillingModeResolution(**each) for each in fields]
-        service_pb.BatchResolveBillingModesResponse(resolutions=resolutions).SerializeToString()
-
-    return {
-        "workspaces_per_s": round(workspaces.BATCH / _median_seconds(serialise_and_parse)),
-        "built_per_s": round(workspaces.BATCH / _median_seconds(build_and_serialise)),
-    }
-
-
-def _median_seconds(once: Callable[[], None]) -> float:
-    times = []
-    for _ in range(_REPEATED):
-        began = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)

@@ -13,7 +13,9 @@ from typing import Any, Final
 import psycopg
 
 from benchmarks import processes, workspaces
-from benchmarks.connections import Check, Connection, GrpcConnection, HttpConnection, Request
+from benchmarks.connections import Check, Connection, Request
+from benchmarks.grpc_connection import GrpcConnection
+from benchmarks.http_connection import HttpConnection
 from benchmarks.load import Outcome, closed_loop, open_loop
 from benchmarks.processes import Server
 from benchmarks.samples import EMPTY, EMPTY_UVLOOP, FASTAPI, GO, NAIVE, NAIVE_UVLOOP, SERVICE, Sample

@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from google.protobuf.message import Message
 
-from benchmarks.connections import Request, grpc_message
+from benchmarks.connections import Request
+from benchmarks.grpc_connection import grpc_message
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.storage import migrations
