@@ -26,6 +26,7 @@ def draw(data: dict[str, Any]) -> None:
         _line(left, list(CALLERS), found, peer, colours[peer])
     left.set(title="closed loop", xlabel="callers", ylabel="calls a second", xscale="log", ylim=(0, None))
     left.set_xticks(CALLERS, [str(each) for each in CALLERS])
+    left.minorticks_off()
     for peer in dict.fromkeys(each["peer"] for each in samples.of("open")):
         rates = sorted({each["rate"] for each in samples.of("open", peer=peer)})
         _line(
