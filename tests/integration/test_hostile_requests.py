@@ -256,6 +256,35 @@ async def test_answers_that_are_never_taken_take_no_place_from_callers(
                 await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
 
 
+def running(method: str) -> int:
+    """How many calls of a method gRPC runs in this process."""
+    return sum(task.get_name() == f"HandleExceptions[{method}]" for task in asyncio.all_tasks())
+
+
+@pytest.mark.parametrize(("path", "token"), [(CHECK, ()), (RESOLVE, READER)], ids=["a stranger", "a principal"])
+async def test_an_answer_that_is_never_taken_is_not_waited_for(path: str, token: tuple[tuple[str, str], ...]) -> None:
+    limits = Limits(request_timeout=1.0, open_request_timeout=1.0)
+    async with serving(limits) as target, connected(target, NO_WINDOW) as deaf, asyncio.timeout(20):
+        for _ in range(20):
+            deaf.send(deaf.open(path, token), EMPTY)
+        while running(path) < 20:
+            await deaf.listen(0.02)
+        while running(path):
+            await deaf.listen(0.05)
+        await assert_well(target)
+
+
+async def test_of_the_strangers_who_take_no_answer_the_latest_128_are_waited_for() -> None:
+    async with serving(Limits(open_request_timeout=60)) as target, AsyncExitStack() as opened, asyncio.timeout(20):
+        for _ in range(2):
+            deaf = await opened.enter_async_context(connected(target, NO_WINDOW))
+            for _ in range(100):
+                deaf.send(deaf.open(CHECK), EMPTY)
+            await deaf.listen(0.2)
+        while running(CHECK) != 128:
+            await asyncio.sleep(0.05)
+
+
 async def test_one_connection_has_no_more_watches_open_than_it_may() -> None:
     async with serving() as target, stubs(target) as (_, health), stubs(target) as (_, other):
         request = health_pb2.HealthCheckRequest()

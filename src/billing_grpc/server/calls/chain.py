@@ -28,7 +28,7 @@ from billing_grpc.server.telemetry.spans import Tracing
 log = structlog.stdlib.get_logger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Answer: TypeAlias = Callable[[RequestContext], Awaitable[None]]
+Answer: TypeAlias = Callable[[RequestContext], Awaitable[Any]]
 
 
 class Methods:
@@ -93,7 +93,7 @@ class Chain(grpc.GenericRpcHandler):
         # Last: no byte of a request is awaited, kept or parsed before the call is allowed.
         reading = LateReading(limits.request_timeout, limits.open_request_timeout)
         self._known: Final = {
-            method: self._composed(method, reading.for_method(method, handler), handler.response_serializer)
+            method: self._composed(method, reading.for_method(method, handler), handler)
             for method, handler in methods.handlers.items()
         }
 
@@ -105,13 +105,13 @@ class Chain(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler":
         """Return the handler of a call."""
         method = handler_call_details.method
-        return self._known.get(method) or self._composed(method, no_answer, None)
+        return self._known.get(method) or self._composed(method, no_answer)
 
-    def _composed(self, method: str, answer: Answer, serializer: Callable[[Any], bytes] | None) -> "Handler":
+    def _composed(self, method: str, answer: Answer, handler: "Handler | None" = None) -> "Handler":
         outer, inner = _hooks(self._outer, method), _hooks(self._inner, method)
         around, outside = (*outer, *inner), len(outer)
 
-        async def serve(_: object, rpc: "Rpc") -> None:
+        async def serve(_: object, rpc: "Rpc") -> Any:
             call = RequestContext(rpc, method, tuple(rpc.invocation_metadata() or ()))
             begun: list[Hooks] = []
             code = OK
@@ -119,7 +119,7 @@ class Chain(grpc.GenericRpcHandler):
                 for hooks in around:
                     hooks.start(call)
                     begun.append(hooks)
-                await answer(call)
+                return await answer(call)
             except BaseException as error:  # noqa: BLE001 - `answer_error` raises it again
                 _end(begun, outside, call, code_of(error, rpc))
                 try:
@@ -130,8 +130,12 @@ class Chain(grpc.GenericRpcHandler):
             finally:
                 _end(begun, 0, call, code)
 
-        # A handler of streams in both directions answers a call of any kind, and the wire is the same.
-        return grpc.stream_stream_rpc_method_handler(serve, None, serializer)
+        # Handlers of a request stream, so that the request is read late; on the wire, one request looks the same.
+        if handler is not None and not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(serve, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            serve, None, None if handler is None else handler.response_serializer
+        )
 
 
 def _hooks(behaviours: Sequence[Behaviour], method: str) -> list[Hooks]:

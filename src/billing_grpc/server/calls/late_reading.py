@@ -16,7 +16,7 @@ from billing_grpc.server.calls.patience import Patience
 
 # Quoted, because grpcio's classes take type parameters in the type stubs alone.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Answer: TypeAlias = Callable[[RequestContext], Awaitable[None]]
+Answer: TypeAlias = Callable[[RequestContext], Awaitable[Any]]
 Parse: TypeAlias = Callable[[bytes], Any]
 
 _CANCELLATION_PAUSE: Final = 0.005
@@ -29,10 +29,10 @@ class LateReading:
     """Answers the calls of a method from their request stream, whatever the method's kind; the wire is the same.
 
     A request that is no message of the method is INVALID_ARGUMENT, and so is a call without a request. A request that does
-    not arrive in time is RESOURCE_EXHAUSTED, because a repeated call may succeed. The single answer of a method is written
-    here too: gRPC by itself keeps the call's place until the caller takes the answer, and it need never do so. If too many
-    calls without a principal wait for their callers, the one that has waited longest is out of time; an honest request
-    arrives at once, and an honest caller takes its answer at once.
+    not arrive in time is RESOURCE_EXHAUSTED, because a repeated call may succeed. A single answer that its caller does not
+    take in time is left to gRPC's core, and nothing else of the call is kept. If too many calls without a principal wait
+    for their callers, the one that has waited longest is out of time; an honest request arrives at once, and an honest
+    caller takes its answer at once.
 
     Args:
         seconds: how long a caller may take to send its request, and again to take its answer.
@@ -61,14 +61,12 @@ class LateReading:
 
 
 def _answering_once(behaviour: Callable[..., Awaitable[Any]], parse: Parse, patience: Patience) -> Answer:
-    async def answer(call: RequestContext) -> None:
+    async def answer(call: RequestContext) -> Any:
         response = await behaviour(await _request(call, parse, patience), call)
-        try:
-            with patience.one():
-                await call.rpc.write(response)
-        except TimeoutError as error:
-            # A status would wait behind the answer.
-            raise grpc.aio.InternalError("the caller does not take the answer") from error
+        # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so.
+        ended: Any = patience.until_ended()
+        call.rpc.add_done_callback(ended)
+        return response
 
     return answer
 

@@ -1,8 +1,9 @@
 """Limits how long calls wait for their callers, with one timer for all of them."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 
 class Patience:
@@ -29,6 +30,12 @@ class Patience:
             TimeoutError: on leaving the context: the time was over, or too many calls have begun to wait since.
         """
         return _Wait(self)
+
+    def until_ended(self) -> Callable[[Any], None]:
+        """Limit the time that the current task may still take, by cancelling it; return what to call at its end."""
+        wait = _Wait(self)
+        wait.begin()
+        return lambda _: self.end(wait)
 
     def begin(self, wait: "_Wait") -> None:
         """Note that a call waits."""
@@ -65,6 +72,9 @@ class _Wait:
         self._expired = False
 
     def __enter__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker: a call is a task
         self._task, self._cancelling = task, task.cancelling()
