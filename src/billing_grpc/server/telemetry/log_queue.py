@@ -5,7 +5,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, MutableMapping
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
@@ -19,7 +19,7 @@ _SAY_EVERY: Final = 1.0
 _LONGEST_FLUSH: Final = 4.0
 """Seconds that a stop waits for a reader that is slow and moves; it is asked for twice, and comes on top of the drain."""
 
-_PAUSE: Final = 0.005
+_PAUSE: Final = 0.01
 """Seconds in which lines gather after a write: to wake the thread for every line costs more than the line."""
 _WHOLE: Final = select.PIPE_BUF
 """The most bytes that a pipe takes in one piece: workers share one, and their lines must not mix."""
@@ -39,14 +39,14 @@ class LogQueue(QueueHandler):
         descriptor: where lines are written.
         encoding: of the lines.
         formatter: makes a line of a library's record, at once: its time and its call are those of this moment.
-        render: makes a line of one of ours, on the writing thread.
+        render: makes a line of one of ours, its end included, on the writing thread.
 
     Attributes:
         unsaid: how many lines were dropped since that was last said in a line.
     """
 
     def __init__(
-        self, descriptor: int, encoding: str, formatter: logging.Formatter, render: Callable[[Line], str]
+        self, descriptor: int, encoding: str, formatter: logging.Formatter, render: Callable[[Line], bytes]
     ) -> None:
         self._lines: SimpleQueue[_Item] = SimpleQueue()
         super().__init__(self._lines)
@@ -113,7 +113,7 @@ class LogQueue(QueueHandler):
         return self.lock
 
 
-class _Writer(QueueListener):
+class _Writer(threading.Thread):
     """Writes lines that wait together in as few writes as keep each line whole."""
 
     def __init__(
@@ -122,45 +122,49 @@ class _Writer(QueueListener):
         queue: LogQueue,
         descriptor: int,
         encoding: str,
-        render: Callable[[Line], str],
+        render: Callable[[Line], bytes],
     ) -> None:
-        super().__init__(lines)
+        super().__init__(name="log", daemon=True)
         self._lines = lines
         self._queue = queue
         self._descriptor = descriptor
         self._encoding = encoding
         self._render = render
         self._held: list[bytes] = []
+        self._held_bytes = 0
         self._said = 0.0
         self.handled = 0
 
-    def handle(self, record: _Item) -> None:  # type: ignore[override]  # what `LogQueue` queues
-        self.handled += 1
-        if isinstance(record, threading.Event):
+    def run(self) -> None:
+        """Write for as long as the process lives."""
+        while True:
+            self._take(self._lines.get())
+            while not self._lines.empty():
+                self._take(self._lines.get())
+                self._say_dropped(at_once=False)
             self._write_held()
             self._say_dropped(at_once=True)
-            record.set()
-            return
-        self._hold(record)
-        if not self._lines.empty():
-            self._say_dropped(at_once=False)
-            return
-        self._write_held()
-        self._say_dropped(at_once=True)
-        time.sleep(_PAUSE)
+            time.sleep(_PAUSE)
 
-    def _hold(self, record: Line | str) -> None:
+    def _take(self, item: _Item) -> None:
+        self.handled += 1
+        if isinstance(item, threading.Event):
+            self._write_held()
+            self._say_dropped(at_once=True)
+            item.set()
+            return
         try:
-            line = self._encoded(record if isinstance(record, str) else self._render(record))
+            line = self._encoded(item) if isinstance(item, str) else self._render(item)
         except Exception:  # noqa: BLE001 - a line about it would go through this very thread, which must go on
             self._queue.drop()
             return
-        if sum(map(len, self._held)) + len(line) > _WHOLE:
+        if self._held_bytes + len(line) > _WHOLE:
             self._write_held()
         self._held.append(line)
+        self._held_bytes += len(line)
 
     def _write_held(self) -> None:
-        held, self._held = self._held, []
+        held, self._held, self._held_bytes = self._held, [], 0
         if held and not self._written(b"".join(held)):
             for _ in held:
                 self._queue.drop()
@@ -183,6 +187,6 @@ class _Writer(QueueListener):
     def _written(self, data: bytes) -> bool:
         try:
             write_all(self._descriptor, data)
-        except Exception:  # noqa: BLE001 - as in `_hold`
+        except Exception:  # noqa: BLE001 - as in `_take`
             return False
         return True

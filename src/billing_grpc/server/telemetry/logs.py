@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import orjson
@@ -93,35 +94,43 @@ def _of_this_moment(
     logger: _Logger, level: str, line: structlog.typing.EventDict
 ) -> tuple[tuple[Line], dict[str, Any]]:
     """Return the line for the queue, with what the thread that renders it could not find out."""
-    line["level"], line["logger"], line["timestamp"] = level, logger.name, time.time()
+    line["level"], line["logger"], line["timestamp"] = level, logger.name, time.time_ns()
     if line.get("exc_info") is True:
         line["exc_info"] = sys.exc_info()
     return (line,), {}
 
 
-def _json(line: Line) -> str:
+def _json(line: Line) -> bytes:
     """Return a line as JSON in ASCII: a terminal or a log viewer may take other characters for a command."""
+    if "exc_info" in line:
+        line = structlog.processors.format_exc_info(None, "", line)
     try:
         text = orjson.dumps(line, default=repr)
     except TypeError:
-        text = b"\xff"
-    return text.decode() if text.isascii() else json.dumps(line, default=repr)
+        text = b""
+    return text if text and text.isascii() else json.dumps(line, default=repr).encode()
 
 
-def _face(descriptor: int, log_format: str) -> Callable[[Line], str]:
+def _face(descriptor: int, log_format: str, encoding: str) -> Callable[[Line], bytes]:
     """Return what makes a line of its fields: for people, or as JSON."""
     terminal = os.isatty(descriptor)
     if log_format == "json" or (log_format == "auto" and not terminal):
-        with_exception = structlog.processors.format_exc_info
-        return lambda line: _json(dict(with_exception(None, "", line)))
+        return _json
     console = structlog.dev.ConsoleRenderer(
         colors=terminal, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
     )
-    return lambda line: console(None, "", line)
+    return lambda line: console(None, "", line).encode(encoding, "backslashreplace")
 
 
-def _at(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _at(nanoseconds: int) -> str:
+    """Return a time as text. Many lines share their second, so that its text is made once."""
+    seconds, rest = divmod(nanoseconds // 1000, 1_000_000)
+    return f"{_second(seconds)}.{rest:06}Z"
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str, *, descriptor: int = _STDERR) -> None:
@@ -134,10 +143,16 @@ def configure(log_format: Literal["auto", "console", "json"], level: str, *, des
         level: the least that is written.
         descriptor: where to, if not to standard error.
     """
-    face = _face(descriptor, log_format)
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    face = _face(descriptor, log_format, encoding)
+
+    def render(line: Line) -> bytes:
+        line["timestamp"] = _at(line["timestamp"])
+        return face(line) + b"\n"
+
     handler = LogQueue(
         descriptor,
-        getattr(sys.stderr, "encoding", None) or "utf-8",
+        encoding,
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[
                 _of_the_call,
@@ -148,10 +163,10 @@ def configure(log_format: Literal["auto", "console", "json"], level: str, *, des
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                lambda _logger, _method, line: face(dict(line)),
+                lambda _logger, _method, line: face(line).decode(encoding),
             ],
         ),
-        lambda line: face({**line, "timestamp": _at(line["timestamp"])}),
+        render,
     )
     handler.addFilter(WithoutCallersBytes())
     root = logging.getLogger()
