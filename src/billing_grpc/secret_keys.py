@@ -1,6 +1,7 @@
 """The list of vendor keys, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
@@ -41,8 +42,10 @@ MAX_KEY_LENGTH: Final = 256
 MAX_SENT_BYTES: Final = 512
 """A client sends no key that is longer, which is mostly white space. So a call with the most keys stays under 4 MiB."""
 
-_KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _NAME_CHARACTERS: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_EDGES: Final = ".-"
+"""Valid in a name; at its ends, some programs drop them."""
 
 
 def normalise(key: str) -> str | None:
@@ -66,12 +69,21 @@ def names_in(variable: str) -> set[str]:
 
     Shells, `exec` functions and loaders of environment files split a name at characters that are invalid in names, or drop
     them: a byte order mark, quotes, spaces, `=`. Some also drop the word `export`. So the result holds each run of valid
-    characters, and all runs joined.
+    characters, and all runs joined. Windows gives a program of an older code page the nearest ASCII letter, and some
+    programs upper-case names there, so a name in other letters is also read as `_nearest_ascii` does.
     """
-    runs = _NAME_CHARACTERS.findall(variable)
-    found = {each.upper() for each in (*runs, "".join(runs))}
+    found: set[str] = set()
+    for spelling in (variable,) if variable.isascii() else (variable, _nearest_ascii(variable)):
+        runs = _NAME_CHARACTERS.findall(spelling)
+        found.update(each.upper() for each in (*runs, "".join(runs)))
     # A key name begins or ends with these two characters only if the configuration lists it so.
-    return found | {each.strip(".-") for each in found}
+    return found | {each.strip(_EDGES) for each in found}
+
+
+def _nearest_ascii(text: str) -> str:
+    """Return the text with full-width, accented and other compatible letters as the letters that they resemble."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    return "".join(each for each in decomposed if not unicodedata.category(each).startswith("M")).replace("\u0131", "i")
 
 
 def is_reserved(name: str) -> bool:
@@ -93,7 +105,7 @@ class KeyList:
 
     def needs_mode(self, name: str) -> bool:
         """Return whether the verdict on this normalised name depends on the workspace's mode."""
-        return name in self._names
+        return name in self._names or name.strip(_EDGES) in self._names
 
     def holds(self, variable: str) -> bool:
         """Return whether a program could read a vendor key from this environment variable's name."""

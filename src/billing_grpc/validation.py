@@ -72,7 +72,9 @@ def secret_names(keys: Sequence[str]) -> list[str]:
             repeat the keys, because a caller may have sent a value by mistake.
     """
     _count("secret_keys", len(keys), 1, MAX_SECRET_KEYS, "split the request")
-    remedy = f"must be a name of at most {MAX_KEY_LENGTH} characters: a letter or _, then letters, digits, _ . or -"
+    remedy = (
+        f"must be a name of at most {MAX_KEY_LENGTH} characters: a letter, digit or _, then letters, digits, _ . or -"
+    )
     return _each("secret_keys", keys, normalise, "SECRET_KEY_INVALID", remedy)
 
 

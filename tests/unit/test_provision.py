@@ -128,6 +128,29 @@ def test_a_name_beside_bytes_that_are_no_text_goes(name: str) -> None:
     assert name not in apply(plan(CLOSED, KEYS), {name: "sk"})
 
 
+# Windows gives a program of an older code page the nearest ASCII letter; Python upper-cases every name there.
+AS_WINDOWS_READS = {
+    "full width": "\uff2f\uff30\uff25\uff2e\uff21\uff29_API_KEY",
+    "accented": "\u014cPENAI_API_KEY",
+    "a combining mark": "OPENA\u0301I_API_KEY",
+    "dotless i": "opena\u0131_ap\u0131_key",
+    "long s": "HERME\u017f_CUSTOM_API_KEY",
+    "kelvin sign": "OPENAI_API_\u212aEY",
+    "between odd characters": "\ufeff\uff2fPENAI_API_KEY",
+}
+
+
+@pytest.mark.parametrize("name", AS_WINDOWS_READS.values(), ids=AS_WINDOWS_READS)
+def test_a_name_that_windows_reads_as_a_listed_one_goes(name: str) -> None:
+    assert name in plan(CLOSED, KEYS, [name]).strip_keys
+    assert name not in apply(plan(CLOSED, KEYS), {name: "sk"})
+
+
+@pytest.mark.parametrize("name", ["\u041ePENAI_API_KEY", "OPEN\u00c6I_API_KEY", "1OPENAI_API_KEY", "302OPENAI_API_KEY"])
+def test_a_name_that_only_looks_like_a_listed_one_stays(name: str) -> None:
+    assert name not in plan(CLOSED, KEYS, [name]).strip_keys
+
+
 def test_a_name_that_ends_as_only_a_listed_one_does_goes() -> None:
     assert apply(plan(CLOSED, KeyList(["ACME."])), {"acme.": "k", '"ACME."': "k", "acme": "kept"}).keys() == {
         "acme",

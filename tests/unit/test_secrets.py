@@ -34,6 +34,8 @@ VERDICTS = {
     "vendor key, disabled": ("OPENAI_API_KEY", DISABLED, ALLOWED),
     "vendor key, inherited byok": ("OPENAI_API_KEY", INHERITS_OPEN, ALLOWED),
     "vendor key in another spelling": (" openai_Api_Key\t", CLOSED, BLOCKED),
+    "vendor key before a character that programs drop": ("OPENAI_API_KEY.", CLOSED, BLOCKED),
+    "vendor key before such a character, byok": ("openai_api_key-", OPEN, ALLOWED),
     "other key, closed": ("SLACK_TOKEN", CLOSED, ALLOWED),
     "other key, no resolution": ("SLACK_TOKEN", None, ALLOWED),
     "a vendor key's name as a part of another": ("MY_OPENAI_API_KEY", CLOSED, ALLOWED),
@@ -71,14 +73,24 @@ def test_every_listed_key_is_blocked_while_closed_and_allowed_while_open(key: st
 
 @pytest.mark.parametrize(
     "key",
-    ["", " ", "9KEY", "A B", "KEY=", "K\u00c9Y", "A\nB", "-A", "A" * 257, "OPENA\u0131_API_KEY", "OPENAI_API_KEY\x00"],
+    ["", " ", ".KEY", "A B", "KEY=", "K\u00c9Y", "A\nB", "-A", "A" * 257, "OPENA\u0131_API_KEY", "OPENAI_API_KEY\x00"],
 )
 def test_what_cannot_be_a_name_is_not_normalised(key: str) -> None:
     assert normalise(key) is None
 
 
 @pytest.mark.parametrize(
-    "key", ["_", "a", "A.b-c_9", "A" * 256, " " * 300 + "A" * 256 + " " * 300, "\n OPENAI_API_KEY \r\n"]
+    "key",
+    [
+        "_",
+        "a",
+        "9key",
+        "302ai_API_KEY",
+        "A.b-c_9",
+        "A" * 256,
+        " " * 300 + "A" * 256 + " " * 300,
+        "\n OPENAI_API_KEY \r\n",
+    ],
 )
 def test_what_can_be_a_name_is_trimmed_and_upper_cased(key: str) -> None:
     assert normalise(key) == key.strip().upper()

@@ -38,7 +38,7 @@ func (c *Client) readSecrets(a *pb.ValidateSecretWriteResponse, asked string, ke
 			return d, fmt.Errorf("key %d is blocked by a mode that is not there", i)
 		}
 		all = all && verdict == Allowed
-		if verdict == Allowed && c.listed[name] && !open {
+		if verdict == Allowed && c.listed.lists(name) && !open {
 			verdict, message = BlockedPlatformManaged, "a vendor key to this client: the mode is not known to be open"
 		}
 		d.Allowed = d.Allowed && verdict == Allowed
@@ -68,7 +68,7 @@ func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecret
 		switch {
 		case reserved(name):
 			verdict = BlockedReserved
-		case name == "" || c.listed[name]:
+		case name == "" || c.listed.lists(name):
 		case a == nil, plain && a.Verdicts[i].GetSecretKey() == key && allows(a.Verdicts[i]):
 			verdict = Allowed
 		}

@@ -137,7 +137,7 @@ func (c *Client) validate(ctx context.Context, scope *pb.ValidateSecretWriteRequ
 	whole := SecretDecision{Allowed: len(keys) > 0, Verdicts: make([]Verdict, len(keys))}
 	var askable []int
 	for i, key := range keys {
-		whole.Verdicts[i] = Verdict{key, BlockedPlatformManaged, "not a key's name (a letter or _, then letters, digits, _ . or -)"}
+		whole.Verdicts[i] = Verdict{key, BlockedPlatformManaged, "not a key's name (a letter, digit or _, then letters, digits, _ . or -)"}
 		if canBeSent(key) {
 			askable = append(askable, i)
 		}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"golang.org/x/text/unicode/norm"
 )
 
 const (
@@ -20,7 +22,7 @@ var (
 		HERMES_CUSTOM_API_KEY HERMES_CUSTOM_BASE_URL HF_TOKEN KIMI_API_KEY KIMI_CN_API_KEY MINIMAX_API_KEY
 		MINIMAX_CN_API_KEY NOUS_API_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENROUTER_API_KEY XAI_API_KEY ZAI_API_KEY`)
 
-	keyName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,255}$`)
+	keyName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}$`)
 	runs    = regexp.MustCompile(`[A-Za-z0-9_.-]+`)
 )
 
@@ -57,14 +59,35 @@ func listed(extra []string) names {
 }
 
 // holds says whether a variable's name is one of these, or could be taken for one: shells, os/exec and loaders of
-// environment files split a name at, or drop, what belongs to no name, as a byte order mark, quotes, `export ` or `=`.
+// environment files split a name at, or drop, what belongs to no name, as a byte order mark, quotes, `export ` or `=`. In
+// other letters than ASCII's it is also what Windows makes of them; see nearestASCII.
 func (n names) holds(variable string) bool {
+	isNot := func(r rune) bool { return r > unicode.MaxASCII }
+	return n.holdsAsSpelt(variable) || strings.ContainsFunc(variable, isNot) && n.holdsAsSpelt(nearestASCII(variable))
+}
+
+func (n names) holdsAsSpelt(variable string) bool {
 	parts := runs.FindAllString(variable, -1)
 	return slices.ContainsFunc(append(parts, strings.Join(parts, "")), func(part string) bool {
-		name := strings.ToUpper(part)
-		// No name begins or ends with these two, unless somebody listed it so.
-		return n[name] || n[strings.Trim(name, ".-")]
+		return n.lists(strings.ToUpper(part))
 	})
+}
+
+// lists looks a normalised name up. No name begins or ends with . or -, unless somebody listed it so.
+func (n names) lists(name string) bool { return n[name] || n[strings.Trim(name, ".-")] }
+
+// nearestASCII is full-width, accented and other compatible letters as those that they resemble: Windows gives a program
+// of an older code page the nearest letter, and some programs there upper-case every name.
+func nearestASCII(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\u0131':
+			return 'i'
+		case unicode.Is(unicode.M, r):
+			return -1
+		}
+		return r
+	}, norm.NFKD.String(text))
 }
 
 // Apply answers the environment that a container starts with. Gone are the variables that are, or that a program could

@@ -63,7 +63,7 @@ def secret_write(
 
 def invalid_name(key: str) -> SecretKeyVerdict:
     """Return the verdict on a malformed name; no server is asked about it."""
-    message = "refused: not a key's name (a letter or _, then letters, digits, _ . or -)"
+    message = "refused: not a key's name (a letter, digit or _, then letters, digits, _ . or -)"
     return SecretKeyVerdict(key, SecretVerdict.BLOCKED_PLATFORM_MANAGED, message)
 
 
