@@ -42,15 +42,16 @@ check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated
 	$(BIN)/python -c "from billing_grpc.storage.migrations import names; print(*names(), sep='\n')"
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(WITH_BIN) buf generate --output "$$fresh" 2>/dev/null \
 		&& diff --recursive --exclude=__pycache__ "$$fresh/src/billing_grpc/_gen" src/billing_grpc/_gen \
-		&& echo "generated code is up to date"
+		&& $(BIN)/python tools/generate_catalogue.py --check && echo "generated code is up to date"
 
 format: $(DEV_READY) ## let the formatters write
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(WITH_BIN) buf format --write
 
-generate: $(DEV_READY) ## regenerate the stubs from proto/
+generate: $(DEV_READY) ## regenerate the stubs from proto/, and what follows from the catalogue of vendor names
 	$(WITH_BIN) buf generate
+	$(BIN)/python tools/generate_catalogue.py
 
 generate-go: $(DEV_READY) .tools/go.ready ## regenerate the Go stubs of conformance/go from proto/ (needs Go)
 	PATH="$(CURDIR)/.tools:$(CURDIR)/$(BIN):$$PATH" buf generate --template buf.gen.go.yaml

@@ -25,6 +25,7 @@
     │   └── ClientMisused             the client was used where it cannot work; nothing was sent
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed
+        ├── CatalogueError            the catalogue of vendor names is wrong, every problem listed
         ├── ListenError               an address cannot be listened on
         ├── MigrationError            the schema could not be changed
         └── EmbeddedPostgresError     the embedded database could not be started
@@ -286,6 +287,18 @@ class SettingsError(StartupError):
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CatalogueError(StartupError):
+    """The catalogue of vendor names is wrong.
+
+    Attributes:
+        problems: one sentence for each problem, which begins with the name.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(["the catalogue of vendor names (names.tsv) is wrong:", *problems]))
         self.problems = problems
 
 

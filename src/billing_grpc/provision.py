@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from billing_grpc.model import OPEN_MODES, ProvisionPlan, Resolution
-from billing_grpc.secret_keys import KeyList, names_in, normalise
+from billing_grpc.secret_keys import KeyList, could_be_one_of, is_reserved, normalise
 
 MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
 """Set in every container to the text of the resolved mode, so that a stale or forged value is replaced."""
@@ -33,8 +33,11 @@ def plan(
     strip: set[str] = set()
     if closed:
         further = set(also_strip)
-        every = KeyList({*keys.names, *(name for key in further if (name := normalise(key)) is not None)})
-        strip = {*keys.names, *further, *filter(every.holds, env_keys)}
+        every = {
+            *keys.names,
+            *(name for key in further if (name := normalise(key)) is not None and not is_reserved(name)),
+        }
+        strip = {*keys.names, *further, *(each for each in env_keys if could_be_one_of(every, each))}
     return ProvisionPlan(
         resolution=resolution,
         strip_keys=tuple(sorted(strip)),
@@ -59,7 +62,7 @@ def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
     return {
         each
         for each in variables
-        if each in spelt or not names.isdisjoint(names_in(each)) or (closed and not can_be_variable(each))
+        if each in spelt or could_be_one_of(names, each) or (closed and not can_be_variable(each))
     }
 
 

@@ -1,42 +1,14 @@
-"""The list of vendor keys, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
+"""The vendor keys that are blocked, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
+from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, load
 from billing_grpc.errors import quoted
 from billing_grpc.model import OPEN_MODES, Resolution, SecretKeyVerdict, SecretVerdict
-
-BLOCKED_KEYS: Final = (
-    "AI_GATEWAY_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "ANTHROPIC_AUTH_TOKEN",
-    "ARCEEAI_API_KEY",
-    "CLAUDE_CODE_OAUTH_TOKEN",
-    "CODEX_AUTH_JSON",
-    "DASHSCOPE_API_KEY",
-    "DEEPSEEK_API_KEY",
-    "GEMINI_API_KEY",
-    "GLM_API_KEY",
-    "HERMES_CUSTOM_API_KEY",
-    "HERMES_CUSTOM_BASE_URL",
-    "HF_TOKEN",
-    "KIMI_API_KEY",
-    "KIMI_CN_API_KEY",
-    "MINIMAX_API_KEY",
-    "MINIMAX_CN_API_KEY",
-    "NOUS_API_KEY",
-    "OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "OPENROUTER_API_KEY",
-    "XAI_API_KEY",
-    "ZAI_API_KEY",
-)
-"""Blocked and stripped while a workspace is `platform_managed`. Configuration can add keys, but cannot remove any."""
-
-RESERVED_PREFIX: Final = "MOLECULE_LLM_"
-"""The prefix of the names that are reserved for the platform in every mode."""
 
 MAX_KEY_LENGTH: Final = 256
 MAX_SENT_BYTES: Final = 512
@@ -91,16 +63,25 @@ def is_reserved(name: str) -> bool:
     return name.startswith(RESERVED_PREFIX)
 
 
+def could_be_one_of(names: AbstractSet[str], variable: str) -> bool:
+    """Return whether a program could read one of these normalised names from an environment variable's name."""
+    return not names.isdisjoint(names_in(variable))
+
+
 class KeyList:
-    """The vendor keys: `BLOCKED_KEYS` and the keys that configuration adds.
+    """The vendor keys that are blocked and stripped while a workspace is `platform_managed`.
+
+    Args:
+        extra: names that configuration adds, already normalised. A reserved name is ignored, because it is refused in every
+            mode.
+        name_set: the set of the catalogue. Configuration cannot take a name out of it.
 
     Attributes:
         names: all keys, normalised, sorted and without duplicates.
     """
 
-    def __init__(self, extra: Iterable[str] = ()) -> None:
-        """Add `extra` names, already normalised. A reserved name is ignored, because it is refused in every mode."""
-        self._names = frozenset(BLOCKED_KEYS) | {name for name in extra if not is_reserved(name)}
+    def __init__(self, extra: Iterable[str] = (), *, name_set: NameSet = NameSet.AGENTS) -> None:
+        self._names = load().names(name_set) | {name for name in extra if not is_reserved(name)}
         self.names: tuple[str, ...] = tuple(sorted(self._names))
 
     def needs_mode(self, name: str) -> bool:
@@ -109,7 +90,7 @@ class KeyList:
 
     def holds(self, variable: str) -> bool:
         """Return whether a program could read a vendor key from this environment variable's name."""
-        return not self._names.isdisjoint(names_in(variable))
+        return could_be_one_of(self._names, variable)
 
     def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
         """Return the verdict on one key.

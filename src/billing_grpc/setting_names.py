@@ -12,9 +12,10 @@ VARIABLES: Final = {
     "key": "BILLING_GRPC_KEY",
     "server_name": "BILLING_GRPC_SERVER_NAME",
     "timeout": "BILLING_GRPC_TIMEOUT",
+    "blocked_keys": "BILLING_GRPC_BLOCKED_KEYS",
     "extra_blocked_key": "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
 }
-"""The variable of each option of a call; the last one is comma-separated and also a setting of the server."""
+"""The variable of each option of a call; the last two are also settings of the server, and the last is comma-separated."""
 
 _PREFIX: Final = "BILLING_GRPC_"
 _OF_A_KUBERNETES_SERVICE: Final = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?$")

@@ -28,6 +28,7 @@ async def target() -> AsyncIterator[str]:
 async def test_the_client_answers_as_the_vector_says(target: str, case: Case) -> None:
     client = BillingClient(
         NOBODY if case.behaviour == "unreachable" else target,
+        blocked_keys=case.blocked_keys,
         extra_blocked_keys=case.extra_blocked_keys,
         timeout=case.timeout,
         metadata=[(METADATA_KEY, case.id)],

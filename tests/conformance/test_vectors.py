@@ -11,8 +11,9 @@ from typing import Any, Final
 import pytest
 from google.protobuf import json_format
 
-from billing_grpc import provision, resolver
+from billing_grpc import catalogue, provision, resolver
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, digest
 from billing_grpc.conformance.cases import (
     BEHAVIOURS,
     DECISIONS,
@@ -25,7 +26,7 @@ from billing_grpc.conformance.cases import (
 )
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import Resolution, ResolutionError
-from billing_grpc.secret_keys import BLOCKED_KEYS, RESERVED_PREFIX, KeyList, is_reserved, normalise
+from billing_grpc.secret_keys import KeyList, is_reserved, normalise
 from billing_grpc.validation import MAX_ENV_KEYS, MAX_SECRET_KEYS
 
 FOLDER: Final = Path(__file__).parents[2] / "conformance"
@@ -167,7 +168,7 @@ def test_a_case_says_what_a_runner_needs(subtests: pytest.Subtests) -> None:
 
 def check_complete(name: str, case: Case, raw: dict[str, Any]) -> None:
     assert raw.keys() <= {"name", "method", "client", "request", "server", "expect", "expect_server"}
-    assert raw.get("client", {}).keys() <= {"extra_blocked_keys", "timeout_ms"}
+    assert raw.get("client", {}).keys() <= {"blocked_keys", "extra_blocked_keys", "timeout_ms"}
     assert case.method in DECISIONS
     assert case.behaviour in BEHAVIOURS
     request = getattr(service_pb, f"{case.method}Request")()
@@ -275,7 +276,9 @@ def test_more_than_a_call_may_ask_about_and_what_can_be_no_element_have_vectors(
 def test_the_names_that_clients_must_know_are_those_of_the_code() -> None:
     names = load_key_names()
 
-    assert names.blocked_keys == BLOCKED_KEYS
+    assert names.version == catalogue.load().version
+    assert names.sets == {each.value: KeyList(name_set=each).names for each in NameSet}
+    assert names.digests == {each: digest(held) for each, held in names.sets.items()}
     assert names.reserved_prefix == RESERVED_PREFIX
 
 
@@ -324,7 +327,7 @@ def in_words(resolution: Resolution) -> dict[str, Any]:
 
 def check_secrets(case: Case) -> None:
     """Listed keys and what is no name are blocked, reserved keys reserved; others allowed where nothing contradicts."""
-    keys, verdicts = KeyList(case.extra_blocked_keys), case.expect["verdicts"]
+    keys, verdicts = KeyList(case.extra_blocked_keys, name_set=NameSet(case.blocked_keys)), case.expect["verdicts"]
     assert [each["secret_key"] for each in verdicts] == case.request["secret_keys"]
     assert case.expect["allowed"] == (bool(verdicts) and all(each["verdict"] == "allowed" for each in verdicts))
     for each in verdicts:
@@ -340,7 +343,9 @@ def check_secrets(case: Case) -> None:
 def check_plan(case: Case) -> None:
     """The plan that the pure module makes of the closed resolution, and what an invalid answer would have stripped."""
     closed = replace(resolver.resolve("", ResolutionError("", ""), None), workspace_id="")
-    plan = provision.plan(closed, KeyList(case.extra_blocked_keys), case.request.get("env_keys", ()))
+    plan = provision.plan(
+        closed, KeyList(case.extra_blocked_keys, name_set=NameSet(case.blocked_keys)), case.request.get("env_keys", ())
+    )
     said = case.detail.get("strip_keys", ()) if case.behaviour == "answer" else ()
     more = {key for key in said if (name := normalise(key)) is not None and not is_reserved(name)}
     assert case.expect["strip_keys"] == sorted({*plan.strip_keys, *more})

@@ -16,9 +16,11 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import STORAGE_ERRORS, DatabaseTimeout, DatabaseUnreachable, StorageError
 from billing_grpc.model import StoredOverride
-from billing_grpc.secret_keys import BLOCKED_KEYS
+from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
+
+BLOCKED_KEYS = KeyList().names
 
 BYOK: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"

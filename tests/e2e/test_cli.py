@@ -29,12 +29,14 @@ from billing_grpc.errors import (
     WorkspaceNotFound,
 )
 from billing_grpc.provision import MODE_VARIABLES
-from billing_grpc.secret_keys import BLOCKED_KEYS
+from billing_grpc.secret_keys import KeyList
 from tests.support.commands import billing_grpc
 from tests.support.servers import Serve, Server
 from tests.support.workspaces import add_workspace, as_service
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+BLOCKED_KEYS = KeyList().names
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 CHANGE_FIELDS: Final = {
     *("change_id", "workspace_id", "change_time", "previous_override", "new_override"),

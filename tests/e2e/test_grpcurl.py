@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import pytest
 
-from billing_grpc.secret_keys import BLOCKED_KEYS
+from billing_grpc.secret_keys import KeyList
 from tests.support.polling import PATIENCE, until
 from tests.support.servers import Serve, Server
 from tests.support.workspaces import add_workspace, as_service
+
+BLOCKED_KEYS = KeyList().names
 
 SERVICE: Final = "molecule.billing.v1.BillingModeService"
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"

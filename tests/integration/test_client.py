@@ -40,7 +40,7 @@ from billing_grpc.errors import (
 )
 from billing_grpc.model import BillingMode, Resolution, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve as rule
-from billing_grpc.secret_keys import BLOCKED_KEYS
+from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import SERVICE_NAME, AccessPolicy
@@ -51,6 +51,8 @@ from billing_grpc.wire.statuses import error_to_status
 from tests.support.certificates import Authority
 from tests.support.one_name import one_name
 from tests.support.ports import free_port
+
+BLOCKED_KEYS = KeyList().names
 
 OPEN: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"

@@ -23,8 +23,10 @@ from billing_grpc.model import (
     StoredOverride,
 )
 from billing_grpc.resolver import resolve, resolve_new_workspace
-from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList, normalise
+from billing_grpc.secret_keys import KeyList, normalise
 from billing_grpc.wire import messages
+
+BLOCKED_KEYS = KeyList().names
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-00000000000a"
 KEYS = KeyList()

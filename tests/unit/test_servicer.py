@@ -13,12 +13,14 @@ from billing_grpc import page_token
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import DatabaseTimeout, RequestError
-from billing_grpc.secret_keys import BLOCKED_KEYS, KeyList
+from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth.principals import LOCAL
 from billing_grpc.server.call import RequestContext
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
+
+BLOCKED_KEYS = KeyList().names
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]
 BYOK = "7f1fc6a0-0000-4000-8000-000000000001"

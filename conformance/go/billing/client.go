@@ -28,7 +28,8 @@ const (
 // Options of a Client; the zero value is ready for use.
 type Options struct {
 	Timeout          time.Duration // of one decision, its retries included; 5 s when zero; of ResolveMany, of each thousand
-	ExtraBlockedKeys []string      // added to the vendor keys; give what the server's list was extended by
+	BlockedKeys      string        // the set of vendor names that the server blocks: Core, Agents (when empty) or Vendors
+	ExtraBlockedKeys []string      // added to that set; give what the server's was extended by
 	// OnClosed hears of every answer that this client closed by itself: count it, log it. Runs in the caller's goroutine.
 	OnClosed func(method, reason string, cause error)
 }
@@ -45,7 +46,10 @@ func New(connection grpc.ClientConnInterface, options Options) *Client {
 	if options.Timeout <= 0 {
 		options.Timeout = 5 * time.Second
 	}
-	return &Client{pb.NewBillingModeServiceClient(connection), options, listed(options.ExtraBlockedKeys)}
+	if options.BlockedKeys == "" {
+		options.BlockedKeys = Agents
+	}
+	return &Client{pb.NewBillingModeServiceClient(connection), options, listed(options.BlockedKeys, options.ExtraBlockedKeys)}
 }
 
 // Resolve says who pays for a workspace; an empty id asks for one that does not exist yet.

@@ -1,6 +1,8 @@
 package billing
 
 import (
+	_ "embed"
+	"encoding/json"
 	"maps"
 	"regexp"
 	"slices"
@@ -10,17 +12,24 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
+// The sets of vendor names; each holds the ones before it.
+const (
+	Core    = "core"
+	Agents  = "agents"
+	Vendors = "vendors"
+)
+
 const (
 	reservedPrefix = "MOLECULE_LLM_"
 	maxSentBytes   = 512 // of a name; longer ones, which hold more space than name, are not sent
 )
 
+//go:embed blocked_keys.json
+var catalogueFile []byte
+
 var (
+	catalogue     = readCatalogue()
 	modeVariables = []string{"MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED"}
-	blockedKeys   = strings.Fields(`AI_GATEWAY_API_KEY ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ARCEEAI_API_KEY
-		CLAUDE_CODE_OAUTH_TOKEN CODEX_AUTH_JSON DASHSCOPE_API_KEY DEEPSEEK_API_KEY GEMINI_API_KEY GLM_API_KEY
-		HERMES_CUSTOM_API_KEY HERMES_CUSTOM_BASE_URL HF_TOKEN KIMI_API_KEY KIMI_CN_API_KEY MINIMAX_API_KEY
-		MINIMAX_CN_API_KEY NOUS_API_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENROUTER_API_KEY XAI_API_KEY ZAI_API_KEY`)
 
 	keyName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,255}$`)
 	runs    = regexp.MustCompile(`[A-Za-z0-9_.-]+`)
@@ -47,10 +56,30 @@ func canBeSent(key string) bool { return normalise(key) != "" && len(key) <= max
 
 func reserved(name string) bool { return strings.HasPrefix(name, reservedPrefix) }
 
-// listed is the vendor keys, and the names among these.
-func listed(extra []string) names {
+// vendorNames is the catalogue of vendor names of this release.
+type vendorNames struct {
+	Version        string
+	ReservedPrefix string `json:"reserved_prefix"`
+	Digests        map[string]string
+	Sets           map[string][]string
+}
+
+func readCatalogue() (found vendorNames) {
+	if err := json.Unmarshal(catalogueFile, &found); err != nil {
+		panic("blocked_keys.json beside this package cannot be read: " + err.Error())
+	}
+	return found
+}
+
+// listed is the names of a set of the catalogue, and the names among these. An unknown set is the largest: a mistake must
+// not open.
+func listed(set string, extra []string) names {
+	keys, known := catalogue.Sets[set]
+	if !known {
+		keys = catalogue.Sets[Vendors]
+	}
 	found := names{}
-	for _, key := range slices.Concat(blockedKeys, extra) {
+	for _, key := range slices.Concat(keys, extra) {
 		if name := normalise(key); name != "" && !reserved(name) {
 			found[name] = true
 		}

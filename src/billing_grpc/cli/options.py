@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from billing_grpc import validation
+from billing_grpc.catalogue import NameSet
 from billing_grpc.errors import InvalidArgument
 from billing_grpc.setting_names import VARIABLES
 
@@ -99,8 +100,14 @@ class Connection:
     timeout: float | None = field(
         default=None, metadata=_option("Seconds that a call may take, retries included; 5 by default.", Seconds())
     )
+    blocked_keys: str = field(
+        default=NameSet.AGENTS.value,
+        metadata=_option(
+            "The set of vendor names that the server blocks.", click.Choice([each.value for each in NameSet])
+        ),
+    )
     extra_blocked_key: tuple[str, ...] = field(
-        default=(), metadata=_option("A name that the server adds to the vendor keys; may be repeated.", Text())
+        default=(), metadata=_option("A name that the server adds to that set; may be repeated.", Text())
     )
 
     @property

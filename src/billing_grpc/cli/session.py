@@ -139,6 +139,7 @@ def make_client(connection: Connection) -> BillingClient:
             connection.target,
             token=connection.token_file,
             tls=client_tls(connection),
+            blocked_keys=connection.blocked_keys,
             extra_blocked_keys=connection.extra_blocked_key,
             timeout=connection.timeout,
         )

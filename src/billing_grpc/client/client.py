@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from billing_grpc.catalogue import NameSet
 from billing_grpc.client.administration import Administration
 from billing_grpc.client.bearer_token import TokenSource
 from billing_grpc.client.calls import Calls
@@ -28,14 +29,15 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.
         token: a file that holds a bearer token, or a callable that returns one; read at every call, so that tokens rotate.
         tls: the TLS files; `None` for plain text, over which a token is sent to this machine only.
-        extra_blocked_keys: names that the server's configuration adds to the vendor keys; a client cannot know them when it
-            has no answer.
+        blocked_keys: the set of the catalogue that the server blocks: `core`, `agents` or `vendors`. The client uses its own
+            copy of it when it has no answer, and strips it in addition to the server's.
+        extra_blocked_keys: names that the server's configuration adds to that set.
         timeout: seconds that a call may take; `None` for the timeout of the shipped service config (5).
         metadata: sent with every call; bytes under a key that ends in `-bin`.
 
     Raises:
-        ValueError: a token without TLS for another machine, a malformed key, a timeout out of range, or metadata that gRPC
-            would refuse or that the client sends itself.
+        ValueError: a token without TLS for another machine, an unknown set, a malformed key, a timeout out of range, or
+            metadata that gRPC would refuse or that the client sends itself.
         TypeError: the token is neither a path nor a callable.
     """
 
@@ -45,6 +47,7 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         *,
         token: TokenSource | None = None,
         tls: ClientTls | None = None,
+        blocked_keys: str = NameSet.AGENTS,
         extra_blocked_keys: Iterable[str] = (),
         timeout: float | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
@@ -52,10 +55,13 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         extra = {key: normalise(key) for key in key_names(extra_blocked_keys)}
         if wrong := [key for key, name in extra.items() if name is None]:
             raise ValueError(f"extra_blocked_keys: these are not names of keys: {wrong}")
+        if blocked_keys not in list(NameSet):
+            raise ValueError(f"blocked_keys: {blocked_keys} is no set of names; use {', '.join(NameSet)}")
         calls = Calls(Dialer(target, token=token, tls=tls), timeout, metadata)
         Administration.__init__(self, calls)
+        names = [name for name in extra.values() if name is not None]
         Resolutions.__init__(self, calls)
-        KeyDecisions.__init__(self, calls, KeyList(name for name in extra.values() if name is not None))
+        KeyDecisions.__init__(self, calls, KeyList(names, name_set=NameSet(blocked_keys)))
 
     async def __aenter__(self) -> Self:
         return self

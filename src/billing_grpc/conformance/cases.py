@@ -1,10 +1,13 @@
 """Load the conformance vectors: what a client is asked, what the server does, and what the client must answer."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
+
+from billing_grpc.catalogue import NameSet
 
 METADATA_KEY: Final = "x-conformance-case"
 """The metadata key by which a call names its case: the file's name without its extension, `/`, and the case's name."""
@@ -34,7 +37,8 @@ class Case:
         expect: what a default-closed client must answer, in the texts of the contract's section 2.
         expect_server: what the server itself must answer if that differs: `{"status": {"code": ..., "reason": ...}}`, or
             `{"answer": ...}` as in `expect`.
-        extra_blocked_keys: the names that the client is configured to add to the vendor keys.
+        blocked_keys: the set of the catalogue that the client is configured with.
+        extra_blocked_keys: the names that the client is configured to add to it.
         timeout: the client's timeout in seconds; `None` for its default.
     """
 
@@ -45,6 +49,7 @@ class Case:
     detail: Any
     expect: Any
     expect_server: Mapping[str, Any] | None
+    blocked_keys: str
     extra_blocked_keys: tuple[str, ...]
     timeout: float | None
 
@@ -75,11 +80,15 @@ class KeyNames:
     """The names that a client must know without a server.
 
     Attributes:
-        blocked_keys: the vendor keys.
+        version: the date of the catalogue.
+        sets: the names that each set blocks, sorted.
+        digests: the digest of each set.
         reserved_prefix: the prefix of the platform's own names.
     """
 
-    blocked_keys: tuple[str, ...]
+    version: str
+    sets: Mapping[str, tuple[str, ...]]
+    digests: Mapping[str, str]
     reserved_prefix: str
 
 
@@ -94,7 +103,7 @@ def load_apply() -> tuple[ApplyCase, ...]:
         ApplyCase(
             name=each["name"],
             mode=each["plan"]["resolution"]["mode"],
-            strip_keys=tuple(each["plan"]["strip_keys"]),
+            strip_keys=tuple(_with_names(each["plan"])["strip_keys"]),
             set_env=each["plan"]["set_env"],
             env=each["env"],
             expect=each["expect"],
@@ -103,10 +112,12 @@ def load_apply() -> tuple[ApplyCase, ...]:
     )
 
 
+@cache
 def load_key_names() -> KeyNames:
     """Return the names of `blocked_keys.json`."""
     read = _read("blocked_keys")
-    return KeyNames(tuple(read["blocked_keys"]), read["reserved_prefix"])
+    sets = {name: tuple(names) for name, names in read["sets"].items()}
+    return KeyNames(read["version"], sets, read["digests"], read["reserved_prefix"])
 
 
 def matches(expected: Any, actual: Any) -> bool:
@@ -130,11 +141,30 @@ def _case(stem: str, raw: Mapping[str, Any]) -> Case:
         request=raw["request"],
         behaviour=behaviour,
         detail=detail,
-        expect=raw["expect"],
-        expect_server=raw.get("expect_server"),
+        expect=_with_names(raw["expect"]),
+        expect_server=_with_names(raw.get("expect_server")),
+        blocked_keys=client.get("blocked_keys", NameSet.AGENTS),
         extra_blocked_keys=tuple(client.get("extra_blocked_keys", ())),
         timeout=client["timeout_ms"] / 1000 if "timeout_ms" in client else None,
     )
+
+
+def _with_names(value: Any) -> Any:
+    """Return an answer in which the names of a set stand for `@SET` in every `strip_keys`."""
+    if isinstance(value, list):
+        return [_with_names(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _names(each) if name == "strip_keys" and isinstance(each, list) else _with_names(each)
+        for name, each in value.items()
+    }
+
+
+def _names(listed: Sequence[str]) -> list[str]:
+    sets = load_key_names().sets
+    found = {name for each in listed for name in (sets[each[1:]] if each.startswith("@") else (each,))}
+    return sorted(found) if any(each.startswith("@") for each in listed) else list(listed)
 
 
 def _read(stem: str) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
+from billing_grpc.catalogue import NameSet
 from billing_grpc.errors import STORAGE_ERRORS, ValueUnreadable
 from billing_grpc.model import ResolutionError, StoredOverride
 from billing_grpc.secret_keys import KeyList
@@ -47,5 +48,5 @@ def service_in(state: Mapping[str, Any]) -> BillingModeService:
     if "storage_error" in state:
         repository.failure = STORAGE_ERRORS[state["storage_error"]]()
     org_default = FixedOrgDefault(state.get("org_default"))
-    keys = KeyList(state.get("extra_blocked_keys", ()))
+    keys = KeyList(state.get("extra_blocked_keys", ()), name_set=NameSet(state.get("blocked_keys", NameSet.AGENTS)))
     return BillingModeService(repository, org_default.current, keys, _STORAGE_TIMEOUT, Metrics())

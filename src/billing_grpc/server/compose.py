@@ -121,9 +121,8 @@ def rpc_server(
     shared_ports: bool,
 ) -> RpcServer:
     """Return the gRPC server, which does not listen yet; with `shared_ports` other servers may listen beside it."""
-    servicer = BillingModeService(
-        repository, org_default.current, KeyList(settings.extra_blocked_keys), settings.storage_timeout, metrics
-    )
+    keys = KeyList(settings.extra_blocked_keys, name_set=settings.blocked_keys)
+    servicer = BillingModeService(repository, org_default.current, keys, settings.storage_timeout, metrics)
     return RpcServer(
         servicer,
         access_policy=access_policy,

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import SecretStr, ValidationInfo
 
 from billing_grpc.addresses import Address, TcpAddress, UnixAddress
+from billing_grpc.catalogue import RESERVED_PREFIX
 from billing_grpc.errors import SettingsError
-from billing_grpc.secret_keys import RESERVED_PREFIX, is_reserved, normalise
+from billing_grpc.secret_keys import is_reserved, normalise
 from billing_grpc.server.auth.principals_file import PrincipalsFile
 from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.server.telemetry.spans import require_exporter

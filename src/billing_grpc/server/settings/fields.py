@@ -7,6 +7,7 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator, Field
 
 from billing_grpc.addresses import TcpAddress
+from billing_grpc.catalogue import NameSet
 from billing_grpc.server.settings import checks
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.settings.types import (
@@ -122,8 +123,13 @@ class ServeFields(Limits):
         allow_inf_nan=False,
         description="seconds that running calls get to finish; unset: the storage timeout and half a second",
     )
+    blocked_keys: NameSet = Field(
+        NameSet.AGENTS,
+        alias="BILLING_GRPC_BLOCKED_KEYS",
+        description="the set of vendor names that is blocked and stripped: core, agents, vendors (docs/catalogue.md)",
+    )
     extra_blocked_keys: Annotated[CommaSeparated, AfterValidator(checks.names_of_keys)] = Field(
-        (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to the vendor keys"
+        (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to that set"
     )
     reflection: Switch = Field(
         default=True,
