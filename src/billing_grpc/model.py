@@ -246,6 +246,24 @@ class BillingModeUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Which list of vendor names judged an answer.
+
+    Attributes:
+        set: the set of the catalogue.
+        version: the date of the catalogue's last change.
+        digest: identifies the names of the set and those that configuration adds.
+    """
+
+    set: str
+    version: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.set} {self.version} {self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
 class SecretKeyVerdict:
     """Whether a secret may be written under one key name.
 
@@ -268,11 +286,13 @@ class SecretWriteDecision:
         allowed: whether every key is allowed.
         verdicts: one for each key, in the order of the request.
         resolution: the resolution that decided; None if no verdict depended on the mode.
+        catalogue: the list of vendor names that judged; None if a server does not say it.
     """
 
     allowed: bool
     verdicts: tuple[SecretKeyVerdict, ...]
     resolution: Resolution | None
+    catalogue: Catalogue | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +304,19 @@ class ProvisionPlan:
         strip_keys: the names to remove, sorted and without duplicates.
         set_env: the variables to set, in every mode.
         route_via_platform_proxy: whether model calls go through the platform's proxy.
+        catalogue: the list of vendor names that judged; None if a server does not say it.
+        suspect_keys: names in the environment that look like a vendor's and are in no set; they stay.
+        blocked: the normalised names that `provision.apply` removes in every spelling under `platform_managed`, also if they
+            came into the environment after the plan; None for the default set of this release.
     """
 
     resolution: Resolution
     strip_keys: tuple[str, ...]
     set_env: dict[str, str]
     route_via_platform_proxy: bool
+    catalogue: Catalogue | None = None
+    suspect_keys: tuple[str, ...] = ()
+    blocked: frozenset[str] | None = None
 
 
 class Role(StrEnum):

@@ -15,34 +15,39 @@ _INVALID_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp"})
 
 
 def plan(
-    resolution: Resolution, keys: KeyList, env_keys: Iterable[str] = (), *, also_strip: Iterable[str] = ()
+    resolution: Resolution, keys: KeyList, env_keys: Iterable[str] | None = None, *, also_strip: Iterable[str] = ()
 ) -> ProvisionPlan:
     """Return the plan for a resolution.
 
     Args:
         resolution: the resolution that decides.
         keys: the vendor keys.
-        env_keys: names present in the environment. A name from which a program could read a vendor key is stripped as it is
-            spelt; the other names are ignored.
+        env_keys: names present in the environment; None if they are not known.
         also_strip: further names to strip, such as the names in a server's answer.
 
     Returns:
-        The plan. It strips only under `platform_managed`, whether or not a proxy is configured.
+        The plan. It strips only under `platform_managed`, whether or not a proxy is configured: those of `env_keys` from
+        which a program could read a vendor key, as they are spelt, or without `env_keys` every key. It has no suspects.
     """
     closed = resolution.mode not in OPEN_MODES
-    strip: set[str] = set()
+    strip: Iterable[str] = ()
+    blocked: frozenset[str] = frozenset()
     if closed:
         further = set(also_strip)
-        every = {
-            *keys.names,
-            *(name for key in further if (name := normalise(key)) is not None and not is_reserved(name)),
+        blocked = keys.names | {
+            name for key in further if (name := normalise(key)) is not None and not is_reserved(name)
         }
-        strip = {*keys.names, *further, *(each for each in env_keys if could_be_one_of(every, each))}
+        if env_keys is None:
+            strip = keys.names | further
+        else:
+            strip = {each for each in env_keys if each in further or could_be_one_of(blocked, each)}
     return ProvisionPlan(
         resolution=resolution,
         strip_keys=tuple(sorted(strip)),
         set_env=dict.fromkeys(MODE_VARIABLES, resolution.mode.value),
         route_via_platform_proxy=closed,
+        catalogue=keys.catalogue,
+        blocked=blocked,
     )
 
 
@@ -55,10 +60,13 @@ def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
 
     Returns:
         The names from which a program could read a name to strip, or one of `MODE_VARIABLES`, which `apply` sets again.
-        Under `platform_managed` also the names that are not valid for a variable.
+        Under `platform_managed` also those from which it could read a name of `plan.blocked`, and the names that are not
+        valid for a variable.
     """
     spelt, closed = set(plan.strip_keys), plan.resolution.mode not in OPEN_MODES
     names = {*MODE_VARIABLES, *(name for key in spelt if (name := normalise(key)) is not None)}
+    if closed:
+        names |= KeyList().names if plan.blocked is None else plan.blocked
     return {
         each
         for each in variables

@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, load
+from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, digest, load
 from billing_grpc.errors import quoted
-from billing_grpc.model import OPEN_MODES, Resolution, SecretKeyVerdict, SecretVerdict
+from billing_grpc.model import OPEN_MODES, Catalogue, Resolution, SecretKeyVerdict, SecretVerdict
 
 MAX_KEY_LENGTH: Final = 256
 MAX_SENT_BYTES: Final = 512
 """A client sends no key that is longer, which is mostly white space. So a call with the most keys stays under 4 MiB."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_NAME_CHARACTERS: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_]+")
+_RUNS: Final = re.compile(r"[A-Za-z0-9_.-]+")
 _EDGES: Final = ".-"
 """Valid in a name; at its ends, some programs drop them."""
 
@@ -44,18 +45,22 @@ def names_in(variable: str) -> set[str]:
     characters, and all runs joined. Windows gives a program of an older code page the nearest ASCII letter, and some
     programs upper-case names there, so a name in other letters is also read as `_nearest_ascii` does.
     """
+    if _PLAIN.fullmatch(variable):
+        return {variable.upper()}
     found: set[str] = set()
     for spelling in (variable,) if variable.isascii() else (variable, _nearest_ascii(variable)):
-        runs = _NAME_CHARACTERS.findall(spelling)
-        found.update(each.upper() for each in (*runs, "".join(runs)))
-    # A key name begins or ends with these two characters only if the configuration lists it so.
-    return found | {each.strip(_EDGES) for each in found}
+        runs = _RUNS.findall(spelling)
+        # One call for all runs: a name can have hundreds.
+        found.update("\n".join((*runs, "".join(runs))).upper().split("\n"))
+    if "." in variable or "-" in variable:
+        # A key name begins or ends with these two characters only if the configuration lists it so.
+        found |= {each.strip(_EDGES) for each in found}
+    return found
 
 
 def _nearest_ascii(text: str) -> str:
-    """Return the text with full-width, accented and other compatible letters as the letters that they resemble."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(each for each in decomposed if not unicodedata.category(each).startswith("M")).replace("\u0131", "i")
+    """Return the text with full-width, accented and other compatible letters as the ASCII letters that they resemble."""
+    return unicodedata.normalize("NFKD", text.replace("\u0131", "i")).encode("ascii", "ignore").decode()
 
 
 def is_reserved(name: str) -> bool:
@@ -77,20 +82,21 @@ class KeyList:
         name_set: the set of the catalogue. Configuration cannot take a name out of it.
 
     Attributes:
-        names: all keys, normalised, sorted and without duplicates.
+        names: all keys, normalised.
+        catalogue: identifies them.
     """
 
     def __init__(self, extra: Iterable[str] = (), *, name_set: NameSet = NameSet.AGENTS) -> None:
-        self._names = load().names(name_set) | {name for name in extra if not is_reserved(name)}
-        self.names: tuple[str, ...] = tuple(sorted(self._names))
+        self.names = load().names(name_set) | {name for name in extra if not is_reserved(name)}
+        self.catalogue = Catalogue(name_set.value, load().version, digest(self.names))
 
     def needs_mode(self, name: str) -> bool:
         """Return whether the verdict on this normalised name depends on the workspace's mode."""
-        return name in self._names or name.strip(_EDGES) in self._names
+        return name in self.names or name.strip(_EDGES) in self.names
 
     def holds(self, variable: str) -> bool:
         """Return whether a program could read a vendor key from this environment variable's name."""
-        return could_be_one_of(self._names, variable)
+        return could_be_one_of(self.names, variable)
 
     def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
         """Return the verdict on one key.

@@ -52,7 +52,7 @@ async def ask(client: BillingClient, case: Case) -> Any:
             keys = request["secret_keys"]
             return secrets(await client.validate_secret_write(keys, workspace_id=workspace_id, org_wide=org_wide))
         case "PlanProvisionEnv":
-            return plan(await client.plan_provision_env(workspace_id, request.get("env_keys", ())))
+            return plan(await client.plan_provision_env(workspace_id, request.get("env_keys") or None))
     raise AssertionError(case.method)
 
 

@@ -36,7 +36,7 @@ from tests.support.workspaces import add_workspace, as_service
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 CHANGE_FIELDS: Final = {
     *("change_id", "workspace_id", "change_time", "previous_override", "new_override"),
@@ -278,17 +278,22 @@ def test_a_plan_says_what_is_there_to_strip_and_what_is_set(server: Server, modu
 
     # What can be no variable's name goes too, and is no key to strip.
     assert answer["present_keys"] == ["", " hf_token", "OPENAI_API_KEY"]
-    assert answer["strip_keys"] == sorted([*BLOCKED_KEYS, " hf_token"])
+    assert answer["strip_keys"] == [" hf_token", "OPENAI_API_KEY"]
+    catalogue = KeyList().catalogue
+    assert answer["catalogue"] == {"set": "agents", "version": catalogue.version, "digest": catalogue.digest}
     assert answer["set_env"] == dict.fromkeys(MODE_VARIABLES, "platform_managed")
     assert answer["route_via_platform_proxy"] is True
     assert [line[1:] for line in lines if line[0] == "strip" and line[2] == "present"] == [
         [" hf_token", "present"],
         ["OPENAI_API_KEY", "present"],
     ]
-    assert len([line for line in lines if line[0] == "strip"]) == len(BLOCKED_KEYS) + 1
+    assert len([line for line in lines if line[0] == "strip"]) == 2
+    whole = [line.split("\t") for line in asked(server, *arguments).splitlines()]
+    assert [line[1:] for line in whole if line[0] == "strip"] == [[name, "absent"] for name in sorted(BLOCKED_KEYS)]
     assert [line for line in lines if line[0] != "strip"] == [
         *(["set", name, "platform_managed"] for name in MODE_VARIABLES),
         ["proxy", "", "yes"],
+        ["catalogue", "agents", f"{catalogue.version} {catalogue.digest}"],
     ]
     assert (kept["present_keys"], kept["strip_keys"], kept["route_via_platform_proxy"]) == ([], [], False)
 

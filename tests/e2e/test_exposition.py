@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from billing_grpc import __version__
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.secret_keys import KeyList
 from tests.support.polling import until
 from tests.support.servers import Serve, Server
 from tests.support.workspaces import add_workspace, as_service
@@ -95,6 +96,10 @@ def test_the_pool_and_what_is_running_are_shown(exposed: Exposed) -> None:
     assert (exposed.value("billing_grpc_pool_in_use"), exposed.value("billing_grpc_pool_waiting")) == (0, 0)
     (running,) = exposed.series()["billing_grpc_build_info"]
     assert running["version"] == __version__
+    (judging,) = exposed.series()["billing_grpc_catalogue_info"]
+    judges = KeyList().catalogue
+    assert (judging["set"], judging["version"], judging["digest"]) == (judges.set, judges.version, judges.digest)
+    assert exposed.server.records("serving")[0]["catalogue"] == str(judges)
     assert re.fullmatch(r"\d+\.\d+\.\d+", running["grpc"])
     assert exposed.value("process_resident_memory_bytes") > 1 << 20
 

@@ -198,11 +198,13 @@ class Caller:
         return verdict
 
     async def _plan(self) -> tuple[str, str]:
-        request = service_pb.PlanProvisionEnvRequest(workspace_id=self.workspace_id, env_keys=[KEY.lower(), "PATH"])
+        request = service_pb.PlanProvisionEnvRequest(
+            workspace_id=self.workspace_id, env_keys=[KEY, KEY.lower(), "PATH"]
+        )
         answer = await self._stub.PlanProvisionEnv(request, timeout=self.deadline)
         verdict = self._judge(answer.resolution)
         opened = self._opened(verdict)
-        require(opened or {KEY, KEY.lower()} <= set(answer.strip_keys), "keys that are not stripped")
+        require(opened or {KEY, KEY.lower()} == set(answer.strip_keys), "keys that are not stripped")
         require(not (opened and answer.strip_keys), "keys stripped from a byok workspace")
         require(answer.route_via_platform_proxy is not opened, "a wrong route")
         modes = {"byok" if opened else "platform_managed"}

@@ -18,10 +18,12 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
+from billing_grpc import provision
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.addresses import Security, TcpAddress
+from billing_grpc.catalogue import NameSet
 from billing_grpc.client import BillingClient, ClientTls
 from billing_grpc.errors import (
     STORAGE_ERRORS,
@@ -52,7 +54,7 @@ from tests.support.certificates import Authority
 from tests.support.one_name import one_name
 from tests.support.ports import free_port
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 OPEN: Final = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS: Final = "7f1fc6a0-0000-4000-8000-000000000002"
@@ -148,8 +150,7 @@ async def validate(client: BillingClient) -> Resolution | None:
 @decision("PlanProvisionEnv")
 async def plan(client: BillingClient) -> Resolution:
     planned = await client.plan_provision_env(OPEN, ["openai_api_key"])
-    stripped = {*BLOCKED_KEYS, "openai_api_key"} if planned.resolution.error is not None else set()
-    assert set(planned.strip_keys) == stripped
+    assert planned.strip_keys == (("openai_api_key",) if planned.resolution.error is not None else ())
     return planned.resolution
 
 
@@ -284,7 +285,7 @@ async def test_more_names_than_one_may_ask_about_close_no_plan(
 
     assert (open_plan.resolution.mode, open_plan.strip_keys) == (BillingMode.BYOK, ())
     assert closed_plan.resolution.error is None
-    assert set(closed_plan.strip_keys) == {*BLOCKED_KEYS, "openai_api_key", "\ufeffHF_TOKEN"}
+    assert closed_plan.strip_keys == ("openai_api_key", "\ufeffHF_TOKEN")
     # An open plan strips nothing, whatever further names there are.
     assert (asked, repository.calls) == (1, 1 + 3)
 
@@ -693,9 +694,61 @@ async def test_keys_that_the_server_adds_are_refused_and_stripped_offline_when_t
     async with BillingClient(NOBODY, extra_blocked_keys=[" new_vendor_key "]) as client:
         decided = await client.validate_secret_write(["New_Vendor_Key"])
         planned = await client.plan_provision_env(env_keys=["new_vendor_key"])
+        whole = await client.plan_provision_env()
 
     assert not decided.allowed
-    assert {"NEW_VENDOR_KEY", "new_vendor_key", *BLOCKED_KEYS} == set(planned.strip_keys)
+    assert planned.strip_keys == ("new_vendor_key",)
+    assert {"NEW_VENDOR_KEY", *BLOCKED_KEYS} == set(whole.strip_keys)
+
+
+async def test_a_server_that_blocks_other_names_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"method": "PlanProvisionEnv"}
+    name = "billing_grpc_client_catalogue_differences_total"
+    before = REGISTRY.get_sample_value(name, labels) or 0
+    both = ["ANTHROPIC_BASE_URL", "acme_key", "PATH"]
+    keys = KeyList(["ACME_KEY"], name_set=NameSet.CORE)
+
+    async with running_server(InMemoryRepository({INHERITS: None}), keys=keys) as target:
+        async with BillingClient(target) as client:
+            plans = [await client.plan_provision_env(INHERITS, both) for _ in range(3)]
+        async with BillingClient(target, blocked_keys="core", extra_blocked_keys=["ACME_KEY"]) as client:
+            agreed = await client.plan_provision_env(INHERITS, both)
+
+    assert [each.strip_keys for each in plans] == [("ANTHROPIC_BASE_URL", "acme_key")] * 3
+    assert plans[0].catalogue == agreed.catalogue == keys.catalogue
+    assert agreed.strip_keys == ("acme_key",)
+    assert REGISTRY.get_sample_value(name, labels) == before + 3
+    logged = [each.message for each in caplog.records if "blocks other vendor names" in each.message]
+    assert len(logged) == 1
+    assert str(keys.catalogue) in logged[0]
+    assert str(KeyList().catalogue) in logged[0]
+
+
+async def test_what_the_clients_own_set_holds_goes_from_a_plan_of_a_smaller_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    env = {"ANTHROPIC_BASE_URL": "https://mine", "PATH": "/bin"}
+    server = running_server(InMemoryRepository({INHERITS: None}), keys=KeyList(name_set=NameSet.CORE))
+    async with server as target, BillingClient(target) as client:
+        plan = await client.plan_provision_env(INHERITS, ["PATH"])
+        decided = await client.validate_secret_write(["ANTHROPIC_BASE_URL"], workspace_id=INHERITS)
+        again = await client.plan_provision_env(INHERITS, provision.apply(plan, env))
+
+    assert plan.strip_keys == again.strip_keys == ()
+    assert "ANTHROPIC_BASE_URL" not in provision.apply(plan, env)
+    assert not decided.allowed
+    assert decided.catalogue == KeyList(name_set=NameSet.CORE).catalogue
+    assert "ValidateSecretWrite" not in "".join(each.message for each in caplog.records)
+
+
+async def test_an_environment_without_names_has_nothing_to_strip(client: BillingClient) -> None:
+    assert (await client.plan_provision_env(INHERITS, [])).strip_keys == ()
+    assert (await client.plan_provision_env(INHERITS)).strip_keys == tuple(sorted(BLOCKED_KEYS))
+
+
+async def test_an_unknown_set_of_names_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="blocked_keys: everything is no set of names; use core, agents, vendors"):
+        BillingClient(NOBODY, blocked_keys="everything")
 
 
 async def test_administration_reads_and_writes(client: BillingClient) -> None:

@@ -407,12 +407,12 @@ async def decisions(
             service_pb.ValidateSecretWriteRequest(workspace_id=workspace, secret_keys=[KEY]), timeout=deadline
         ),
         stub.PlanProvisionEnv(
-            service_pb.PlanProvisionEnvRequest(workspace_id=workspace, env_keys=[KEY.lower()]), timeout=deadline
+            service_pb.PlanProvisionEnvRequest(workspace_id=workspace, env_keys=[KEY, KEY.lower()]), timeout=deadline
         ),
     )
     assert not secret.allowed
     assert [each.verdict for each in secret.verdicts] == [pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED]
-    assert {KEY, KEY.lower()} <= set(plan.strip_keys)
+    assert {KEY, KEY.lower()} == set(plan.strip_keys)
     assert plan.route_via_platform_proxy
     assert set(plan.set_env.values()) == {"platform_managed"}
     assert len(batch.resolutions) == 2

@@ -1,6 +1,7 @@
 """What a client takes from an answer: everything that the service says, and nothing that contradicts itself."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from billing_grpc.resolver import resolve, resolve_new_workspace
 from billing_grpc.secret_keys import KeyList, normalise
 from billing_grpc.wire import messages
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-00000000000a"
 KEYS = KeyList()
@@ -177,7 +178,11 @@ def test_every_plan_of_the_service_is_taken_as_it_is(
 ) -> None:
     plan = provision.plan(resolution, KeyList(["NEW_VENDOR_KEY"] if extended else []), present)
 
-    assert verified_keys.provision_plan(messages.plan_to_proto(plan), present, WORKSPACE, KEYS) == plan
+    taken = verified_keys.provision_plan(messages.plan_to_proto(plan), present, WORKSPACE, KEYS)
+
+    # What `apply` removes besides is the client's own.
+    assert replace(taken, blocked=None) == replace(plan, blocked=None)
+    assert taken.blocked == (KEYS.names if plan.blocked else frozenset())
 
 
 def _shut_plan() -> service_pb.PlanProvisionEnvResponse:
@@ -225,14 +230,27 @@ def test_a_plan_that_contradicts_itself_is_refused(
 
 def test_a_plan_strips_what_either_list_holds_in_every_spelling() -> None:
     answer = _shut_plan()
-    answer.strip_keys.remove("HF_TOKEN")
     answer.strip_keys.append("ACME_TOKEN")
     env = ["new_vendor_key", "acme_token", "\ufeffHF_TOKEN", "PATH"]
 
-    stripped = verified_keys.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"])).strip_keys
+    keys = KeyList(["NEW_VENDOR_KEY"])
 
-    assert {*env[:3], "HF_TOKEN", "NEW_VENDOR_KEY", "ACME_TOKEN", "openai_api_key"} <= set(stripped)
-    assert "PATH" not in stripped
+    plan = verified_keys.provision_plan(answer, env, WORKSPACE, keys)
+
+    assert plan.strip_keys == tuple(sorted(env[:3]))
+    assert plan.blocked == keys.names | {"ACME_TOKEN"}
+    unknown = verified_keys.provision_plan(answer, None, WORKSPACE, keys)
+    assert set(unknown.strip_keys) == {*keys.names, "ACME_TOKEN", "openai_api_key"}
+
+
+def test_a_suspect_is_a_name_of_the_environment_that_stays() -> None:
+    answer = _shut_plan()
+    answer.suspect_keys.extend(["NEW_AI_API_KEY", "NOT_THERE_API_KEY", "new_vendor_key"])
+    env = ["new_vendor_key", "NEW_AI_API_KEY", "PATH"]
+
+    plan = verified_keys.provision_plan(answer, env, WORKSPACE, KeyList(["NEW_VENDOR_KEY"]))
+
+    assert (plan.suspect_keys, plan.strip_keys) == (("NEW_AI_API_KEY",), ("new_vendor_key",))
 
 
 def verdict_on(key: str, verdict: Any) -> SecretVerdict:
@@ -293,9 +311,14 @@ def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() ->
 def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted_stripped() -> None:
     wanted = ["New_Vendor_Key", "MOLECULE_LLM_X", "no name"]
 
-    plan = fallback.provision_plan(WORKSPACE, ["hf_token", "PATH"], ERROR, KEYS, also_strip=wanted)
+    env = ["hf_token", "PATH", "new_vendor_key", "no name"]
 
-    assert set(plan.strip_keys) == {*BLOCKED_KEYS, "New_Vendor_Key", "hf_token"}
+    plan = fallback.provision_plan(WORKSPACE, env, ERROR, KEYS, also_strip=wanted)
+    unknown = fallback.provision_plan(WORKSPACE, None, ERROR, KEYS, also_strip=wanted)
+
+    assert plan.strip_keys == ("hf_token", "new_vendor_key")
+    assert set(unknown.strip_keys) == {*KEYS.names, "New_Vendor_Key"}
+    assert plan.catalogue == KEYS.catalogue
     assert set(plan.set_env.values()) == {"platform_managed"}
     assert plan.route_via_platform_proxy
 

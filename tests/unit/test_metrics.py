@@ -36,6 +36,7 @@ TYPES: Final = {
     "billing_grpc_trace_export_failures": "counter",
     "billing_grpc_log_lines_dropped": "counter",
     "billing_grpc_build_info": "gauge",
+    "billing_grpc_catalogue_info": "gauge",
 }
 
 
@@ -127,9 +128,11 @@ def test_gauges_show_what_the_pool_and_the_database_say_at_the_last_refresh() ->
 WORKER: Final = """
 import sys
 from types import SimpleNamespace
+from billing_grpc.model import Catalogue
 from billing_grpc.server.telemetry.metrics import Metrics
 
 metrics = Metrics("1.2.3", "1.83.2")
+metrics.show_catalogue(Catalogue("core", "2026-11-26", "0123456789ab"))
 up = sys.argv[1] == "up"
 metrics.observe_pool(lambda: SimpleNamespace(size=8, idle=5, in_use=3, waiting=1))
 metrics.observe_database(lambda: up)

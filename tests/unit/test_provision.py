@@ -11,7 +11,7 @@ from billing_grpc.provision import apply, plan
 from billing_grpc.resolver import resolve
 from billing_grpc.secret_keys import KeyList, normalise
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 KEYS = KeyList()
 CLOSED = resolve("", StoredOverride("platform_managed"), None)
@@ -44,24 +44,22 @@ def test_both_variables_are_set_in_every_mode(resolution: Resolution) -> None:
 
 
 def test_a_key_in_another_spelling_is_stripped_as_it_is_spelt() -> None:
-    stripped = plan(
-        CLOSED, KEYS, ["openai_api_key", " Hf_Token ", "OPENAI_API_KEY", "PATH", "openai_api_key"]
-    ).strip_keys
+    present = ["openai_api_key", " Hf_Token ", "OPENAI_API_KEY", "PATH", "openai_api_key"]
 
-    assert set(stripped) == {*BLOCKED_KEYS, "openai_api_key", " Hf_Token "}
-    assert list(stripped) == sorted(set(stripped))
+    assert plan(CLOSED, KEYS, present).strip_keys == (" Hf_Token ", "OPENAI_API_KEY", "openai_api_key")
 
 
 @pytest.mark.parametrize("name", ["", "=", "A B", "1", "A" * 5000, "\x00", "caf\u00e9", "MY_OPENAI_API_KEY"])
 def test_a_name_that_cannot_match_is_ignored(name: str) -> None:
-    assert plan(CLOSED, KEYS, [name]).strip_keys == tuple(sorted(BLOCKED_KEYS))
+    assert plan(CLOSED, KEYS, [name]).strip_keys == ()
 
 
 @pytest.mark.parametrize("name", ["MOLECULE_LLM_BILLING_MODE", "molecule_llm_usage_token", "MOLECULE_LLM_PROXY_URL"])
 def test_the_platforms_own_variables_are_never_stripped(name: str) -> None:
     mistaken = KeyList([name.upper()])
 
-    assert plan(CLOSED, mistaken, [name, name.upper()]).strip_keys == tuple(sorted(BLOCKED_KEYS))
+    assert plan(CLOSED, mistaken, [name, name.upper()]).strip_keys == ()
+    assert plan(CLOSED, mistaken).strip_keys == BLOCKED_KEYS
 
 
 def test_extra_keys_are_stripped_too() -> None:
@@ -77,7 +75,7 @@ def test_asking_again_with_what_is_left_finds_nothing_to_strip(names: list[str])
     stripped = set(plan(CLOSED, KEYS, names).strip_keys)
     left = [name for name in names if name not in stripped]
 
-    assert set(plan(CLOSED, KEYS, left).strip_keys) == set(BLOCKED_KEYS)
+    assert plan(CLOSED, KEYS, left).strip_keys == ()
     assert not [name for name in left if normalise(name) in BLOCKED_KEYS]
 
 
@@ -108,6 +106,32 @@ def test_applying_a_plan_strips_every_spelling_sets_what_it_sets_and_leaves_the_
         "MOLECULE_LLM_BILLING_MODE": "platform_managed",
         "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed",
     }
+
+
+def test_what_a_late_hook_puts_into_a_closed_environment_goes_too() -> None:
+    early = plan(CLOSED, KeyList(["ACME_KEY"]), ["PATH"])
+    late = {"PATH": "/bin", "ANTHROPIC_BASE_URL": "https://mine", "export acme_key": "k", "OTHER_KEY": "kept"}
+
+    assert early.strip_keys == ()
+    assert apply(early, late).keys() == {"PATH", "OTHER_KEY", *early.set_env}
+    # A plan of another process has its names alone: the default set of this release goes with them.
+    sent = replace(early, blocked=None)
+    assert apply(sent, late).keys() == {"PATH", "OTHER_KEY", "export acme_key", *early.set_env}
+
+
+def test_a_claude_code_environment_is_planned_applied_and_asked_about_again() -> None:
+    env = dict.fromkeys(["PATH", "AWS_REGION", "AWS_ACCESS_KEY_ID", "GITHUB_TOKEN"], "stays") | dict.fromkeys(
+        ["ANTHROPIC_BASE_URL", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_USE_BEDROCK", "anthropic_custom_headers"], "goes"
+    )
+
+    first = plan(CLOSED, KEYS, env)
+    after = apply(first, env)
+
+    assert set(first.strip_keys) == {name for name, what in env.items() if what == "goes"}
+    assert {name: value for name, value in after.items() if name not in first.set_env} == {
+        name: what for name, what in env.items() if what == "stays"
+    }
+    assert plan(CLOSED, KEYS, after).strip_keys == ()
 
 
 def test_applying_an_open_plan_leaves_the_keys() -> None:

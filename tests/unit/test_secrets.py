@@ -9,7 +9,7 @@ from billing_grpc.model import NO_WORKSPACE, Resolution, ResolutionError, Secret
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secret_keys import KeyList, is_reserved, normalise
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 WORKSPACE = "7f1fc6a0-0000-4000-8000-000000000001"
 ALLOWED = SecretVerdict.ALLOWED
@@ -59,7 +59,7 @@ def judge(key: str, resolution: Resolution | None, *, org_wide: bool = False) ->
 
 
 def test_core_is_the_published_list() -> None:
-    assert KeyList(name_set=NameSet.CORE).names == tuple(sorted(PUBLISHED.replace(",", " ").split()))
+    assert KeyList(name_set=NameSet.CORE).names == set(PUBLISHED.replace(",", " ").split())
 
 
 @pytest.mark.parametrize(("key", "resolution", "expected"), VERDICTS.values(), ids=VERDICTS)
@@ -110,7 +110,6 @@ def test_extra_names_are_added_and_the_list_is_never_shortened() -> None:
     keys = KeyList(("NEW_VENDOR_KEY", "OPENAI_API_KEY"))
 
     assert set(keys.names) == {*BLOCKED_KEYS, "NEW_VENDOR_KEY"}
-    assert list(keys.names) == sorted(keys.names)
     assert keys.judge("new_vendor_key", "NEW_VENDOR_KEY", CLOSED, org_wide=False).verdict is BLOCKED
 
 

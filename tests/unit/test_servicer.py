@@ -19,8 +19,9 @@ from billing_grpc.server.call import RequestContext
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository
+from billing_grpc.wire import messages
 
-BLOCKED_KEYS = KeyList().names
+BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]
 BYOK = "7f1fc6a0-0000-4000-8000-000000000001"
@@ -273,12 +274,23 @@ def test_a_plan_strips_every_spelling_and_sets_both_variables() -> None:
         service_pb.PlanProvisionEnvRequest(workspace_id=INHERITS, env_keys=["openai_api_key", "PATH"]),
     )
 
-    assert list(answer.strip_keys) == sorted({*BLOCKED_KEYS, "openai_api_key"})
+    assert list(answer.strip_keys) == ["openai_api_key"]
+    assert answer.catalogue == messages.catalogue_to_proto(KeyList().catalogue)
     assert dict(answer.set_env) == {
         "MOLECULE_LLM_BILLING_MODE": "platform_managed",
         "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed",
     }
     assert answer.route_via_platform_proxy
+
+
+def test_without_names_a_plan_strips_the_whole_set_and_with_what_is_left_nothing() -> None:
+    harness = Harness()
+
+    whole = harness.call("PlanProvisionEnv", service_pb.PlanProvisionEnvRequest(workspace_id=INHERITS))
+    left = service_pb.PlanProvisionEnvRequest(workspace_id=INHERITS, env_keys=["PATH", "MOLECULE_LLM_BILLING_MODE"])
+
+    assert list(whole.strip_keys) == sorted(KeyList().names)
+    assert not harness.call("PlanProvisionEnv", left).strip_keys
 
 
 def test_with_hardly_any_time_left_the_database_is_not_asked_and_the_answer_is_closed() -> None:

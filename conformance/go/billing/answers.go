@@ -13,7 +13,7 @@ import (
 // readSecrets takes the verdicts as they were sent, or says why they cannot be true. What the client lists and the server
 // does not is blocked as well, unless the mode is open; see lacksMode.
 func (c *Client) readSecrets(a *pb.ValidateSecretWriteResponse, asked string, keys []string) (SecretDecision, error) {
-	d := SecretDecision{Allowed: true}
+	d := SecretDecision{Allowed: true, Catalogue: readCatalogueOf(a.GetCatalogue())}
 	if a.GetResolution() != nil {
 		r, err := read(a.GetResolution(), asked, nil)
 		if err != nil {
@@ -62,7 +62,7 @@ func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecret
 	allows := func(v *pb.SecretKeyVerdict) bool { return verdicts[v.GetVerdict()] == Allowed }
 	blocks := func(v *pb.SecretKeyVerdict) bool { return !allows(v) }
 	plain := len(a.GetVerdicts()) == len(keys) && (a.GetAllowed() || slices.ContainsFunc(a.GetVerdicts(), blocks))
-	d := SecretDecision{Allowed: len(keys) > 0, Resolution: &r}
+	d := SecretDecision{Allowed: len(keys) > 0, Resolution: &r, Catalogue: c.catalogue}
 	for i, key := range keys {
 		name, verdict := normalise(key), BlockedPlatformManaged
 		switch {
@@ -78,28 +78,53 @@ func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecret
 	return d
 }
 
-// stripping is the names that a closed plan strips: the client's and the server's, and those of the environment that are,
-// or that a program could take for, one of them.
-func (c *Client) stripping(server, env []string) []string {
-	every, strip := maps.Clone(c.listed), map[string]bool(maps.Clone(c.listed))
+// stripping completes a closed plan by the names that it strips: those of the environment that are, or that a program could
+// take for, a name of the client's or of the server's. Without an environment (nil) it is all of these names.
+func (c *Client) stripping(made Plan, server, suspects, env []string) Plan {
+	every, theirs := maps.Clone(c.listed), map[string]bool{}
 	for _, key := range server {
-		strip[key] = true
-		if name := normalise(key); name != "" {
+		theirs[key] = true
+		if name := normalise(key); name != "" && !reserved(name) {
 			every[name] = true
 		}
 	}
+	strip := map[string]bool{}
+	if env == nil {
+		maps.Copy(strip, c.listed)
+		maps.Copy(strip, theirs)
+	}
 	for _, key := range env {
-		if every.holds(key) {
+		if theirs[key] || every.holds(key) {
 			strip[key] = true
 		}
 	}
-	return slices.Sorted(maps.Keys(strip))
+	made.StripKeys, made.blocked = slices.Sorted(maps.Keys(strip)), every
+	made.SuspectKeys = c.suspects(suspects, strip, env)
+	return made
+}
+
+// suspects is what the server suspects of the environment, and nobody strips.
+func (c *Client) suspects(server []string, strip map[string]bool, env []string) []string {
+	present := map[string]bool{}
+	for _, key := range env {
+		present[key] = true
+	}
+	found := slices.DeleteFunc(slices.Clone(server), func(key string) bool { return strip[key] || !present[key] })
+	slices.Sort(found)
+	return slices.Compact(found)
+}
+
+func readCatalogueOf(p *pb.Catalogue) Catalogue {
+	return Catalogue{p.GetSet(), p.GetVersion(), p.GetDigest()}
 }
 
 // readPlan takes a plan as it was sent, or says why it cannot be true.
 func (c *Client) readPlan(a *pb.PlanProvisionEnvResponse, asked string) (Plan, error) {
 	r, err := read(a.GetResolution(), asked, nil)
-	plan := Plan{r, a.GetStripKeys(), a.GetSetEnv(), a.GetRouteViaPlatformProxy()}
+	plan := Plan{
+		Resolution: r, StripKeys: a.GetStripKeys(), SetEnv: a.GetSetEnv(), RouteViaPlatformProxy: a.GetRouteViaPlatformProxy(),
+		Catalogue: readCatalogueOf(a.GetCatalogue()),
+	}
 	if err != nil {
 		return plan, err
 	}
@@ -137,5 +162,6 @@ func (c *Client) closedPlan(r Resolution, env, server []string) Plan {
 	for _, variable := range modeVariables {
 		set[variable] = r.Mode
 	}
-	return Plan{r, c.stripping(wanted, env), set, true}
+	made := Plan{Resolution: r, SetEnv: set, RouteViaPlatformProxy: true, Catalogue: c.catalogue}
+	return c.stripping(made, wanted, nil, env)
 }

@@ -32,13 +32,17 @@ type Options struct {
 	ExtraBlockedKeys []string      // added to that set; give what the server's was extended by
 	// OnClosed hears of every answer that this client closed by itself: count it, log it. Runs in the caller's goroutine.
 	OnClosed func(method, reason string, cause error)
+	// OnDifference hears of every answer of a server that blocks other vendor names than this client: count it, log it. What
+	// either blocks is refused and stripped. Runs in the caller's goroutine.
+	OnDifference func(method string, own, server Catalogue)
 }
 
 // Client asks a server over a connection of its caller's. Safe for use by several goroutines.
 type Client struct {
-	stub    pb.BillingModeServiceClient
-	options Options
-	listed  names
+	stub      pb.BillingModeServiceClient
+	options   Options
+	listed    names
+	catalogue Catalogue
 }
 
 // New makes a client over a connection, which should have been dialled with DialOptions.
@@ -49,7 +53,9 @@ func New(connection grpc.ClientConnInterface, options Options) *Client {
 	if options.BlockedKeys == "" {
 		options.BlockedKeys = Agents
 	}
-	return &Client{pb.NewBillingModeServiceClient(connection), options, listed(options.BlockedKeys, options.ExtraBlockedKeys)}
+	own := listed(options.BlockedKeys, options.ExtraBlockedKeys)
+	judges := Catalogue{options.BlockedKeys, catalogue.Version, own.digest()}
+	return &Client{pb.NewBillingModeServiceClient(connection), options, own, judges}
 }
 
 // Resolve says who pays for a workspace; an empty id asks for one that does not exist yet.
@@ -156,7 +162,7 @@ func (c *Client) validate(ctx context.Context, scope *pb.ValidateSecretWriteRequ
 		for i, position := range batch {
 			whole.Verdicts[position] = decision.Verdicts[i]
 		}
-		whole.Resolution = decisive(whole.Resolution, decision.Resolution)
+		whole.Resolution, whole.Catalogue = decisive(whole.Resolution, decision.Resolution), decision.Catalogue
 	}
 	allowed := func(v Verdict) bool { return v.Verdict == Allowed }
 	whole.Allowed = !slices.ContainsFunc(whole.Verdicts, func(v Verdict) bool { return !allowed(v) })
@@ -170,6 +176,9 @@ func (c *Client) validateBatch(ctx context.Context, method string, request *pb.V
 		return c.closedSecrets(closedResolution(id, reason), keys, nil)
 	}
 	decision, err := c.readSecrets(answer, id, keys)
+	if err == nil {
+		c.compare(method, decision.Catalogue)
+	}
 	if err == nil && lacksMode(decision) {
 		// This client lists what the server does not: whether it may be stored depends on a mode that was not looked up.
 		found, reason := ask(ctx, c, method, &pb.ResolveBillingModeRequest{WorkspaceId: id}, c.stub.ResolveBillingMode)
@@ -188,20 +197,23 @@ func (c *Client) validateBatch(ctx context.Context, method string, request *pb.V
 	return decision
 }
 
-// PlanProvisionEnv says what to strip from a container's environment, of which it takes the names, and what to set.
+// PlanProvisionEnv says what to strip from a container's environment, of which it takes the names, and what to set. Without
+// names (nil) it strips every vendor key.
 func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKeys []string) Plan {
 	const method = "PlanProvisionEnv"
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
-	// A name that is not even UTF-8 cannot be sent, and must not close the plan.
-	askable := slices.DeleteFunc(slices.Clone(envKeys), func(key string) bool { return !canBeSent(key) })
+	var askable []string
+	for _, key := range envKeys {
+		askable = append(askable, sendable(key)...)
+	}
 	var made Plan
-	var strip []string
+	var strip, suspects []string
 	for start := 0; start == 0 || start < len(askable); start += maxEnvKeys {
 		batch := askable[start:min(start+maxEnvKeys, len(askable))]
 		request := &pb.PlanProvisionEnvRequest{WorkspaceId: workspaceID, EnvKeys: batch}
 		answer, reason := ask(ctx, c, method, request, c.stub.PlanProvisionEnv)
-		strip = append(strip, answer.GetStripKeys()...)
+		strip, suspects = append(strip, answer.GetStripKeys()...), append(suspects, answer.GetSuspectKeys()...)
 		plan, err := Plan{}, error(nil)
 		if reason == "" {
 			if plan, err = c.readPlan(answer, workspaceID); err != nil {
@@ -211,16 +223,24 @@ func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKe
 		if reason != "" {
 			return c.closedPlan(closedResolution(workspaceID, reason), envKeys, strip)
 		}
+		c.compare(method, plan.Catalogue)
 		// The first answer decides; the others add what the server strips of further names.
 		if start == 0 {
 			made = plan
 		}
 		if made.Resolution.Mode != PlatformManaged {
+			made.SuspectKeys = c.suspects(suspects, nil, envKeys)
 			return made
 		}
 	}
-	made.StripKeys = c.stripping(strip, envKeys)
-	return made
+	return c.stripping(made, strip, suspects, envKeys)
+}
+
+// compare tells of a server that blocks other names than this client.
+func (c *Client) compare(method string, server Catalogue) {
+	if server.Digest != c.catalogue.Digest && c.options.OnDifference != nil {
+		c.options.OnDifference(method, c.catalogue, server)
+	}
 }
 
 // at is the items at these positions.

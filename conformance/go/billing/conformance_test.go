@@ -167,6 +167,8 @@ func clean(value any) any {
 		}
 	case map[string]any:
 		delete(value, "reason")
+		delete(value, "catalogue")
+		delete(value, "suspect_keys")
 		delete(value, "message")
 		for key, inner := range value {
 			switch {
@@ -357,6 +359,40 @@ func TestTheVendorKeysAreTheContracts(t *testing.T) {
 	}
 	if len(listed("al", nil)) != len(listed(Vendors, nil)) {
 		t.Error("an unknown set is not the largest")
+	}
+}
+
+func TestAServerThatBlocksOtherNamesIsHeardOfAndBothSetsGo(t *testing.T) {
+	const id, name = "7f1fc6a0-0000-4000-8000-00000000000a", "plan/the-larger-set-of-the-server-counts"
+	var heard []Catalogue
+	options := Options{BlockedKeys: Core, OnDifference: func(method string, own, server Catalogue) {
+		heard = append(heard, own, server)
+	}}
+	connection := dial(t, server(t))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-conformance-case", name)
+	plan := New(connection, options).PlanProvisionEnv(ctx, id, []string{"AI21_API_KEY", "HF_TOKEN", "PATH"})
+	if !slices.Equal(plan.StripKeys, []string{"AI21_API_KEY", "HF_TOKEN"}) || plan.Catalogue.Set != Vendors {
+		t.Errorf("%+v", plan)
+	}
+	own, theirs := Catalogue{Core, catalogue.Version, catalogue.Digests[Core]}, Catalogue{Vendors, catalogue.Version, catalogue.Digests[Vendors]}
+	if !slices.Equal(heard, []Catalogue{own, theirs}) {
+		t.Error(heard)
+	}
+	options.BlockedKeys = Vendors
+	if New(connection, options).PlanProvisionEnv(ctx, id, nil); len(heard) != 2 {
+		t.Error(heard)
+	}
+}
+
+func TestNoNamesAreNotAnUnknownEnvironment(t *testing.T) {
+	client := New(dial(t, nobody(t)), Options{})
+	none, unknown := client.PlanProvisionEnv(t.Context(), "", []string{}), client.PlanProvisionEnv(t.Context(), "", nil)
+	if len(none.StripKeys) != 0 || !slices.Equal(unknown.StripKeys, catalogue.Sets[Agents]) {
+		t.Error(none.StripKeys, unknown.StripKeys)
+	}
+	left := Apply(none, map[string]string{"ANTHROPIC_BASE_URL": "https://mine", "PATH": "/bin"})
+	if len(left) != 3 || left["PATH"] != "/bin" {
+		t.Error(left)
 	}
 }
 

@@ -52,14 +52,28 @@ type SecretDecision struct {
 	Allowed    bool        `json:"allowed"`
 	Verdicts   []Verdict   `json:"verdicts"`
 	Resolution *Resolution `json:"resolution"`
+	Catalogue  Catalogue   `json:"catalogue"`
 }
 
-// Plan is what to strip from a container's environment and what to set in it; see Apply.
+// Catalogue is which list of vendor names judged an answer: the set, the date of its last change, and what identifies its
+// names with those that configuration adds. It is zero if an older server does not say it.
+type Catalogue struct {
+	Set     string `json:"set"`
+	Version string `json:"version"`
+	Digest  string `json:"digest"`
+}
+
+// Plan is what to strip from a container's environment and what to set in it; see Apply. SuspectKeys look like a vendor's
+// and are in no set; they stay.
 type Plan struct {
 	Resolution            Resolution        `json:"resolution"`
 	StripKeys             []string          `json:"strip_keys"`
 	SetEnv                map[string]string `json:"set_env"`
 	RouteViaPlatformProxy bool              `json:"route_via_platform_proxy"`
+	Catalogue             Catalogue         `json:"catalogue"`
+	SuspectKeys           []string          `json:"suspect_keys"`
+
+	blocked names // what Apply removes under platform_managed; nil for the default set of this release
 }
 
 var (

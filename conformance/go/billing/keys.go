@@ -1,7 +1,9 @@
 package billing
 
 import (
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"maps"
 	"regexp"
@@ -96,10 +98,35 @@ func (n names) holds(variable string) bool {
 }
 
 func (n names) holdsAsSpelt(variable string) bool {
+	return slices.ContainsFunc(namesIn(variable), n.lists)
+}
+
+// namesIn is the names, in upper case, that a program could take a variable's name for.
+func namesIn(variable string) []string {
 	parts := runs.FindAllString(variable, -1)
-	return slices.ContainsFunc(append(parts, strings.Join(parts, "")), func(part string) bool {
-		return n.lists(strings.ToUpper(part))
-	})
+	if len(parts) != 1 {
+		parts = append(parts, strings.Join(parts, ""))
+	}
+	for i, part := range parts {
+		parts[i] = strings.ToUpper(part)
+	}
+	return parts
+}
+
+// sendable is the names to ask about instead of a variable's: itself, or those that a program could take it for. A malformed
+// name may not even be UTF-8, and after an equals sign it may hold a value.
+func sendable(variable string) []string {
+	if canBeSent(variable) {
+		return []string{variable}
+	}
+	before, _, _ := strings.Cut(variable, "=")
+	return slices.DeleteFunc(namesIn(before), func(name string) bool { return !canBeSent(name) })
+}
+
+// digest identifies a set of names as the server does it.
+func (n names) digest() string {
+	sum := sha256.Sum256([]byte(strings.Join(slices.Sorted(maps.Keys(n)), "\n")))
+	return hex.EncodeToString(sum[:])[:12]
 }
 
 // lists looks a normalised name up. No name begins or ends with . or -, unless somebody listed it so.
@@ -112,7 +139,7 @@ func nearestASCII(text string) string {
 		switch {
 		case r == '\u0131':
 			return 'i'
-		case unicode.Is(unicode.M, r):
+		case r > unicode.MaxASCII:
 			return -1
 		}
 		return r
@@ -120,14 +147,22 @@ func nearestASCII(text string) string {
 }
 
 // Apply answers the environment that a container starts with. Gone are the variables that are, or that a program could
-// take for, one of the plan's names; unless the mode is open, those whose name can be no variable's; and every spelling
-// of the mode's own, which the plan sets anew. The environment given stays as it is.
+// take for, one of the plan's names; unless the mode is open, those that are one of the client's own set, also if they came
+// after the plan, and those whose name can be no variable's; and every spelling of the mode's own, which the plan sets anew.
+// The environment given stays as it is.
 func Apply(plan Plan, env map[string]string) map[string]string {
 	gone, closed := names{}, plan.Resolution.Mode != BYOK && plan.Resolution.Mode != Disabled
 	for _, key := range slices.Concat(modeVariables, plan.StripKeys) {
 		if name := normalise(key); name != "" {
 			gone[name] = true
 		}
+	}
+	if closed {
+		blocked := plan.blocked
+		if blocked == nil {
+			blocked = listed(Agents, nil)
+		}
+		maps.Copy(gone, blocked)
 	}
 	result := map[string]string{}
 	for key, value := range env {

@@ -5,6 +5,7 @@ from typing import Any
 
 from billing_grpc.model import (
     BillingModeUpdate,
+    Catalogue,
     Change,
     ProvisionPlan,
     Resolution,
@@ -61,7 +62,13 @@ def secret_write(each: SecretWriteDecision) -> Object:
             for one in each.verdicts
         ],
         "resolution": None if each.resolution is None else resolution(each.resolution),
+        "catalogue": catalogue(each.catalogue),
     }
+
+
+def catalogue(each: Catalogue | None) -> Object | None:
+    """Return the list of vendor names that judged; null if an older server does not say it."""
+    return None if each is None else {"set": each.set, "version": each.version, "digest": each.digest}
 
 
 def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
@@ -72,6 +79,8 @@ def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:
         "present_keys": present,
         "set_env": dict(sorted(each.set_env.items())),
         "route_via_platform_proxy": each.route_via_platform_proxy,
+        "catalogue": catalogue(each.catalogue),
+        "suspect_keys": list(each.suspect_keys),
     }
 
 

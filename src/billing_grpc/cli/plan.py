@@ -35,14 +35,15 @@ def plan(
 ) -> int:
     """Show what a workspace's container loses and gets.
 
-    KEYs are the names in its environment, never values. Each line: strip, a name, present or absent; set, a name, its value;
-    proxy, yes or no. `run` applies the plan.
+    KEYs are the names in its environment, never values; without one, every name that is blocked is shown. Each line: strip,
+    a name, present or absent; suspect, a name that looks like a vendor's, stays; set, a name, its value; proxy, yes or no;
+    catalogue, the set, its version and digest. `run` applies the plan.
     """
     if env_from_current and env_keys:
         raise click.UsageError("give KEYs or --env-from-current, not both")
     held = list(process_environment()) if env_from_current else list(env_keys)
     with open_session(connection) as session:
-        made = session.run(session.client.plan_provision_env(workspace_id, held))
+        made = session.run(session.client.plan_provision_env(workspace_id, held if held or env_from_current else None))
         present = present_keys(made, held)
         if as_json:
             output.json_line(json_output.provision_plan(made, present))
@@ -50,6 +51,7 @@ def plan(
             _show(made, present)
         exit_codes.flush()
         session.warn(made.resolution)
+        session.warn_of_catalogue(made.catalogue)
     return exit_codes.OK if made.resolution.error is None else exit_codes.UNAVAILABLE
 
 
@@ -63,6 +65,9 @@ def _show(plan: ProvisionPlan, present: list[str]) -> None:
         output.resolution(plan.resolution)
     every = sorted({*plan.strip_keys, *present})
     rows = [("strip", key, "present" if key in present else "absent") for key in every]
+    rows += [("suspect", key, "stays") for key in plan.suspect_keys]
     rows += [("set", name, value) for name, value in sorted(plan.set_env.items())]
     rows.append(("proxy", "", "yes" if plan.route_via_platform_proxy else "no"))
+    if plan.catalogue is not None:
+        rows.append(("catalogue", plan.catalogue.set, f"{plan.catalogue.version} {plan.catalogue.digest}"))
     output.table(("do", "name", "value"), rows)

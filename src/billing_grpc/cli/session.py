@@ -28,7 +28,7 @@ from billing_grpc.errors import (
     StorageError,
     Unauthenticated,
 )
-from billing_grpc.model import Resolution, ResolutionError, WorkspaceBillingMode
+from billing_grpc.model import Catalogue, Resolution, ResolutionError, WorkspaceBillingMode
 
 _AS_USAGE: Final = (InvalidArgument,)
 _AS_UNAVAILABLE: Final = (StorageError, ServerUnreachable, AnswerInvalid, Overloaded)
@@ -63,6 +63,15 @@ class Session:
         if resolution.error is not None:
             exit_codes.print_error(
                 f"no answer, taken as {resolution.mode} for safety: {self.why_fallback(resolution.error)}"
+            )
+
+    def warn_of_catalogue(self, theirs: Catalogue | None) -> None:
+        """Print to standard error that the server blocks other names than this command, if it does."""
+        own = self.client.catalogue
+        if theirs is None or theirs.digest != own.digest:
+            judged = "does not say which names it blocks" if theirs is None else f"blocks other names ({theirs})"
+            exit_codes.print_error(
+                f"the server {judged}; this command also strips its own ({own}): see --blocked-keys, --extra-blocked-key"
             )
 
 

@@ -15,6 +15,7 @@ from billing_grpc.client.channel import Dialer
 from billing_grpc.client.key_decisions import KeyDecisions, key_names
 from billing_grpc.client.resolutions import Resolutions
 from billing_grpc.client.tls import ClientTls
+from billing_grpc.model import Catalogue
 from billing_grpc.secret_keys import KeyList, normalise
 
 
@@ -70,6 +71,11 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Return the list of vendor names that this client blocks by itself."""
+        return self._keys.catalogue
 
     async def close(self) -> None:
         """End the running calls and the connection; later decisions get the fallback."""

@@ -58,7 +58,7 @@ def secret_write(
             verdict = replace(verdict, verdict=SecretVerdict.BLOCKED_PLATFORM_MANAGED, message=message)
         verdicts.append(verdict)
     allowed = bool(verdicts) and all(each.verdict is SecretVerdict.ALLOWED for each in verdicts)
-    return SecretWriteDecision(allowed, tuple(verdicts), decided)
+    return SecretWriteDecision(allowed, tuple(verdicts), decided, keys.catalogue)
 
 
 def invalid_name(key: str) -> SecretKeyVerdict:
@@ -69,7 +69,7 @@ def invalid_name(key: str) -> SecretKeyVerdict:
 
 def provision_plan(
     workspace_id: str,
-    env_keys: Iterable[str],
+    env_keys: Iterable[str] | None,
     error: ResolutionError,
     keys: KeyList,
     *,
@@ -79,7 +79,7 @@ def provision_plan(
 
     Args:
         workspace_id: the container's workspace.
-        env_keys: names present in the environment.
+        env_keys: names present in the environment; None if they are not known.
         error: why there is no answer.
         keys: the vendor keys.
         also_strip: names that an invalid answer wanted stripped; reserved and malformed names are left out.

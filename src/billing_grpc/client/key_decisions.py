@@ -11,17 +11,19 @@ from billing_grpc import validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import fallback, verified_keys
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
+from billing_grpc.client.catalogue_log import CatalogueLog
 from billing_grpc.client.deciding import batches, decide
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
     BillingMode,
+    Catalogue,
     ProvisionPlan,
     Resolution,
     ResolutionError,
     SecretVerdict,
     SecretWriteDecision,
 )
-from billing_grpc.secret_keys import KeyList, can_be_sent
+from billing_grpc.secret_keys import KeyList, can_be_sent, names_in
 
 
 class KeyDecisions:
@@ -35,6 +37,7 @@ class KeyDecisions:
     def __init__(self, calls: Calls, keys: KeyList) -> None:
         self._calls = calls
         self._keys = keys
+        self._catalogues = CatalogueLog(keys.catalogue)
 
     async def validate_secret_write(
         self,
@@ -58,15 +61,17 @@ class KeyDecisions:
             return await self._validate(names, asked, timeout, began, org_wide=org_wide)
         verdicts = {position: fallback.invalid_name(name) for position, name in enumerate(names)}
         decided: list[Resolution] = []
+        catalogues: list[Catalogue | None] = []
         for batch in batches(askable, validation.MAX_SECRET_KEYS):
             sent = [names[position] for position in batch]
             decision = await self._validate(sent, asked, timeout, began, org_wide=org_wide)
             verdicts.update(zip(batch, decision.verdicts, strict=True))
             decided += [] if decision.resolution is None else [decision.resolution]
+            catalogues.append(decision.catalogue)
         allowed = all(each.verdict is SecretVerdict.ALLOWED for each in verdicts.values())
         # The mode may change between two calls: return the resolution that explains the refusals.
         decided.sort(key=lambda each: (each.error is None, each.mode is not BillingMode.PLATFORM_MANAGED))
-        return SecretWriteDecision(allowed, tuple(verdicts.values()), decided[0] if decided else None)
+        return SecretWriteDecision(allowed, tuple(verdicts.values()), decided[0] if decided else None, catalogues[0])
 
     async def _validate(
         self, sent: Sequence[str], asked: str, timeout: float | None, began: float, *, org_wide: bool
@@ -94,6 +99,7 @@ class KeyDecisions:
             except AnswerInvalid:
                 doubted = verified_keys.doubted(answer, sent)
                 raise
+            self._catalogues.compare(method, decision.catalogue)
             if not verified_keys.lacks_mode(decision):
                 return decision
             question = service_pb.ResolveBillingModeRequest(workspace_id=asked)
@@ -110,7 +116,7 @@ class KeyDecisions:
     async def plan_provision_env(
         self,
         workspace_id: WorkspaceId = NO_WORKSPACE,
-        env_keys: Iterable[str] = (),
+        env_keys: Iterable[str] | None = None,
         *,
         timeout: float | None = None,
     ) -> ProvisionPlan:
@@ -121,13 +127,15 @@ class KeyDecisions:
 
         Args:
             workspace_id: the container's workspace; empty before it exists.
-            env_keys: the names present in the environment; never a value. A malformed name is not sent.
+            env_keys: the names present in the environment; never a value. A malformed name is not sent; the names that a
+                program could read from it are sent instead. `None` asks for every vendor key.
             timeout: seconds, instead of the client's.
         """
-        present, method, asked = key_names(env_keys), "PlanProvisionEnv", str(workspace_id)
-        # A name that is not UTF-8 cannot be sent; it must not turn the plan into a fallback (contract, section 5).
-        askable = [key for key in present if can_be_sent(key)]
+        present = None if env_keys is None else key_names(env_keys)
+        method, asked = "PlanProvisionEnv", str(workspace_id)
+        askable = list(dict.fromkeys(each for key in present or () for each in _sendable(key)))
         wanted: list[str] = []
+        suspects: list[str] = []
         began = time.monotonic()
 
         async def ask() -> ProvisionPlan:
@@ -137,16 +145,26 @@ class KeyDecisions:
                 call = self._calls.call
                 answer = await call(lambda stub: stub.PlanProvisionEnv, method, request, timeout, since=began)
                 wanted.extend(answer.strip_keys)
+                suspects.extend(answer.suspect_keys)
                 plans.append(verified_keys.provision_plan(answer, present, asked, self._keys))
+                self._catalogues.compare(method, plans[-1].catalogue)
                 if plans[0].resolution.mode is not BillingMode.PLATFORM_MANAGED:
                     break
             # The first answer decides; the others add the names that the server strips of their batch.
-            return verified_keys.stripping(plans[0], wanted, present, self._keys)
+            return verified_keys.completed(plans[0], wanted, suspects, present, self._keys)
 
         def fall_back(error: ResolutionError) -> ProvisionPlan:
             return fallback.provision_plan(asked, present, error, self._keys, also_strip=wanted)
 
         return await decide(method, ask, fall_back)
+
+
+def _sendable(key: str) -> Iterable[str]:
+    """Return the names to ask about instead of a variable's name: itself, or those that a program could read from it.
+
+    A malformed name may not be UTF-8, which must not turn the plan into a fallback, and after an `=` it may hold a value.
+    """
+    return [key] if can_be_sent(key) else [each for each in names_in(key.partition("=")[0]) if can_be_sent(each)]
 
 
 def key_names(keys: Iterable[object]) -> list[str]:

@@ -16,7 +16,7 @@ from billing_grpc.model import ProvisionPlan, Resolution, SecretKeyVerdict, Secr
 from billing_grpc.provision import MODE_VARIABLES
 from billing_grpc.resolver import CLOSED
 from billing_grpc.secret_keys import KeyList, is_reserved, normalise
-from billing_grpc.wire.messages import VERDICT_FROM_PROTO
+from billing_grpc.wire.messages import VERDICT_FROM_PROTO, catalogue_from_proto
 
 
 def secret_write(
@@ -50,7 +50,7 @@ def secret_write(
     if answer.allowed != _all_allowed(verdicts):
         refuse("`allowed` contradicts the verdicts")
     judged = tuple(_stricter(each, decided, keys, org_wide=org_wide) for each in verdicts)
-    return SecretWriteDecision(_all_allowed(judged), judged, decided)
+    return SecretWriteDecision(_all_allowed(judged), judged, decided, catalogue_from_proto(answer))
 
 
 def lacks_mode(decision: SecretWriteDecision) -> bool:
@@ -99,13 +99,13 @@ def _verdict(message: pb.SecretKeyVerdict, decided: Resolution | None) -> Secret
 
 
 def provision_plan(
-    answer: service_pb.PlanProvisionEnvResponse, env_keys: Sequence[str], workspace_id: str, keys: KeyList
+    answer: service_pb.PlanProvisionEnvResponse, env_keys: Sequence[str] | None, workspace_id: str, keys: KeyList
 ) -> ProvisionPlan:
     """Return what to do to a container's environment.
 
     Args:
         answer: the answer.
-        env_keys: the names of the request, which are present in the environment.
+        env_keys: the names present in the environment; None if they are not known.
         workspace_id: the container's workspace; empty before it exists.
         keys: the vendor keys as the caller knows them; they are stripped in addition to the server's.
 
@@ -126,18 +126,28 @@ def provision_plan(
         refuse("it does not set the mode that it resolved")
     if answer.route_via_platform_proxy != managed:
         refuse("it must use the proxy under platform_managed, and only there")
-    made = ProvisionPlan(decided, (), dict(answer.set_env), answer.route_via_platform_proxy)
-    return stripping(made, strip, env_keys, keys)
+    made = ProvisionPlan(
+        decided, (), dict(answer.set_env), answer.route_via_platform_proxy, catalogue_from_proto(answer)
+    )
+    return completed(made, strip, answer.suspect_keys, env_keys, keys)
 
 
-def stripping(made: ProvisionPlan, strip_keys: Iterable[str], env_keys: Iterable[str], keys: KeyList) -> ProvisionPlan:
+def completed(
+    made: ProvisionPlan,
+    strip_keys: Iterable[str],
+    suspect_keys: Iterable[str],
+    env_keys: Iterable[str] | None,
+    keys: KeyList,
+) -> ProvisionPlan:
     """Return a plan that strips the keys of both lists: client and server may differ in release or configuration.
 
     Args:
         made: the plan.
         strip_keys: the names that the server strips, of all calls.
-        env_keys: the names present in the environment.
+        suspect_keys: the names that the server suspects, of all calls.
+        env_keys: the names present in the environment; None if they are not known.
         keys: the vendor keys as the caller knows them.
     """
     full = provision.plan(made.resolution, keys, env_keys, also_strip=strip_keys)
-    return replace(made, strip_keys=full.strip_keys)
+    suspects = set(suspect_keys).intersection(env_keys or ()) - set(full.strip_keys)
+    return replace(made, strip_keys=full.strip_keys, blocked=full.blocked, suspect_keys=tuple(sorted(suspects)))

@@ -78,6 +78,11 @@ def access_policy(settings: Settings) -> AccessPolicy:
     return AccessPolicy(principals, settings.local_admin, tls, settings.unix_mode)
 
 
+def key_list(settings: Settings) -> KeyList:
+    """Return the vendor keys that this server blocks."""
+    return KeyList(settings.extra_blocked_keys, name_set=settings.blocked_keys)
+
+
 def org_default(settings: Settings) -> OrgDefault:
     """Return the organisation's default, from its file or its setting."""
     if settings.org_default_file is not None:
@@ -116,12 +121,13 @@ def rpc_server(
     org_default: OrgDefault,
     access_policy: AccessPolicy,
     *,
+    keys: KeyList,
     metrics: Metrics,
     tracing: Tracing | None,
     shared_ports: bool,
 ) -> RpcServer:
     """Return the gRPC server, which does not listen yet; with `shared_ports` other servers may listen beside it."""
-    keys = KeyList(settings.extra_blocked_keys, name_set=settings.blocked_keys)
+    metrics.show_catalogue(keys.catalogue)
     servicer = BillingModeService(repository, org_default.current, keys, settings.storage_timeout, metrics)
     return RpcServer(
         servicer,

@@ -135,6 +135,7 @@ async def serve(
         StartupError: the server cannot start; the message names the cause and the remedy.
     """
     access_policy, org_default = compose.access_policy(settings), compose.org_default(settings)
+    keys = compose.key_list(settings)
     metrics = Metrics(__version__, version("grpcio"))
     logs.on_drop(metrics.count_dropped_line)
     async with AsyncExitStack() as stack:
@@ -151,6 +152,7 @@ async def serve(
             repository,
             org_default,
             access_policy,
+            keys=keys,
             metrics=metrics,
             tracing=tracing,
             shared_ports=bool(shared),
@@ -159,7 +161,8 @@ async def serve(
         bound = await stack.enter_async_context(_listening(server, shared or settings.listen, settings.grace))
         _spare_collector()
         announce(bound)
-        log.info("serving", version=__version__, addresses=[str(address) for address in bound])
+        addresses = [str(address) for address in bound]
+        log.info("serving", version=__version__, addresses=addresses, catalogue=str(keys.catalogue))
         for work in (
             _log_whether_ready(repository, settings.storage_timeout),
             watch_administration(

@@ -173,6 +173,7 @@ class BillingModeService:
             allowed=not blocked,
             verdicts=[messages.verdict_to_proto(verdict) for verdict in verdicts],
             resolution=None if resolution is None else messages.resolution_to_proto(resolution),
+            catalogue=messages.catalogue_to_proto(self._keys.catalogue),
         )
 
     async def PlanProvisionEnv(
@@ -184,7 +185,7 @@ class BillingModeService:
         env_keys = validation.env_keys(request.env_keys)
         resolution = await self._decide(workspace_id, self._org_default(), call)
         self._log.planned(resolution)
-        return messages.plan_to_proto(provision.plan(resolution, self._keys, env_keys))
+        return messages.plan_to_proto(provision.plan(resolution, self._keys, env_keys or None))
 
     async def ListBillingModeChanges(
         self, request: service_pb.ListBillingModeChangesRequest, call: RequestContext

@@ -8,6 +8,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
+    Catalogue,
     Change,
     ProvisionPlan,
     Resolution,
@@ -85,7 +86,23 @@ def plan_to_proto(plan: ProvisionPlan) -> service_pb.PlanProvisionEnvResponse:
         strip_keys=plan.strip_keys,
         set_env=plan.set_env,
         route_via_platform_proxy=plan.route_via_platform_proxy,
+        catalogue=None if plan.catalogue is None else catalogue_to_proto(plan.catalogue),
+        suspect_keys=plan.suspect_keys,
     )
+
+
+def catalogue_to_proto(catalogue: Catalogue) -> pb.Catalogue:
+    """Return a catalogue as a message."""
+    return pb.Catalogue(set=catalogue.set, version=catalogue.version, digest=catalogue.digest)
+
+
+def catalogue_from_proto(
+    answer: service_pb.PlanProvisionEnvResponse | service_pb.ValidateSecretWriteResponse,
+) -> Catalogue | None:
+    """Return the catalogue of an answer; None if it does not say one."""
+    if not answer.HasField("catalogue"):
+        return None
+    return Catalogue(answer.catalogue.set, answer.catalogue.version, answer.catalogue.digest)
 
 
 def verdict_to_proto(verdict: SecretKeyVerdict) -> pb.SecretKeyVerdict:

@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from billing_grpc.errors import STORAGE_ERRORS
-from billing_grpc.model import BillingMode, BillingModeSource, Resolution, SecretVerdict
+from billing_grpc.model import BillingMode, BillingModeSource, Catalogue, Resolution, SecretVerdict
 from billing_grpc.resolver import is_corrupt
 from billing_grpc.server.auth import roles
 
@@ -153,6 +153,13 @@ class Metrics:
             multiprocess_mode="max",
             registry=self.registry,
         ).labels(**labels).set(1)
+        self._catalogue = Gauge(
+            "billing_grpc_catalogue_info",
+            "1; the list of vendor names that judges stands in the labels.",
+            ["set", "version", "digest"],
+            multiprocess_mode="max",
+            registry=self.registry,
+        )
         if values.ValueClass is values.MutexValue:
             # Custom collectors do not work with several processes.
             ProcessCollector(registry=self.registry)
@@ -166,6 +173,10 @@ class Metrics:
             self._corrupt_overrides.inc(workspaces)
         if resolution.error is not None:
             self._degraded.labels(reason=resolution.error.reason).inc(workspaces)
+
+    def show_catalogue(self, catalogue: Catalogue) -> None:
+        """Show which list of vendor names judges, as the labels of `billing_grpc_catalogue_info`."""
+        self._catalogue.labels(set=catalogue.set, version=catalogue.version, digest=catalogue.digest).set(1)
 
     def count_blocked_write(self, verdict: SecretVerdict) -> None:
         """Count one refused key."""

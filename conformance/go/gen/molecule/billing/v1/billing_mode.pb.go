@@ -517,6 +517,72 @@ func (x *SecretKeyVerdict) GetMessage() string {
 	return ""
 }
 
+// Which list of vendor names judged an answer. Two programs block the same
+// names if their digests are equal.
+type Catalogue struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The set of the catalogue: `core`, `agents` or `vendors`. Each holds the
+	// ones before it; configuration may add names.
+	Set string `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	// When the catalogue last changed, as in `2026-11-26`.
+	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Identifies the names of the set and those that configuration adds. Opaque.
+	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Catalogue) Reset() {
+	*x = Catalogue{}
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Catalogue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Catalogue) ProtoMessage() {}
+
+func (x *Catalogue) ProtoReflect() protoreflect.Message {
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Catalogue.ProtoReflect.Descriptor instead.
+func (*Catalogue) Descriptor() ([]byte, []int) {
+	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Catalogue) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *Catalogue) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Catalogue) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 // One recorded change of a workspace's override.
 type BillingModeChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -546,7 +612,7 @@ type BillingModeChange struct {
 
 func (x *BillingModeChange) Reset() {
 	*x = BillingModeChange{}
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[4]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +624,7 @@ func (x *BillingModeChange) String() string {
 func (*BillingModeChange) ProtoMessage() {}
 
 func (x *BillingModeChange) ProtoReflect() protoreflect.Message {
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[4]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +637,7 @@ func (x *BillingModeChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BillingModeChange.ProtoReflect.Descriptor instead.
 func (*BillingModeChange) Descriptor() ([]byte, []int) {
-	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{4}
+	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *BillingModeChange) GetChangeId() string {
@@ -646,7 +712,7 @@ type Inherit struct {
 
 func (x *Inherit) Reset() {
 	*x = Inherit{}
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[5]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +724,7 @@ func (x *Inherit) String() string {
 func (*Inherit) ProtoMessage() {}
 
 func (x *Inherit) ProtoReflect() protoreflect.Message {
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[5]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +737,7 @@ func (x *Inherit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inherit.ProtoReflect.Descriptor instead.
 func (*Inherit) Descriptor() ([]byte, []int) {
-	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{5}
+	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{6}
 }
 
 // Says "for the whole organisation, not for one workspace". Has no fields.
@@ -683,7 +749,7 @@ type OrgWide struct {
 
 func (x *OrgWide) Reset() {
 	*x = OrgWide{}
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[6]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +761,7 @@ func (x *OrgWide) String() string {
 func (*OrgWide) ProtoMessage() {}
 
 func (x *OrgWide) ProtoReflect() protoreflect.Message {
-	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[6]
+	mi := &file_molecule_billing_v1_billing_mode_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +774,7 @@ func (x *OrgWide) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrgWide.ProtoReflect.Descriptor instead.
 func (*OrgWide) Descriptor() ([]byte, []int) {
-	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{6}
+	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{7}
 }
 
 var File_molecule_billing_v1_billing_mode_proto protoreflect.FileDescriptor
@@ -742,7 +808,11 @@ const file_molecule_billing_v1_billing_mode_proto_rawDesc = "" +
 	"\n" +
 	"secret_key\x18\x01 \x01(\tR\tsecretKey\x12<\n" +
 	"\averdict\x18\x02 \x01(\x0e2\".molecule.billing.v1.SecretVerdictR\averdict\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x8b\x03\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"O\n" +
+	"\tCatalogue\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\tR\x03set\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\"\x8b\x03\n" +
 	"\x11BillingModeChange\x12\x1b\n" +
 	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12;\n" +
@@ -789,7 +859,7 @@ func file_molecule_billing_v1_billing_mode_proto_rawDescGZIP() []byte {
 }
 
 var file_molecule_billing_v1_billing_mode_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_molecule_billing_v1_billing_mode_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_molecule_billing_v1_billing_mode_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_molecule_billing_v1_billing_mode_proto_goTypes = []any{
 	(BillingMode)(0),              // 0: molecule.billing.v1.BillingMode
 	(BillingModeSource)(0),        // 1: molecule.billing.v1.BillingModeSource
@@ -798,10 +868,11 @@ var file_molecule_billing_v1_billing_mode_proto_goTypes = []any{
 	(*ResolutionError)(nil),       // 4: molecule.billing.v1.ResolutionError
 	(*WorkspaceBillingMode)(nil),  // 5: molecule.billing.v1.WorkspaceBillingMode
 	(*SecretKeyVerdict)(nil),      // 6: molecule.billing.v1.SecretKeyVerdict
-	(*BillingModeChange)(nil),     // 7: molecule.billing.v1.BillingModeChange
-	(*Inherit)(nil),               // 8: molecule.billing.v1.Inherit
-	(*OrgWide)(nil),               // 9: molecule.billing.v1.OrgWide
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*Catalogue)(nil),             // 7: molecule.billing.v1.Catalogue
+	(*BillingModeChange)(nil),     // 8: molecule.billing.v1.BillingModeChange
+	(*Inherit)(nil),               // 9: molecule.billing.v1.Inherit
+	(*OrgWide)(nil),               // 10: molecule.billing.v1.OrgWide
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_molecule_billing_v1_billing_mode_proto_depIdxs = []int32{
 	0,  // 0: molecule.billing.v1.BillingModeResolution.resolved_mode:type_name -> molecule.billing.v1.BillingMode
@@ -809,9 +880,9 @@ var file_molecule_billing_v1_billing_mode_proto_depIdxs = []int32{
 	0,  // 2: molecule.billing.v1.BillingModeResolution.org_default:type_name -> molecule.billing.v1.BillingMode
 	4,  // 3: molecule.billing.v1.BillingModeResolution.error:type_name -> molecule.billing.v1.ResolutionError
 	3,  // 4: molecule.billing.v1.WorkspaceBillingMode.resolution:type_name -> molecule.billing.v1.BillingModeResolution
-	10, // 5: molecule.billing.v1.WorkspaceBillingMode.update_time:type_name -> google.protobuf.Timestamp
+	11, // 5: molecule.billing.v1.WorkspaceBillingMode.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 6: molecule.billing.v1.SecretKeyVerdict.verdict:type_name -> molecule.billing.v1.SecretVerdict
-	10, // 7: molecule.billing.v1.BillingModeChange.change_time:type_name -> google.protobuf.Timestamp
+	11, // 7: molecule.billing.v1.BillingModeChange.change_time:type_name -> google.protobuf.Timestamp
 	8,  // [8:8] is the sub-list for method output_type
 	8,  // [8:8] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
@@ -825,14 +896,14 @@ func file_molecule_billing_v1_billing_mode_proto_init() {
 		return
 	}
 	file_molecule_billing_v1_billing_mode_proto_msgTypes[0].OneofWrappers = []any{}
-	file_molecule_billing_v1_billing_mode_proto_msgTypes[4].OneofWrappers = []any{}
+	file_molecule_billing_v1_billing_mode_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_molecule_billing_v1_billing_mode_proto_rawDesc), len(file_molecule_billing_v1_billing_mode_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

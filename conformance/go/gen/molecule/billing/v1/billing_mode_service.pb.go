@@ -596,7 +596,9 @@ type ValidateSecretWriteResponse struct {
 	// One for each key of the request, in its order.
 	Verdicts []*SecretKeyVerdict `protobuf:"bytes,2,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
 	// The resolution that decided; absent when no key needed one.
-	Resolution    *BillingModeResolution `protobuf:"bytes,3,opt,name=resolution,proto3" json:"resolution,omitempty"`
+	Resolution *BillingModeResolution `protobuf:"bytes,3,opt,name=resolution,proto3" json:"resolution,omitempty"`
+	// The list of vendor names that judged.
+	Catalogue     *Catalogue `protobuf:"bytes,4,opt,name=catalogue,proto3" json:"catalogue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,15 +654,22 @@ func (x *ValidateSecretWriteResponse) GetResolution() *BillingModeResolution {
 	return nil
 }
 
+func (x *ValidateSecretWriteResponse) GetCatalogue() *Catalogue {
+	if x != nil {
+		return x.Catalogue
+	}
+	return nil
+}
+
 // Asks for a container's environment plan.
 type PlanProvisionEnvRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace; empty before it exists.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// 0 to 4096 names present in the container's environment. Names in another
-	// spelling than the list's are then found too, and so are those that hold a
-	// listed name between characters that no name has (a byte order mark, quotes,
-	// `export `, `=`). What cannot match is ignored.
+	// 0 to 4096 names present in the container's environment. A name is found in
+	// any spelling, and also between characters that no name has (a byte order
+	// mark, quotes, `export `, `=`). What cannot match is ignored. Without a name
+	// the whole set is answered.
 	EnvKeys       []string `protobuf:"bytes,2,rep,name=env_keys,json=envKeys,proto3" json:"env_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -716,7 +725,9 @@ type PlanProvisionEnvResponse struct {
 	// The resolution that decided. Always present.
 	Resolution *BillingModeResolution `protobuf:"bytes,1,opt,name=resolution,proto3" json:"resolution,omitempty"`
 	// The names to remove, sorted, each once; empty unless the mode is
-	// `platform_managed`.
+	// `platform_managed`. With env_keys exactly those of them that must go, as
+	// they are spelt: asked again with the names that are left, the list is empty.
+	// Without env_keys the whole set, in upper case.
 	StripKeys []string `protobuf:"bytes,2,rep,name=strip_keys,json=stripKeys,proto3" json:"strip_keys,omitempty"`
 	// The variables to set, in every mode: MOLECULE_LLM_BILLING_MODE and
 	// MOLECULE_LLM_BILLING_MODE_RESOLVED, both the resolved mode's text.
@@ -724,8 +735,14 @@ type PlanProvisionEnvResponse struct {
 	// Whether model calls go through the platform's proxy: true only for
 	// `platform_managed`.
 	RouteViaPlatformProxy bool `protobuf:"varint,4,opt,name=route_via_platform_proxy,json=routeViaPlatformProxy,proto3" json:"route_via_platform_proxy,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// The list of vendor names that judged.
+	Catalogue *Catalogue `protobuf:"bytes,5,opt,name=catalogue,proto3" json:"catalogue,omitempty"`
+	// Those of env_keys that look like a vendor's credential or address and are
+	// in no set, sorted, each once. They are never stripped and never refused:
+	// tell the people who keep the catalogue.
+	SuspectKeys   []string `protobuf:"bytes,6,rep,name=suspect_keys,json=suspectKeys,proto3" json:"suspect_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlanProvisionEnvResponse) Reset() {
@@ -784,6 +801,20 @@ func (x *PlanProvisionEnvResponse) GetRouteViaPlatformProxy() bool {
 		return x.RouteViaPlatformProxy
 	}
 	return false
+}
+
+func (x *PlanProvisionEnvResponse) GetCatalogue() *Catalogue {
+	if x != nil {
+		return x.Catalogue
+	}
+	return nil
+}
+
+func (x *PlanProvisionEnvResponse) GetSuspectKeys() []string {
+	if x != nil {
+		return x.SuspectKeys
+	}
+	return nil
 }
 
 // Asks for recorded changes.
@@ -943,16 +974,17 @@ const file_molecule_billing_v1_billing_mode_service_proto_rawDesc = "" +
 	"\borg_wide\x18\x02 \x01(\v2\x1c.molecule.billing.v1.OrgWideH\x00R\aorgWide\x12\x1f\n" +
 	"\vsecret_keys\x18\x03 \x03(\tR\n" +
 	"secretKeysB\a\n" +
-	"\x05scope\"\xc6\x01\n" +
+	"\x05scope\"\x84\x02\n" +
 	"\x1bValidateSecretWriteResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12A\n" +
 	"\bverdicts\x18\x02 \x03(\v2%.molecule.billing.v1.SecretKeyVerdictR\bverdicts\x12J\n" +
 	"\n" +
 	"resolution\x18\x03 \x01(\v2*.molecule.billing.v1.BillingModeResolutionR\n" +
-	"resolution\"W\n" +
+	"resolution\x12<\n" +
+	"\tcatalogue\x18\x04 \x01(\v2\x1e.molecule.billing.v1.CatalogueR\tcatalogue\"W\n" +
 	"\x17PlanProvisionEnvRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x19\n" +
-	"\benv_keys\x18\x02 \x03(\tR\aenvKeys\"\xcd\x02\n" +
+	"\benv_keys\x18\x02 \x03(\tR\aenvKeys\"\xae\x03\n" +
 	"\x18PlanProvisionEnvResponse\x12J\n" +
 	"\n" +
 	"resolution\x18\x01 \x01(\v2*.molecule.billing.v1.BillingModeResolutionR\n" +
@@ -960,7 +992,9 @@ const file_molecule_billing_v1_billing_mode_service_proto_rawDesc = "" +
 	"\n" +
 	"strip_keys\x18\x02 \x03(\tR\tstripKeys\x12R\n" +
 	"\aset_env\x18\x03 \x03(\v29.molecule.billing.v1.PlanProvisionEnvResponse.SetEnvEntryR\x06setEnv\x127\n" +
-	"\x18route_via_platform_proxy\x18\x04 \x01(\bR\x15routeViaPlatformProxy\x1a9\n" +
+	"\x18route_via_platform_proxy\x18\x04 \x01(\bR\x15routeViaPlatformProxy\x12<\n" +
+	"\tcatalogue\x18\x05 \x01(\v2\x1e.molecule.billing.v1.CatalogueR\tcatalogue\x12!\n" +
+	"\fsuspect_keys\x18\x06 \x03(\tR\vsuspectKeys\x1a9\n" +
 	"\vSetEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -1017,7 +1051,8 @@ var file_molecule_billing_v1_billing_mode_service_proto_goTypes = []any{
 	(*Inherit)(nil),                          // 18: molecule.billing.v1.Inherit
 	(*OrgWide)(nil),                          // 19: molecule.billing.v1.OrgWide
 	(*SecretKeyVerdict)(nil),                 // 20: molecule.billing.v1.SecretKeyVerdict
-	(*BillingModeChange)(nil),                // 21: molecule.billing.v1.BillingModeChange
+	(*Catalogue)(nil),                        // 21: molecule.billing.v1.Catalogue
+	(*BillingModeChange)(nil),                // 22: molecule.billing.v1.BillingModeChange
 }
 var file_molecule_billing_v1_billing_mode_service_proto_depIdxs = []int32{
 	15, // 0: molecule.billing.v1.ResolveBillingModeResponse.resolution:type_name -> molecule.billing.v1.BillingModeResolution
@@ -1030,28 +1065,30 @@ var file_molecule_billing_v1_billing_mode_service_proto_depIdxs = []int32{
 	19, // 7: molecule.billing.v1.ValidateSecretWriteRequest.org_wide:type_name -> molecule.billing.v1.OrgWide
 	20, // 8: molecule.billing.v1.ValidateSecretWriteResponse.verdicts:type_name -> molecule.billing.v1.SecretKeyVerdict
 	15, // 9: molecule.billing.v1.ValidateSecretWriteResponse.resolution:type_name -> molecule.billing.v1.BillingModeResolution
-	15, // 10: molecule.billing.v1.PlanProvisionEnvResponse.resolution:type_name -> molecule.billing.v1.BillingModeResolution
-	14, // 11: molecule.billing.v1.PlanProvisionEnvResponse.set_env:type_name -> molecule.billing.v1.PlanProvisionEnvResponse.SetEnvEntry
-	21, // 12: molecule.billing.v1.ListBillingModeChangesResponse.changes:type_name -> molecule.billing.v1.BillingModeChange
-	0,  // 13: molecule.billing.v1.BillingModeService.ResolveBillingMode:input_type -> molecule.billing.v1.ResolveBillingModeRequest
-	2,  // 14: molecule.billing.v1.BillingModeService.BatchResolveBillingModes:input_type -> molecule.billing.v1.BatchResolveBillingModesRequest
-	4,  // 15: molecule.billing.v1.BillingModeService.GetWorkspaceBillingMode:input_type -> molecule.billing.v1.GetWorkspaceBillingModeRequest
-	6,  // 16: molecule.billing.v1.BillingModeService.SetWorkspaceBillingMode:input_type -> molecule.billing.v1.SetWorkspaceBillingModeRequest
-	8,  // 17: molecule.billing.v1.BillingModeService.ValidateSecretWrite:input_type -> molecule.billing.v1.ValidateSecretWriteRequest
-	10, // 18: molecule.billing.v1.BillingModeService.PlanProvisionEnv:input_type -> molecule.billing.v1.PlanProvisionEnvRequest
-	12, // 19: molecule.billing.v1.BillingModeService.ListBillingModeChanges:input_type -> molecule.billing.v1.ListBillingModeChangesRequest
-	1,  // 20: molecule.billing.v1.BillingModeService.ResolveBillingMode:output_type -> molecule.billing.v1.ResolveBillingModeResponse
-	3,  // 21: molecule.billing.v1.BillingModeService.BatchResolveBillingModes:output_type -> molecule.billing.v1.BatchResolveBillingModesResponse
-	5,  // 22: molecule.billing.v1.BillingModeService.GetWorkspaceBillingMode:output_type -> molecule.billing.v1.GetWorkspaceBillingModeResponse
-	7,  // 23: molecule.billing.v1.BillingModeService.SetWorkspaceBillingMode:output_type -> molecule.billing.v1.SetWorkspaceBillingModeResponse
-	9,  // 24: molecule.billing.v1.BillingModeService.ValidateSecretWrite:output_type -> molecule.billing.v1.ValidateSecretWriteResponse
-	11, // 25: molecule.billing.v1.BillingModeService.PlanProvisionEnv:output_type -> molecule.billing.v1.PlanProvisionEnvResponse
-	13, // 26: molecule.billing.v1.BillingModeService.ListBillingModeChanges:output_type -> molecule.billing.v1.ListBillingModeChangesResponse
-	20, // [20:27] is the sub-list for method output_type
-	13, // [13:20] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	21, // 10: molecule.billing.v1.ValidateSecretWriteResponse.catalogue:type_name -> molecule.billing.v1.Catalogue
+	15, // 11: molecule.billing.v1.PlanProvisionEnvResponse.resolution:type_name -> molecule.billing.v1.BillingModeResolution
+	14, // 12: molecule.billing.v1.PlanProvisionEnvResponse.set_env:type_name -> molecule.billing.v1.PlanProvisionEnvResponse.SetEnvEntry
+	21, // 13: molecule.billing.v1.PlanProvisionEnvResponse.catalogue:type_name -> molecule.billing.v1.Catalogue
+	22, // 14: molecule.billing.v1.ListBillingModeChangesResponse.changes:type_name -> molecule.billing.v1.BillingModeChange
+	0,  // 15: molecule.billing.v1.BillingModeService.ResolveBillingMode:input_type -> molecule.billing.v1.ResolveBillingModeRequest
+	2,  // 16: molecule.billing.v1.BillingModeService.BatchResolveBillingModes:input_type -> molecule.billing.v1.BatchResolveBillingModesRequest
+	4,  // 17: molecule.billing.v1.BillingModeService.GetWorkspaceBillingMode:input_type -> molecule.billing.v1.GetWorkspaceBillingModeRequest
+	6,  // 18: molecule.billing.v1.BillingModeService.SetWorkspaceBillingMode:input_type -> molecule.billing.v1.SetWorkspaceBillingModeRequest
+	8,  // 19: molecule.billing.v1.BillingModeService.ValidateSecretWrite:input_type -> molecule.billing.v1.ValidateSecretWriteRequest
+	10, // 20: molecule.billing.v1.BillingModeService.PlanProvisionEnv:input_type -> molecule.billing.v1.PlanProvisionEnvRequest
+	12, // 21: molecule.billing.v1.BillingModeService.ListBillingModeChanges:input_type -> molecule.billing.v1.ListBillingModeChangesRequest
+	1,  // 22: molecule.billing.v1.BillingModeService.ResolveBillingMode:output_type -> molecule.billing.v1.ResolveBillingModeResponse
+	3,  // 23: molecule.billing.v1.BillingModeService.BatchResolveBillingModes:output_type -> molecule.billing.v1.BatchResolveBillingModesResponse
+	5,  // 24: molecule.billing.v1.BillingModeService.GetWorkspaceBillingMode:output_type -> molecule.billing.v1.GetWorkspaceBillingModeResponse
+	7,  // 25: molecule.billing.v1.BillingModeService.SetWorkspaceBillingMode:output_type -> molecule.billing.v1.SetWorkspaceBillingModeResponse
+	9,  // 26: molecule.billing.v1.BillingModeService.ValidateSecretWrite:output_type -> molecule.billing.v1.ValidateSecretWriteResponse
+	11, // 27: molecule.billing.v1.BillingModeService.PlanProvisionEnv:output_type -> molecule.billing.v1.PlanProvisionEnvResponse
+	13, // 28: molecule.billing.v1.BillingModeService.ListBillingModeChanges:output_type -> molecule.billing.v1.ListBillingModeChangesResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_molecule_billing_v1_billing_mode_service_proto_init() }

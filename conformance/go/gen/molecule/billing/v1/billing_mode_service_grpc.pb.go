@@ -160,7 +160,8 @@ type BillingModeServiceClient interface {
 	// Example answer: `{"allowed": false, "verdicts": [{"secretKey":
 	// "OPENAI_API_KEY", "verdict": "SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED",
 	// "message": "..."}, {"secretKey": "SLACK_TOKEN", "verdict":
-	// "SECRET_VERDICT_ALLOWED"}], "resolution": {...}}`
+	// "SECRET_VERDICT_ALLOWED"}], "resolution": {...}, "catalogue": {"set":
+	// "agents", "version": "2026-11-26", "digest": "701280b770d9"}}`
 	//
 	// Database down: OK. Keys that are not on the platform's list are allowed as
 	// ever, listed ones are blocked and `resolution.error` is set.
@@ -175,10 +176,11 @@ type BillingModeServiceClient interface {
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "env_keys": ["PATH", "openai_api_key"]}`
 	// Example answer: `{"resolution": {"resolvedMode":
-	// "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["AI_GATEWAY_API_KEY",
-	// ..., "openai_api_key"], "setEnv": {"MOLECULE_LLM_BILLING_MODE":
-	// "platform_managed", "MOLECULE_LLM_BILLING_MODE_RESOLVED":
-	// "platform_managed"}, "routeViaPlatformProxy": true}`
+	// "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["openai_api_key"],
+	// "setEnv": {"MOLECULE_LLM_BILLING_MODE": "platform_managed",
+	// "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed"},
+	// "routeViaPlatformProxy": true, "catalogue": {"set": "agents", "version":
+	// "2026-11-26", "digest": "701280b770d9"}}`
 	//
 	// Database down: OK, the plan for `platform_managed`, with `resolution.error`
 	// set. Safe, but wrong for a tenant on its own key: ask again within the
@@ -410,7 +412,8 @@ type BillingModeServiceServer interface {
 	// Example answer: `{"allowed": false, "verdicts": [{"secretKey":
 	// "OPENAI_API_KEY", "verdict": "SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED",
 	// "message": "..."}, {"secretKey": "SLACK_TOKEN", "verdict":
-	// "SECRET_VERDICT_ALLOWED"}], "resolution": {...}}`
+	// "SECRET_VERDICT_ALLOWED"}], "resolution": {...}, "catalogue": {"set":
+	// "agents", "version": "2026-11-26", "digest": "701280b770d9"}}`
 	//
 	// Database down: OK. Keys that are not on the platform's list are allowed as
 	// ever, listed ones are blocked and `resolution.error` is set.
@@ -425,10 +428,11 @@ type BillingModeServiceServer interface {
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "env_keys": ["PATH", "openai_api_key"]}`
 	// Example answer: `{"resolution": {"resolvedMode":
-	// "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["AI_GATEWAY_API_KEY",
-	// ..., "openai_api_key"], "setEnv": {"MOLECULE_LLM_BILLING_MODE":
-	// "platform_managed", "MOLECULE_LLM_BILLING_MODE_RESOLVED":
-	// "platform_managed"}, "routeViaPlatformProxy": true}`
+	// "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["openai_api_key"],
+	// "setEnv": {"MOLECULE_LLM_BILLING_MODE": "platform_managed",
+	// "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed"},
+	// "routeViaPlatformProxy": true, "catalogue": {"set": "agents", "version":
+	// "2026-11-26", "digest": "701280b770d9"}}`
 	//
 	// Database down: OK, the plan for `platform_managed`, with `resolution.error`
 	// set. Safe, but wrong for a tenant on its own key: ask again within the

@@ -90,6 +90,16 @@ class SecretKeyVerdict(_message.Message):
     message: str
     def __init__(self, secret_key: _Optional[str] = ..., verdict: _Optional[_Union[SecretVerdict, str]] = ..., message: _Optional[str] = ...) -> None: ...
 
+class Catalogue(_message.Message):
+    __slots__ = ("set", "version", "digest")
+    SET_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    set: str
+    version: str
+    digest: str
+    def __init__(self, set: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
 class BillingModeChange(_message.Message):
     __slots__ = ("change_id", "workspace_id", "change_time", "previous_override", "new_override", "principal", "database_user", "reason", "request_id")
     CHANGE_ID_FIELD_NUMBER: _ClassVar[int]

@@ -80,14 +80,16 @@ class ValidateSecretWriteRequest(_message.Message):
     def __init__(self, workspace_id: _Optional[str] = ..., org_wide: _Optional[_Union[_billing_mode_pb2.OrgWide, _Mapping]] = ..., secret_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ValidateSecretWriteResponse(_message.Message):
-    __slots__ = ("allowed", "verdicts", "resolution")
+    __slots__ = ("allowed", "verdicts", "resolution", "catalogue")
     ALLOWED_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     allowed: bool
     verdicts: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.SecretKeyVerdict]
     resolution: _billing_mode_pb2.BillingModeResolution
-    def __init__(self, allowed: _Optional[bool] = ..., verdicts: _Optional[_Iterable[_Union[_billing_mode_pb2.SecretKeyVerdict, _Mapping]]] = ..., resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ...) -> None: ...
+    catalogue: _billing_mode_pb2.Catalogue
+    def __init__(self, allowed: _Optional[bool] = ..., verdicts: _Optional[_Iterable[_Union[_billing_mode_pb2.SecretKeyVerdict, _Mapping]]] = ..., resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ..., catalogue: _Optional[_Union[_billing_mode_pb2.Catalogue, _Mapping]] = ...) -> None: ...
 
 class PlanProvisionEnvRequest(_message.Message):
     __slots__ = ("workspace_id", "env_keys")
@@ -98,7 +100,7 @@ class PlanProvisionEnvRequest(_message.Message):
     def __init__(self, workspace_id: _Optional[str] = ..., env_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanProvisionEnvResponse(_message.Message):
-    __slots__ = ("resolution", "strip_keys", "set_env", "route_via_platform_proxy")
+    __slots__ = ("resolution", "strip_keys", "set_env", "route_via_platform_proxy", "catalogue", "suspect_keys")
     class SetEnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -110,11 +112,15 @@ class PlanProvisionEnvResponse(_message.Message):
     STRIP_KEYS_FIELD_NUMBER: _ClassVar[int]
     SET_ENV_FIELD_NUMBER: _ClassVar[int]
     ROUTE_VIA_PLATFORM_PROXY_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_KEYS_FIELD_NUMBER: _ClassVar[int]
     resolution: _billing_mode_pb2.BillingModeResolution
     strip_keys: _containers.RepeatedScalarFieldContainer[str]
     set_env: _containers.ScalarMap[str, str]
     route_via_platform_proxy: bool
-    def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ..., strip_keys: _Optional[_Iterable[str]] = ..., set_env: _Optional[_Mapping[str, str]] = ..., route_via_platform_proxy: _Optional[bool] = ...) -> None: ...
+    catalogue: _billing_mode_pb2.Catalogue
+    suspect_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ..., strip_keys: _Optional[_Iterable[str]] = ..., set_env: _Optional[_Mapping[str, str]] = ..., route_via_platform_proxy: _Optional[bool] = ..., catalogue: _Optional[_Union[_billing_mode_pb2.Catalogue, _Mapping]] = ..., suspect_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListBillingModeChangesRequest(_message.Message):
     __slots__ = ("workspace_id", "page_size", "page_token")

@@ -164,7 +164,8 @@ class BillingModeServiceStub:
     Example answer: `{"allowed": false, "verdicts": [{"secretKey":
     "OPENAI_API_KEY", "verdict": "SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED",
     "message": "..."}, {"secretKey": "SLACK_TOKEN", "verdict":
-    "SECRET_VERDICT_ALLOWED"}], "resolution": {...}}`
+    "SECRET_VERDICT_ALLOWED"}], "resolution": {...}, "catalogue": {"set":
+    "agents", "version": "2026-11-26", "digest": "701280b770d9"}}`
 
     Database down: OK. Keys that are not on the platform's list are allowed as
     ever, listed ones are blocked and `resolution.error` is set.
@@ -180,10 +181,11 @@ class BillingModeServiceStub:
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "env_keys": ["PATH", "openai_api_key"]}`
     Example answer: `{"resolution": {"resolvedMode":
-    "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["AI_GATEWAY_API_KEY",
-    ..., "openai_api_key"], "setEnv": {"MOLECULE_LLM_BILLING_MODE":
-    "platform_managed", "MOLECULE_LLM_BILLING_MODE_RESOLVED":
-    "platform_managed"}, "routeViaPlatformProxy": true}`
+    "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["openai_api_key"],
+    "setEnv": {"MOLECULE_LLM_BILLING_MODE": "platform_managed",
+    "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed"},
+    "routeViaPlatformProxy": true, "catalogue": {"set": "agents", "version":
+    "2026-11-26", "digest": "701280b770d9"}}`
 
     Database down: OK, the plan for `platform_managed`, with `resolution.error`
     set. Safe, but wrong for a tenant on its own key: ask again within the
@@ -342,7 +344,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     Example answer: `{"allowed": false, "verdicts": [{"secretKey":
     "OPENAI_API_KEY", "verdict": "SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED",
     "message": "..."}, {"secretKey": "SLACK_TOKEN", "verdict":
-    "SECRET_VERDICT_ALLOWED"}], "resolution": {...}}`
+    "SECRET_VERDICT_ALLOWED"}], "resolution": {...}, "catalogue": {"set":
+    "agents", "version": "2026-11-26", "digest": "701280b770d9"}}`
 
     Database down: OK. Keys that are not on the platform's list are allowed as
     ever, listed ones are blocked and `resolution.error` is set.
@@ -358,10 +361,11 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "env_keys": ["PATH", "openai_api_key"]}`
     Example answer: `{"resolution": {"resolvedMode":
-    "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["AI_GATEWAY_API_KEY",
-    ..., "openai_api_key"], "setEnv": {"MOLECULE_LLM_BILLING_MODE":
-    "platform_managed", "MOLECULE_LLM_BILLING_MODE_RESOLVED":
-    "platform_managed"}, "routeViaPlatformProxy": true}`
+    "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["openai_api_key"],
+    "setEnv": {"MOLECULE_LLM_BILLING_MODE": "platform_managed",
+    "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed"},
+    "routeViaPlatformProxy": true, "catalogue": {"set": "agents", "version":
+    "2026-11-26", "digest": "701280b770d9"}}`
 
     Database down: OK, the plan for `platform_managed`, with `resolution.error`
     set. Safe, but wrong for a tenant on its own key: ask again within the
@@ -547,7 +551,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         Example answer: `{"allowed": false, "verdicts": [{"secretKey":
         "OPENAI_API_KEY", "verdict": "SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED",
         "message": "..."}, {"secretKey": "SLACK_TOKEN", "verdict":
-        "SECRET_VERDICT_ALLOWED"}], "resolution": {...}}`
+        "SECRET_VERDICT_ALLOWED"}], "resolution": {...}, "catalogue": {"set":
+        "agents", "version": "2026-11-26", "digest": "701280b770d9"}}`
 
         Database down: OK. Keys that are not on the platform's list are allowed as
         ever, listed ones are blocked and `resolution.error` is set.
@@ -569,10 +574,11 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
         "env_keys": ["PATH", "openai_api_key"]}`
         Example answer: `{"resolution": {"resolvedMode":
-        "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["AI_GATEWAY_API_KEY",
-        ..., "openai_api_key"], "setEnv": {"MOLECULE_LLM_BILLING_MODE":
-        "platform_managed", "MOLECULE_LLM_BILLING_MODE_RESOLVED":
-        "platform_managed"}, "routeViaPlatformProxy": true}`
+        "BILLING_MODE_PLATFORM_MANAGED", ...}, "stripKeys": ["openai_api_key"],
+        "setEnv": {"MOLECULE_LLM_BILLING_MODE": "platform_managed",
+        "MOLECULE_LLM_BILLING_MODE_RESOLVED": "platform_managed"},
+        "routeViaPlatformProxy": true, "catalogue": {"set": "agents", "version":
+        "2026-11-26", "digest": "701280b770d9"}}`
 
         Database down: OK, the plan for `platform_managed`, with `resolution.error`
         set. Safe, but wrong for a tenant on its own key: ask again within the
