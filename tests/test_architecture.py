@@ -23,11 +23,11 @@ ONLY_THERE: Final = {
     "psutil": {"storage/embedded"},
     "cryptography": {"server/auth", "server/net"},
     "opentelemetry": {"server/telemetry", "wire/trace_context"},
-    "prometheus_client": {"server/telemetry", "server/compose", "client/fallback_log"},
+    "prometheus_client": {"server/telemetry", "server/compose", "client/fallback_log", "client/catalogue_log"},
 }
 
 PURE_MODULES: Final = {
-    *("model", "errors", "addresses", "resolver", "secret_keys", "provision", "validation", "page_token"),
+    *("model", "errors", "addresses", "resolver", "secret_keys", "provision", "suspects", "validation", "page_token"),
     *("server/auth/roles", "server/auth/principals", "server/auth/client_certificate", "server/net/certificates"),
 }
 

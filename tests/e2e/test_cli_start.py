@@ -17,7 +17,7 @@ from tests.support.polling import PATIENCE
 
 GROUP: Final = command_line.cli
 CALLS: Final = ["resolve", "get", "set", "inherit", "changes", "validate-secret", "plan", "run", "watch-health"]
-NAMES: Final = [*CALLS, "serve", "migrate", "token", "conformance-server", "completion"]
+NAMES: Final = [*CALLS, "catalogue", "serve", "migrate", "token", "conformance-server", "completion"]
 SERVER_PARTS: Final = {
     *(
         "psycopg",
@@ -59,7 +59,9 @@ def command(name: str) -> click.Command:
     return found
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["completion", "bash"]], ids=lambda each: each[0])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["completion", "bash"], ["catalogue", "list"]], ids=lambda each: each[0]
+)
 def test_what_asks_nobody_loads_neither_grpc_nor_a_server(arguments: list[str]) -> None:
     assert not loaded(*arguments) & {"grpc", "google.protobuf", "prometheus_client", *SERVER_PARTS}
 

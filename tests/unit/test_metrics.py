@@ -23,6 +23,7 @@ TYPES: Final = {
     "billing_grpc_degraded_resolutions": "counter",
     "billing_grpc_corrupt_overrides": "counter",
     "billing_grpc_blocked_secret_writes": "counter",
+    "billing_grpc_suspect_keys": "counter",
     "billing_grpc_calls": "counter",
     "billing_grpc_call_seconds": "histogram",
     "billing_grpc_calls_in_flight": "gauge",

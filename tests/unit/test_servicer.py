@@ -293,6 +293,18 @@ def test_without_names_a_plan_strips_the_whole_set_and_with_what_is_left_nothing
     assert not harness.call("PlanProvisionEnv", left).strip_keys
 
 
+def test_a_suspect_is_named_and_neither_stripped_nor_refused() -> None:
+    names = ["NEWVENDORAI_API_KEY", "openai_api_key", "PATH"]
+    harness = Harness()
+
+    answer = harness.call("PlanProvisionEnv", service_pb.PlanProvisionEnvRequest(workspace_id=INHERITS, env_keys=names))
+    asked = service_pb.ValidateSecretWriteRequest(workspace_id=INHERITS, secret_keys=names[:1])
+
+    assert (list(answer.suspect_keys), list(answer.strip_keys)) == (names[:1], names[1:2])
+    assert harness.call("ValidateSecretWrite", asked).allowed
+    assert harness.metrics.registry.get_sample_value("billing_grpc_suspect_keys_total") == 1
+
+
 def test_with_hardly_any_time_left_the_database_is_not_asked_and_the_answer_is_closed() -> None:
     harness = Harness(org_default="byok")
 

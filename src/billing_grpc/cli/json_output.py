@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from billing_grpc.catalogue import Entry
 from billing_grpc.model import (
     BillingModeUpdate,
     Catalogue,
@@ -69,6 +70,18 @@ def secret_write(each: SecretWriteDecision) -> Object:
 def catalogue(each: Catalogue | None) -> Object | None:
     """Return the list of vendor names that judged; null if an older server does not say it."""
     return None if each is None else {"set": each.set, "version": each.version, "digest": each.digest}
+
+
+def entry(each: Entry) -> Object:
+    """Return an entry of the catalogue; `set` is null if no set blocks the name, and `why` says the reason."""
+    return {
+        "name": each.name,
+        "kind": each.kind.value,
+        "vendor": each.vendor,
+        "set": None if each.name_set is None else each.name_set.value,
+        "read_by": list(each.read_by),
+        "why": each.why,
+    }
 
 
 def provision_plan(each: ProvisionPlan, present: list[str]) -> Object:

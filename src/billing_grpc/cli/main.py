@@ -41,6 +41,7 @@ _COMMANDS: Final = {
     "plan": "billing_grpc.cli.plan:plan",
     "run": "billing_grpc.cli.run:run",
     "watch-health": "billing_grpc.cli.watch_health:watch_health",
+    "catalogue": "billing_grpc.cli.catalogue:catalogue",
     "serve": "billing_grpc.cli.serve:serve",
     "migrate": "billing_grpc.cli.serve:migrate",
     "token": "billing_grpc.cli.serve:token",

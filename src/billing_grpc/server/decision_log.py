@@ -1,12 +1,17 @@
 """Logs and counts decisions."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 import structlog
 
 from billing_grpc.model import ChangeNote, OverrideChange, Principal, Resolution, SecretKeyVerdict
 from billing_grpc.resolver import is_corrupt
+from billing_grpc.secret_keys import normalise
 from billing_grpc.server.telemetry.metrics import Metrics
+
+MAX_SUSPECTS: Final = 1000
+"""The names are a caller's, so their number is limited."""
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -20,6 +25,7 @@ class DecisionLog:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._suspects: set[str] = set()
 
     def resolved(self, resolutions: Collection[tuple[Resolution, int]], *, what_if: bool = False) -> None:
         """Count the resolutions of one call; log one WARNING for the degraded ones and one for corrupt overrides.
@@ -59,6 +65,18 @@ class DecisionLog:
             f" source={resolution.source} org_default={resolution.org_default}"
         )
         log.info(line)
+
+    def suspected(self, names: Iterable[str]) -> None:
+        """Count and log each name once that looks like a vendor's and is in no set (contract, section 5)."""
+        for each in names:
+            name = normalise(each)
+            if name is None or name in self._suspects or len(self._suspects) >= MAX_SUSPECTS:
+                continue
+            self._suspects.add(name)
+            self._metrics.count_suspect()
+            log.warning("unknown name looks like a vendor's, and is not stripped", key=name)
+            if len(self._suspects) == MAX_SUSPECTS:
+                log.warning("further names that look like a vendor's are not logged", names=MAX_SUSPECTS)
 
     def blocked(
         self,

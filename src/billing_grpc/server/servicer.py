@@ -1,7 +1,7 @@
 """The RPCs of BillingModeService: each checks its request, loads, decides and answers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from billing_grpc import page_token, provision, validation
@@ -26,6 +26,7 @@ from billing_grpc.server.call import RequestContext
 from billing_grpc.server.decision_log import DecisionLog
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.storage.repository import Repository
+from billing_grpc.suspects import suspect_keys
 from billing_grpc.wire import messages
 
 ANSWER_MARGIN: Final = 0.05
@@ -185,7 +186,10 @@ class BillingModeService:
         env_keys = validation.env_keys(request.env_keys)
         resolution = await self._decide(workspace_id, self._org_default(), call)
         self._log.planned(resolution)
-        return messages.plan_to_proto(provision.plan(resolution, self._keys, env_keys or None))
+        suspects = suspect_keys(env_keys, self._keys)
+        self._log.suspected(suspects)
+        plan = provision.plan(resolution, self._keys, env_keys or None)
+        return messages.plan_to_proto(replace(plan, suspect_keys=suspects))
 
     async def ListBillingModeChanges(
         self, request: service_pb.ListBillingModeChangesRequest, call: RequestContext

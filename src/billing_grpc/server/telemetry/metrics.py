@@ -115,6 +115,9 @@ class Metrics:
             "Secret keys that were refused, by verdict.",
             verdict=[verdict for verdict in SecretVerdict if verdict is not SecretVerdict.ALLOWED],
         )
+        self._suspects = self._counter(
+            "suspect_keys", "Names in environments that look like a vendor's and are in no set, each counted once."
+        )
         self._calls = self._counter(
             "calls",
             "Calls that have ended, by method and status code.",
@@ -173,6 +176,10 @@ class Metrics:
             self._corrupt_overrides.inc(workspaces)
         if resolution.error is not None:
             self._degraded.labels(reason=resolution.error.reason).inc(workspaces)
+
+    def count_suspect(self) -> None:
+        """Count a name that looks like a vendor's and is in no set."""
+        self._suspects.inc()
 
     def show_catalogue(self, catalogue: Catalogue) -> None:
         """Show which list of vendor names judges, as the labels of `billing_grpc_catalogue_info`."""

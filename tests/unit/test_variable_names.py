@@ -1,0 +1,59 @@
+"""The names that files of environments hold."""
+
+import pytest
+
+from billing_grpc.cli.variable_names import names_of_text
+
+MANIFEST = b"""
+apiVersion: apps/v1
+kind: Deployment
+spec:
+  template:
+    spec:
+      containers:
+        - name: agent
+          env:
+            - name: ANTHROPIC_BASE_URL
+              value: https://mine
+            - {name: OPENAI_API_KEY, valueFrom: {secretKeyRef: {name: keys, key: HF_TOKEN}}}
+---
+kind: Secret
+stringData:
+  XAI_API_KEY: sk-secret
+  "ZAI_API_KEY": sk-secret
+  dotenv: |
+    export KIMI_API_KEY=sk-secret
+"""
+
+HELD = {
+    "env": (b"PATH=/bin\nOPENAI_API_KEY=sk\n", {"PATH", "OPENAI_API_KEY"}),
+    "env -0": (b"PATH=/bin\0OPENAI_API_KEY=a\nb\0", {"PATH", "OPENAI_API_KEY"}),
+    "a byte order mark and CRLF": (b"\xef\xbb\xbfOPENAI_API_KEY=sk\r\nHF_TOKEN=x\r\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "UTF-16, as PowerShell writes it": ("OPENAI_API_KEY=sk\r\n".encode("utf-16"), {"OPENAI_API_KEY"}),
+    "export": (b"export OPENAI_API_KEY=sk\n  export  HF_TOKEN = x\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "declare": (b'declare -x OPENAI_API_KEY="sk"\n', {"OPENAI_API_KEY"}),
+    "setenv": (b"setenv OPENAI_API_KEY sk\n", {"OPENAI_API_KEY"}),
+    "a Dockerfile": (b"ENV OPENAI_API_KEY sk\nENV HF_TOKEN=x\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "quotes": (b"\"OPENAI_API_KEY\"=\"sk\"\n'HF_TOKEN'='x'\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "names alone": (b"OPENAI_API_KEY\nhf_token\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "a colon": (b"OPENAI_API_KEY: sk\n", {"OPENAI_API_KEY"}),
+    "JSON on one line": (b'{"OPENAI_API_KEY": "sk", "HF_TOKEN": "x"}', {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "JSON of a manifest": (b'{"env": [{"name": "OPENAI_API_KEY", "value": "sk"}]}', {"OPENAI_API_KEY"}),
+    "a manifest": (
+        MANIFEST,
+        {"ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "HF_TOKEN", "XAI_API_KEY", "ZAI_API_KEY", "KIMI_API_KEY"},
+    ),
+    "bytes that are no text": (b"OPENAI_API_KEY=\xff\n\xffHF_TOKEN=x\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+}
+
+
+@pytest.mark.parametrize(("text", "names"), HELD.values(), ids=HELD)
+def test_every_name_is_found(text: bytes, names: set[str]) -> None:
+    assert names <= names_of_text(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"# OPENAI_API_KEY=sk\n", b"  # OPENAI_API_KEY\n", b"KEY=${OPENAI_API_KEY}\n", b"", b"\n\n"]
+)
+def test_a_comment_and_a_value_hold_no_name(text: bytes) -> None:
+    assert "OPENAI_API_KEY" not in names_of_text(text)
