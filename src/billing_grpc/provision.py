@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from billing_grpc.model import OPEN_MODES, ProvisionPlan, Resolution
-from billing_grpc.secret_keys import KeyList, could_be_one_of, is_reserved, normalise
+from billing_grpc.secret_keys import KeyList, NameFinder, is_reserved, normalise
 
 MODE_VARIABLES: Final = ("MOLECULE_LLM_BILLING_MODE", "MOLECULE_LLM_BILLING_MODE_RESOLVED")
 """Set in every container to the text of the resolved mode, so that a stale or forged value is replaced."""
@@ -40,7 +40,8 @@ def plan(
         if env_keys is None:
             strip = keys.names | further
         else:
-            strip = {each for each in env_keys if each in further or could_be_one_of(blocked, each)}
+            finder = NameFinder(blocked)
+            strip = {each for each in env_keys if each in further or finder.holds(each)}
     return ProvisionPlan(
         resolution=resolution,
         strip_keys=tuple(sorted(strip)),
@@ -67,11 +68,8 @@ def removed(plan: ProvisionPlan, variables: Iterable[str]) -> set[str]:
     names = {*MODE_VARIABLES, *(name for key in spelt if (name := normalise(key)) is not None)}
     if closed:
         names |= KeyList().names if plan.blocked is None else plan.blocked
-    return {
-        each
-        for each in variables
-        if each in spelt or could_be_one_of(names, each) or (closed and not can_be_variable(each))
-    }
+    finder = NameFinder(names)
+    return {each for each in variables if each in spelt or finder.holds(each) or (closed and not can_be_variable(each))}
 
 
 def apply(plan: ProvisionPlan, env: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ MAX_SENT_BYTES: Final = 512
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_]+")
 _RUNS: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_DROPPED: Final = bytes(code for code in range(128) if not _RUNS.fullmatch(chr(code)))
 _EDGES: Final = ".-"
 """Valid in a name; at its ends, some programs drop them."""
 
@@ -68,9 +69,31 @@ def is_reserved(name: str) -> bool:
     return name.startswith(RESERVED_PREFIX)
 
 
-def could_be_one_of(names: AbstractSet[str], variable: str) -> bool:
-    """Return whether a program could read one of these normalised names from an environment variable's name."""
-    return not names.isdisjoint(names_in(variable))
+class NameFinder:
+    """Find any of these names in the names of variables: `holds` is `names_in`, without making all of its names.
+
+    A request has thousands of variables, and a hostile one's names have hundreds of runs each.
+
+    Args:
+        names: normalised names.
+    """
+
+    def __init__(self, names: AbstractSet[str]) -> None:
+        self._names = names
+        self._runs = re.compile(f"[A-Za-z0-9_.-]{{{min(map(len, names), default=1)},}}")
+
+    def holds(self, variable: str) -> bool:
+        """Return whether a program could read one of the names from this environment variable's name."""
+        if _PLAIN.fullmatch(variable):
+            return variable.upper() in self._names
+        if self._holds_as_spelt(variable):
+            return True
+        return not variable.isascii() and self._holds_as_spelt(_nearest_ascii(variable))
+
+    def _holds_as_spelt(self, text: str) -> bool:
+        joined = text.encode("ascii", "ignore").translate(None, _DROPPED).decode()
+        found = [each.upper() for each in (*self._runs.findall(text), joined)]
+        return not self._names.isdisjoint(found) or not self._names.isdisjoint(each.strip(_EDGES) for each in found)
 
 
 class KeyList:
@@ -88,6 +111,7 @@ class KeyList:
 
     def __init__(self, extra: Iterable[str] = (), *, name_set: NameSet = NameSet.AGENTS) -> None:
         self.names = load().names(name_set) | {name for name in extra if not is_reserved(name)}
+        self._finder = NameFinder(self.names)
         self.catalogue = Catalogue(name_set.value, load().version, digest(self.names))
 
     def needs_mode(self, name: str) -> bool:
@@ -96,7 +120,7 @@ class KeyList:
 
     def holds(self, variable: str) -> bool:
         """Return whether a program could read a vendor key from this environment variable's name."""
-        return could_be_one_of(self.names, variable)
+        return self._finder.holds(variable)
 
     def judge(self, key: str, name: str, resolution: Resolution | None, *, org_wide: bool) -> SecretKeyVerdict:
         """Return the verdict on one key.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from billing_grpc.catalogue import NameSet
 from billing_grpc.model import NO_WORKSPACE, Resolution, ResolutionError, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
-from billing_grpc.secret_keys import KeyList, is_reserved, normalise
+from billing_grpc.secret_keys import KeyList, NameFinder, is_reserved, names_in, normalise
 
 BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
@@ -104,6 +104,14 @@ def test_no_spelling_turns_into_a_listed_name_but_case_and_outer_space(key: str)
     if name is not None and (KeyList().needs_mode(name) or is_reserved(name)):
         assert key.strip().isascii()
         assert key.strip().upper() == name
+
+
+@given(
+    variable=st.text(alphabet=st.sampled_from("AaKk_.-1 =\ufeff\u00e9\u0131\uff21\u212a\u0301"), max_size=8),
+    names=st.sets(st.text(alphabet="AK_I.-1", min_size=1, max_size=4).filter(normalise), max_size=4),
+)
+def test_a_finder_finds_what_a_program_could_read(variable: str, names: set[str]) -> None:
+    assert NameFinder(names).holds(variable) is not names.isdisjoint(names_in(variable))
 
 
 def test_extra_names_are_added_and_the_list_is_never_shortened() -> None:
