@@ -1,6 +1,6 @@
 """The values of the service: frozen dataclasses and enums of the standard library. Pure."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
@@ -316,7 +316,7 @@ class ProvisionPlan:
     route_via_platform_proxy: bool
     catalogue: Catalogue | None = None
     suspect_keys: tuple[str, ...] = ()
-    blocked: frozenset[str] | None = None
+    blocked: frozenset[str] | None = field(default=None, repr=False)
 
 
 class Role(StrEnum):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from billing_grpc.addresses import TcpAddress, UnixAddress
+from billing_grpc.catalogue import NameSet
 from billing_grpc.errors import SettingsError
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
@@ -47,7 +48,7 @@ def test_the_defaults_are_the_contracts() -> None:
     assert settings.org_default is None
     assert settings.listen == (TcpAddress("127.0.0.1", 50051),)
     assert settings.storage_timeout == 1.0
-    assert settings.extra_blocked_keys == ()
+    assert (settings.blocked_keys, settings.extra_blocked_keys) == (NameSet.AGENTS, ())
     assert (settings.workers, settings.database_connections) == (1, 8)
     assert (settings.drain_delay, settings.drain_grace) == (0, None)
     assert settings.reflection is True
@@ -62,7 +63,8 @@ def test_every_setting_is_read_from_the_environment_and_a_flag_wins(monkeypatch:
         "MOLECULE_LLM_BILLING_MODE": " BYOK ",
         "BILLING_GRPC_LISTEN": "localhost:0, [::1]:5,unix:/run/billing.sock",
         "BILLING_GRPC_STORAGE_TIMEOUT": "0.25",
-        "BILLING_GRPC_EXTRA_BLOCKED_KEYS": " new_vendor_key ,OTHER",
+        "BILLING_GRPC_BLOCKED_KEYS": "vendors",
+        "BILLING_GRPC_EXTRA_BLOCKED_KEYS": " new_vendor_key ,OTHER,302ai_key",
         "BILLING_GRPC_REFLECTION": "off",
         "BILLING_GRPC_METRICS_LISTEN": "off",
         "BILLING_GRPC_LOG_FORMAT": "json",
@@ -79,7 +81,8 @@ def test_every_setting_is_read_from_the_environment_and_a_flag_wins(monkeypatch:
     assert settings.org_default == " BYOK "
     assert settings.listen == (TcpAddress("localhost", 0), TcpAddress("::1", 5), UnixAddress("/run/billing.sock"))
     assert settings.storage_timeout == 2.0
-    assert settings.extra_blocked_keys == ("NEW_VENDOR_KEY", "OTHER")
+    assert settings.blocked_keys is NameSet.VENDORS
+    assert settings.extra_blocked_keys == ("NEW_VENDOR_KEY", "OTHER", "302AI_KEY")
     assert settings.reflection is False
     assert settings.metrics_listen is None
     assert (settings.log_format, settings.log_level) == ("json", "DEBUG")
@@ -200,6 +203,7 @@ PROBLEMS: dict[str, tuple[dict[str, str], str, str]] = {
         "BILLING_GRPC_EXTRA_BLOCKED_KEYS",
         "MOLECULE_LLM_*",
     ),
+    "a set that is none": ({"BILLING_GRPC_BLOCKED_KEYS": "all"}, "BILLING_GRPC_BLOCKED_KEYS", "'core', 'agents' or"),
     "an extra key that is no name": (
         {"BILLING_GRPC_EXTRA_BLOCKED_KEYS": "A B"},
         "BILLING_GRPC_EXTRA_BLOCKED_KEYS",

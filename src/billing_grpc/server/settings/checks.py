@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import SecretStr, ValidationInfo
 
 from billing_grpc.addresses import Address, TcpAddress, UnixAddress
-from billing_grpc.catalogue import RESERVED_PREFIX
-from billing_grpc.errors import SettingsError
+from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, load
+from billing_grpc.errors import CatalogueError, SettingsError
 from billing_grpc.secret_keys import is_reserved, normalise
 from billing_grpc.server.auth.principals_file import PrincipalsFile
 from billing_grpc.server.net.tls import TlsFiles
@@ -108,6 +108,15 @@ def traces_extra(value: str | None) -> str | None:
     """Require the packages that send traces."""
     if value is not None:
         _use(require_exporter)
+    return value
+
+
+def catalogue_loads(value: NameSet) -> NameSet:
+    """Require a catalogue without errors; return the set unchanged."""
+    try:
+        load()
+    except CatalogueError as error:
+        raise ValueError("; ".join(str(error).splitlines())) from error
     return value
 
 

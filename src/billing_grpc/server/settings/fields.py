@@ -123,10 +123,11 @@ class ServeFields(Limits):
         allow_inf_nan=False,
         description="seconds that running calls get to finish; unset: the storage timeout and half a second",
     )
-    blocked_keys: NameSet = Field(
+    blocked_keys: Annotated[NameSet, AfterValidator(checks.catalogue_loads)] = Field(
         NameSet.AGENTS,
         alias="BILLING_GRPC_BLOCKED_KEYS",
         description="the set of vendor names that is blocked and stripped: core, agents, vendors (docs/catalogue.md)",
+        validate_default=True,
     )
     extra_blocked_keys: Annotated[CommaSeparated, AfterValidator(checks.names_of_keys)] = Field(
         (), alias="BILLING_GRPC_EXTRA_BLOCKED_KEYS", description="comma-separated names added to that set"
