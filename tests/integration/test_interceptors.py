@@ -17,6 +17,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.server.auth.principals import Principals, token_digest
 from billing_grpc.server.auth.principals_file import FixedPrincipals
 from billing_grpc.server.listener import AccessPolicy
+from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
@@ -198,6 +199,21 @@ async def test_a_handler_that_has_aborted_by_itself_is_no_unexpected_error(site:
     (line,) = await site.calls(1)
     assert line["code"] == "NOT_FOUND"
     assert [each["event"] for each in site.logged] == ["call"]
+
+
+async def test_an_answer_that_is_no_message_is_an_internal_error_in_constant_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing(*_: object) -> None:
+        """Answers as no method may, which the type checker would refuse."""
+
+    monkeypatch.setattr(BillingModeService, "ResolveBillingMode", nothing)
+    async with serving() as site:
+        call = site.billing.ResolveBillingMode(RESOLVE, timeout=10, metadata=RIGHT)
+
+        assert (await call.code(), await call.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+        (line,) = await site.calls(1)
+    assert line["code"] == "INTERNAL"
 
 
 async def test_a_place_is_free_again_however_the_call_ended() -> None:

@@ -132,7 +132,7 @@ class Chain(grpc.GenericRpcHandler):
 
         # Handlers of a request stream, so that the request is read late; on the wire, one request looks the same.
         if handler is not None and not handler.response_streaming:
-            return grpc.stream_unary_rpc_method_handler(serve, None, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(serve)
         return grpc.stream_stream_rpc_method_handler(
             serve, None, None if handler is None else handler.response_serializer
         )

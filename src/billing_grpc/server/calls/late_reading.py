@@ -49,10 +49,11 @@ class LateReading:
         patience = self._open_patience if method in roles.OPEN else self._patience
         # Their types know no other context than gRPC's.
         once: Any = handler.unary_unary
+        serialize: Any = handler.response_serializer
         often: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
         match handler.request_streaming, handler.response_streaming:
             case False, False:
-                return _answering_once(once, parse, patience)
+                return _answering_once(once, parse, serialize, patience)
             case False, True:
                 return _answering_often(often, lambda call: _request(call, parse, patience))
             case True, True:
@@ -60,9 +61,12 @@ class LateReading:
         raise NotImplementedError(f"{method}: a stream of requests with one answer")
 
 
-def _answering_once(behaviour: Callable[..., Awaitable[Any]], parse: Parse, patience: Patience) -> Answer:
-    async def answer(call: RequestContext) -> Any:
-        response = await behaviour(await _request(call, parse, patience), call)
+def _answering_once(
+    behaviour: Callable[..., Awaitable[Any]], parse: Parse, serialize: Callable[[Any], bytes], patience: Patience
+) -> Answer:
+    async def answer(call: RequestContext) -> bytes:
+        # Not serialized by gRPC: the text of an error would reach the caller.
+        response = serialize(await behaviour(await _request(call, parse, patience), call))
         # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so.
         ended: Any = patience.until_ended()
         call.rpc.add_done_callback(ended)
