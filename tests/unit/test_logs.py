@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -147,6 +148,38 @@ def test_lines_that_cannot_be_written_or_made_are_counted(written: Path, monkeyp
 
     assert [(line["event"], line.get("lines")) for line in lines(written)] == [("room", None), (DROPPED, 3)]
     assert len(dropped) == 3
+
+
+def test_lines_are_written_in_pieces_of_whole_lines_that_a_pipe_does_not_mix(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[bytes] = []
+    with monkeypatch.context() as held:
+        held.setattr("billing_grpc.server.telemetry.log_queue.write_all", lambda _, data: pieces.append(bytes(data)))
+        log = structlog.stdlib.get_logger("ours")
+        for number in range(200):
+            log.info("one of many", number=number, text="x" * (number % 90))
+        log.info("longer than a piece", text="x" * 2 * select.PIPE_BUF)
+        logs.flush()
+
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert all(len(piece) <= select.PIPE_BUF for piece in pieces[:-1])
+    assert len(pieces) < 150, "several lines share a write"
+    assert [json.loads(line).get("number") for line in b"".join(pieces).splitlines()] == [*range(200), None]
+    assert lines(written) == []
+
+
+TEXTS: Final = {"ASCII": "a", "accent": "\u00e9", "a line break of Unicode": "a\u2028b", "half a character": "\udcff"}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_line_is_ascii_whatever_it_holds(text: str, written: Path) -> None:
+    structlog.stdlib.get_logger("ours").info("held", text=text, number=2**70, path=Path("/x"))
+    (line,) = lines(written)
+
+    assert written.read_bytes().isascii()
+    assert (line["text"], line["number"]) == (text, 2**70)
+    assert set(line) == {"text", "number", "path", "event", "level", "logger", "timestamp"}
 
 
 def test_a_descriptor_that_does_not_block_gets_every_line() -> None:
