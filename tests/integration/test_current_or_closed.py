@@ -1,6 +1,7 @@
 """Only a current value opens: what a read says of its session and of its table, and what the answer is then."""
 
 import asyncio
+import struct
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,8 @@ from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError, Val
 from billing_grpc.model import NO_WORKSPACE, BillingMode, ResolutionError, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
-from billing_grpc.storage.postgres.reading import UnexpectedAnswer, overrides_in, record_in
+from billing_grpc.storage.postgres.overrides import elements, overrides_in
+from billing_grpc.storage.postgres.reading import UnexpectedAnswer, record_in
 from tests.support.writes import BY
 
 BUDGET: Final = 5.0
@@ -232,21 +234,48 @@ async def test_a_read_only_database_closes_until_it_accepts_writes(
 RECORD: Final = ("current", "current", None, ONE, "byok", 7, None, "somebody", "role", "byok")
 
 
-@pytest.mark.parametrize(
-    ("rows", "error"),
-    {
-        "nothing": ([], ValueError),
-        "another statement's row": ([("byok", None, None, None, None, "x", "y", "z")], ValueError),
-        "two rows": ([("current", [ONE], ["byok"]), ("current", [ONE], ["byok"])], ValueError),
-        "an id that was not asked for": ([("current", [uuid.uuid4()], ["byok"])], UnexpectedAnswer),
-        "an id as text": ([("current", [str(ONE)], ["byok"])], UnexpectedAnswer),
-        "an id without a text": ([("current", [ONE, OTHER], ["byok"])], UnexpectedAnswer),
-        "one id too often": ([("current", [ONE] * 3 + [OTHER], ["byok"] * 4)], ValueUnreadable),
-    }.values(),
-)
-def test_an_answer_that_does_not_fit_the_question_is_none(rows: list[tuple[Any, ...]], error: type[Exception]) -> None:
+ROWS_THAT_DO_NOT_FIT: Final[dict[str, tuple[list[str], type[Exception]]]] = {
+    "an id that was not asked for": ([f"{uuid.uuid4()}=byok"], UnexpectedAnswer),
+    "another id beside the right one": ([f"{ONE}=byok", f"{uuid.uuid4()}=byok"], UnexpectedAnswer),
+    "no id": (["byok"], UnexpectedAnswer),
+    "nothing": ([""], UnexpectedAnswer),
+    "an id in another spelling": ([f"{ONE}=byok".upper()], UnexpectedAnswer),
+    "a text that is not set off": ([f"{ONE}byok"], UnexpectedAnswer),
+    "one id too often": ([f"{ONE}=byok"] * 3 + [f"{OTHER}=byok"], ValueUnreadable),
+}
+
+
+@pytest.mark.parametrize(("rows", "error"), ROWS_THAT_DO_NOT_FIT.values(), ids=ROWS_THAT_DO_NOT_FIT)
+def test_rows_that_do_not_fit_the_question_are_no_answer(rows: list[str], error: type[Exception]) -> None:
     with pytest.raises(error):
-        overrides_in(rows, [ONE, OTHER])
+        overrides_in([row.encode() for row in rows], [str(ONE), str(OTHER)], "utf-8")
+
+
+OTHER_VALUES: Final = {
+    "an array of numbers": "SELECT ARRAY[1, 2]",
+    "an array of arrays": "SELECT ARRAY[ARRAY['a'], ARRAY['b']]",
+    "an array with a NULL": "SELECT ARRAY['a', NULL]",
+    "a text": "SELECT 'platform_managed'::text",
+    "a short text": "SELECT 'byok'::text",
+    "a number": "SELECT 1",
+}
+
+
+@pytest.mark.parametrize("query", OTHER_VALUES.values(), ids=OTHER_VALUES)
+def test_a_value_of_another_kind_is_no_array_of_rows(query: str, owner: psycopg.Connection[Any]) -> None:
+    value = owner.pgconn.exec_params(query.encode(), [], result_format=1).get_value(0, 0)
+    assert value is not None
+    with pytest.raises((UnexpectedAnswer, struct.error)):
+        list(elements(value))
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["a", "bc", "=", "\n", "ä" * 300]], ids=len)
+def test_an_array_of_rows_is_read_as_it_is(texts: list[str], owner: psycopg.Connection[Any]) -> None:
+    cursor = owner.cursor(binary=True).execute("SELECT %s::text[]", [texts])
+    assert cursor.pgresult is not None
+    value = cursor.pgresult.get_value(0, 0)
+    assert value is not None
+    assert [each.decode() for each in elements(value)] == texts
 
 
 def test_a_record_of_another_workspace_is_no_answer() -> None:
@@ -261,6 +290,7 @@ def test_a_record_of_another_workspace_is_no_answer() -> None:
 
 
 def test_an_id_that_is_not_in_the_answer_does_not_exist() -> None:
-    assert overrides_in([("current", None, None)], [ONE]) == {}
-    assert overrides_in([("current", [ONE], [None])], [ONE, OTHER]) == {ONE: StoredOverride(None)}
+    assert overrides_in([], [str(ONE)], "utf-8") == {}
+    assert overrides_in([str(ONE).encode()], [str(ONE), str(OTHER)], "utf-8") == {str(ONE): StoredOverride(None)}
+    assert overrides_in([f"{ONE}=".encode()], [str(ONE)], "utf-8") == {str(ONE): StoredOverride("")}
     assert record_in([("current", "current", None, *[None] * 7)], ONE)[0].override == NO_WORKSPACE

@@ -91,7 +91,7 @@ async def test_the_pool_tells_how_many_connections_work_and_who_waits(service_ur
                 await asyncio.sleep(0.01)
         with psycopg.connect(make_conninfo(database_url)) as other:
             other.execute("LOCK TABLE workspaces")
-            asking = [asyncio.ensure_future(postgres.load_override(workspace, budget=15)) for _ in range(5)]
+            asking = [asyncio.ensure_future(postgres.load_overrides([workspace], budget=15)) for _ in range(5)]
             async with asyncio.timeout(10):
                 while (stats := postgres.pool_stats()).waiting != 3:
                     await asyncio.sleep(0.01)

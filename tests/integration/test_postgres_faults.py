@@ -365,7 +365,10 @@ async def test_the_ninth_read_is_answered_in_time_and_no_query_outlives_its_time
 ) -> None:
     with psycopg.connect(victim.url) as holder:
         holder.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
-        held = [asyncio.create_task(read(repository, workspace)) for _ in range(POOL_SIZE)]
+        held = [
+            asyncio.create_task(in_time(repository.load_overrides([workspace], budget=BUDGET)))
+            for _ in range(POOL_SIZE)
+        ]
         await until(lambda: len(sessions(victim.url, "active")) == POOL_SIZE)
         ninth = await read(repository, workspace)
         assert {type(each) for each in [ninth, *await asyncio.gather(*held)]} == {DatabaseTimeout}

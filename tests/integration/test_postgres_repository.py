@@ -364,7 +364,7 @@ async def test_fifty_cancelled_callers_leak_no_connection(
     for _ in range(5):
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
-            calls = [asyncio.create_task(repository.load_override(workspace, budget=PATIENT)) for _ in range(10)]
+            calls = [asyncio.create_task(repository.load_overrides([workspace], budget=PATIENT)) for _ in range(10)]
             await eventually(lambda: len(waiting_for_a_lock(owner)) == 8)
             for call in calls:
                 call.cancel()

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Final, LiteralString, cast
 import psycopg
 import structlog
 from psycopg import AsyncRawCursor
-from psycopg.abc import Buffer
-from psycopg.adapt import Loader
-from psycopg.pq import Format, TransactionStatus
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from billing_grpc.errors import SchemaNotReady
+from billing_grpc.storage.postgres.exchange import exchange
 from billing_grpc.storage.postgres.statements import (
     BEGIN,
     CHECK_SESSION,
@@ -22,6 +22,7 @@ from billing_grpc.storage.postgres.statements import (
     NOTICE_LOST_CLIENT,
     SET_UP_SESSION,
 )
+from billing_grpc.storage.postgres.texts import UNIVERSAL_ENCODINGS, TextAsBytes, as_text
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,26 +33,10 @@ _CHANGED_SESSION: Final = (
     "a session of the pooler has another search path or role than a new one, or may lack the options of DATABASE_URL:"
     " set them with ALTER ROLE billing_grpc SET ... alone, and let no other client use the pooler with this role"
 )
-_UNIVERSAL_ENCODINGS: Final = {"utf-8", "ascii"}
-"""Python's names of the encodings in which every text can be sent. "ascii" stands for SQL_ASCII, which takes any bytes."""
-
-
-def as_text(value: bytes | str, errors: str = "strict") -> str:
-    """Return a text that `_TextAsBytes` may have left undecoded; `errors` as `bytes.decode` takes it."""
-    return value.decode(errors=errors) if isinstance(value, bytes) else value
 
 
 class ForeignSession(Exception):
     """Another client has changed the settings of this pooler's session, so `workspaces` may be another table there."""
-
-
-class _TextAsBytes(Loader):
-    """Leave text undecoded: one row that is not UTF-8 must not make the others unreadable."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -60,12 +45,14 @@ class Connection(psycopg.AsyncConnection[Any]):
     Attributes:
         direct: whether this connection has its session for itself. Behind a transaction pooler, each transaction may run in
             another session.
+        text_encoding: Python's name of the encoding in which texts come.
         statement_timeout: the time after which the server ends a statement, as Postgres takes it.
     """
 
     statement_timeout: ClassVar[str] = "0"
 
     direct: bool
+    text_encoding: str
     # One cursor for the life of the connection costs a fifth less than a cursor for each query.
     _cursor: AsyncRawCursor[Any]
     _new_session: tuple[str, str]
@@ -81,8 +68,10 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         timer = asyncio.get_running_loop().call_later(time_limit, self.sever)
         try:
-            if self.info.encoding in _UNIVERSAL_ENCODINGS:
-                self.adapters.register_loader("text", _TextAsBytes)
+            encoding = self.info.encoding
+            self.text_encoding = "utf-8" if encoding in UNIVERSAL_ENCODINGS else encoding
+            if encoding in UNIVERSAL_ENCODINGS:
+                self.adapters.register_loader("text", TextAsBytes)
             self._cursor = AsyncRawCursor(self)
             await self._cursor.execute(INSPECT_SESSION)
             read_only, pid, search_path, role = await self._cursor.fetchone() or (True, None, "", "")
@@ -113,13 +102,25 @@ class Connection(psycopg.AsyncConnection[Any]):
         if self.direct:
             await self._cursor.execute(query, parameters, binary=True)
             return await self._cursor.fetchall()
-        async with self.pipeline():  # one round trip
-            await self.execute(BEGIN)
-            session = await self.send_session_check()
-            cursor = await self.execute(query, parameters, binary=True)
-            await self.execute(COMMIT)
-        await self.require_own_session(session)
-        return await cursor.fetchall()
+        return await (await self._read_in_own_transaction(query, parameters)).fetchall()
+
+    async def fetch(self, query: LiteralString, parameters: Sequence[str]) -> PGresult:
+        """Return the result of one statement as libpq's, with values in binary format; otherwise as `read`.
+
+        This costs less than half of `read`. Texts come in `text_encoding`.
+
+        Args:
+            query: one statement, whose types follow from casts.
+            parameters: the values of $1, $2 and so on as ASCII text.
+
+        Raises:
+            ForeignSession: the statement may have seen another schema.
+            psycopg.Error: the statement failed.
+        """
+        if not self.direct:
+            cursor = await self._read_in_own_transaction(query, parameters)
+            return cast("PGresult", cursor.pgresult)
+        return await exchange(self.pgconn, query.encode(), [each.encode() for each in parameters], self.text_encoding)
 
     async def rows(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return the rows of one statement in the open transaction.
@@ -128,6 +129,18 @@ class Connection(psycopg.AsyncConnection[Any]):
             psycopg.Error: the statement failed.
         """
         return await (await self.execute(query, parameters, binary=True)).fetchall()
+
+    async def _read_in_own_transaction(
+        self, query: LiteralString, parameters: Sequence[object]
+    ) -> psycopg.AsyncCursor[Any]:
+        """Run a statement between BEGIN and COMMIT, in one round trip, and check the session that it ran in."""
+        async with self.pipeline():
+            await self.execute(BEGIN)
+            session = await self.send_session_check()
+            cursor = await self.execute(query, parameters, binary=True)
+            await self.execute(COMMIT)
+        await self.require_own_session(session)
+        return cursor
 
     async def send_session_check(self) -> AsyncRawCursor[Any] | None:
         """Set the statement timeout of the transaction that has just begun, and ask for the settings of its session.
@@ -157,7 +170,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     def storable(self, text: str) -> str:
         """Return the text with a question mark for each character that the encoding of the database does not have."""
         encoding = self.info.encoding
-        return text if encoding in _UNIVERSAL_ENCODINGS else text.encode(encoding, "replace").decode(encoding)
+        return text if encoding in UNIVERSAL_ENCODINGS else text.encode(encoding, "replace").decode(encoding)
 
     def sever(self) -> None:
         """Shut the socket down, so that a task that waits for the server stops waiting at once.

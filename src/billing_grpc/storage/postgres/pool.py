@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,31 +11,17 @@ from psycopg import AsyncRawCursor
 from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, RequestError, StorageError
 from billing_grpc.storage.postgres.address import complete_address
 from billing_grpc.storage.postgres.breaker import Breaker
+from billing_grpc.storage.postgres.budgets import SEVER_AT, SUSPICIOUS_AFTER, server_timeout
 from billing_grpc.storage.postgres.connecting import PersistentConnection
 from billing_grpc.storage.postgres.driver_errors import storage_error
 from billing_grpc.storage.postgres.lending import ConnectionLender, Lease, Result, Work
 from billing_grpc.storage.postgres.probe import DatabaseProbe
+from billing_grpc.storage.postgres.slots import Slots
 from billing_grpc.storage.postgres.standing import StaleSession
 
 _NAME: Final = "billing_grpc"
 _PROBE_NAME: Final = "billing_grpc probe"
-_SEVER_AT: Final = 0.9
-"""The part of a budget after which the connection is severed. The rest is for what follows from it."""
-_STATEMENT_AT: Final = 0.85
-"""The part of the longest budget after which the server ends a statement itself. The connection survives that."""
 _CLOSE_TIMEOUT: Final = 1.0
-_SUSPICIOUS_AFTER: Final = 0.15
-"""Seconds without an answer after which the breaker starts probing. A read takes a hundredth of that."""
-
-
-def server_timeout(budget: float, used: float = 0) -> str:
-    """Return the time after which the server is to end a statement, as Postgres takes it.
-
-    Args:
-        budget: of the call, in seconds.
-        used: seconds of the budget that have passed, for example while waiting for a connection.
-    """
-    return f"{max(1, int((budget * _STATEMENT_AT - used) * 1000))}ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +79,7 @@ class BoundedPool:
         self.breaker.add_listener(self._on_change)
         PooledConnection.wait_until_wanted = self.breaker.wait_until_closed
         self._size = size
-        # With as many slots as connections, work that holds a slot waits only for a connection to be made. It never waits in
-        # the queue of psycopg's pool, where entries of dead waiters stay.
-        self._slots = asyncio.Semaphore(size)
-        self._write_slots = asyncio.Semaphore(max(1, size // 2))
+        self._slots = Slots(size)
         self._leases: dict[asyncio.Task[Any], Lease] = {}
 
     @asynccontextmanager
@@ -106,16 +89,21 @@ class BoundedPool:
         try:
             yield
         finally:
-            if self._leases:
-                await asyncio.wait(self._leases, timeout=_CLOSE_TIMEOUT)
-            # The callers have gone, and budgets may be long.
-            for lease in self._leases.values():
-                lease.expire()
-            if self._leases:
-                await asyncio.wait(self._leases)
+            await self._end_work()
             self._probe.abort()
             await self.breaker.stop()
             await self._lender.close(_CLOSE_TIMEOUT)
+
+    async def _end_work(self) -> None:
+        """Wait for the work that runs, and end it if it takes long: the callers have gone, and budgets may be long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSE_TIMEOUT
+        while self._leases:  # a shared read that ends starts the next one
+            await asyncio.wait(self._leases, timeout=max(0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+            if loop.time() >= until:
+                for lease in self._leases.values():
+                    lease.expire()
+                await asyncio.sleep(0)
 
     @property
     def stats(self) -> PoolStats:
@@ -125,7 +113,7 @@ class BoundedPool:
 
     def deadline(self, budget: float) -> float:
         """Return when work that begins now is severed, in the clock of the event loop."""
-        return asyncio.get_running_loop().time() + budget * _SEVER_AT
+        return asyncio.get_running_loop().time() + budget * SEVER_AT
 
     async def run(
         self,
@@ -148,16 +136,8 @@ class BoundedPool:
         Raises:
             StorageError: the work failed, its time was up, or the database is known to be down.
         """
-        if (error := self.breaker.error) is not None:
-            await asyncio.sleep(0)  # a caller that retries without pause must not keep the event loop busy
-            raise type(error)
-        loop = asyncio.get_running_loop()
-        lease = Lease(self.deadline(budget))
-        timer = loop.call_at(lease.deadline, lease.expire)
-        task = loop.create_task(self._run_in_slot(lease, work, may_repeat, writes=writes))
-        self._leases[task] = lease
-        task.add_done_callback(self._end)
-        task.add_done_callback(lambda _: timer.cancel())
+        await self.require_available()
+        task, lease = self._start(work, self.deadline(budget), may_repeat, writes=writes)
         try:
             result = await self._result(task, lease, budget, writes=writes)
         except (DatabaseUnreachable, DatabaseTimeout, DatabaseStale):
@@ -167,12 +147,52 @@ class BoundedPool:
             self.breaker.record_success()
         return result
 
+    def start_read(self, work: Work[Result], deadline: float) -> tuple[asyncio.Task[Result], Lease]:
+        """Start work that only reads, and return at once. The caller looks after the result and the breaker.
+
+        Args:
+            work: what to do with a connection; it may be repeated.
+            deadline: when the work is ended, in the clock of the event loop.
+
+        Returns:
+            The task, which raises StorageError, and its lease.
+        """
+        return self._start(work, deadline, lambda: True, writes=False)
+
+    async def require_available(self) -> None:
+        """Return if the database is not known to be down.
+
+        Raises:
+            StorageError: it is.
+        """
+        if (error := self.breaker.error) is not None:
+            await asyncio.sleep(0)  # a caller that retries without pause must not keep the event loop busy
+            raise type(error)
+
+    def _start(
+        self, work: Work[Result], deadline: float, may_repeat: Callable[[], bool], *, writes: bool
+    ) -> tuple[asyncio.Task[Result], Lease]:
+        loop = asyncio.get_running_loop()
+        lease = Lease(deadline)
+        timer = loop.call_at(deadline, lease.expire)
+        task = loop.create_task(self._run_in_slot(lease, work, may_repeat, writes=writes))
+        self._leases[task] = lease
+
+        def ended(task: asyncio.Task[Result]) -> None:
+            timer.cancel()
+            del self._leases[task]
+            if not task.cancelled():
+                task.exception()  # retrieved, or asyncio complains if the caller has gone
+
+        task.add_done_callback(ended)
+        return task, lease
+
     async def _result(self, task: asyncio.Task[Result], lease: Lease, budget: float, *, writes: bool) -> Result:
         """Return the result of the task within the budget, and raise as soon as the breaker opens, except for a write."""
-        done, _ = await asyncio.wait((task,), timeout=min(budget, _SUSPICIOUS_AFTER))
-        if not done and budget > _SUSPICIOUS_AFTER:
+        done, _ = await asyncio.wait((task,), timeout=min(budget, SUSPICIOUS_AFTER))
+        if not done and budget > SUSPICIOUS_AFTER:
             self.breaker.start_probing()
-            left = budget - _SUSPICIOUS_AFTER
+            left = budget - SUSPICIOUS_AFTER
             if writes:
                 # The caller needs to know whether the write happened more than it needs an early answer.
                 await asyncio.wait((task,), timeout=left)
@@ -189,28 +209,18 @@ class BoundedPool:
     async def _run_in_slot(
         self, lease: Lease, work: Work[Result], may_repeat: Callable[[], bool], *, writes: bool
     ) -> Result:
-        async with AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout_at(lease.deadline):
-                    # Writes may all wait for one row's lock, so some connections are for reads alone.
-                    for slots in (self._write_slots, self._slots) if writes else (self._slots,):
-                        await held.enter_async_context(slots)
-            except TimeoutError:
-                raise DatabaseTimeout from None
-            try:
-                return await self._lender.lend_until_done(lease, work, may_repeat)
-            except RequestError:
-                raise
-            except StaleSession as error:
-                raise DatabaseStale from error
-            except Exception as error:
-                raise storage_error(error) from error
-
-    def _end(self, task: asyncio.Task[Any]) -> None:
-        """Forget a task that has ended, and retrieve its error: asyncio complains otherwise if the caller has gone."""
-        del self._leases[task]
-        if not task.cancelled():
-            task.exception()
+        """Run the work once it has a slot, and translate its errors."""
+        await self._slots.acquire(lease.deadline, writes=writes)
+        try:
+            return await self._lender.lend_until_done(lease, work, may_repeat)
+        except RequestError:
+            raise
+        except StaleSession as error:
+            raise DatabaseStale from error
+        except Exception as error:
+            raise storage_error(error) from error
+        finally:
+            self._slots.release(writes=writes)
 
     def _on_change(self, error: StorageError | None) -> None:
         if error is not None:

@@ -6,15 +6,13 @@ from typing import Any, Final
 import psycopg
 
 from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, StorageError
+from billing_grpc.storage.postgres.budgets import SUSPICIOUS_AFTER
 from billing_grpc.storage.postgres.connecting import CONNECT_ERRORS, PersistentConnection
 from billing_grpc.storage.postgres.driver_errors import connect_error_kind, error_kind
 from billing_grpc.storage.postgres.lending import ConnectionLender, Lease, Work, is_lost
 
 _SHORTEST: Final = 0.5
 """The least number of seconds for a probe, also if calls get less: a probe has to connect first."""
-
-_IDLE_TIME_LIMIT: Final = 0.15
-"""Seconds in which an open connection has to answer."""
 
 
 class DatabaseProbe:
@@ -96,7 +94,7 @@ class DatabaseProbe:
 
     async def _idle_connection_answers(self) -> bool:
         loop = asyncio.get_running_loop()
-        lease = Lease(loop.time() + _IDLE_TIME_LIMIT)
+        lease = Lease(loop.time() + SUSPICIOUS_AFTER)
         timer = loop.call_at(lease.deadline, lease.expire)
         try:
             while self._lender.idle:  # a dead connection leaves the pool when it is used

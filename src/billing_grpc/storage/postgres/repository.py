@@ -8,9 +8,8 @@ from uuid import UUID
 
 import structlog
 
-from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError, ValueUnreadable
+from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError
 from billing_grpc.model import (
-    NO_WORKSPACE,
     BillingMode,
     Change,
     ChangeNote,
@@ -19,9 +18,12 @@ from billing_grpc.model import (
     StoredOverride,
     WorkspaceRecord,
 )
+from billing_grpc.storage.postgres.budgets import server_timeout
 from billing_grpc.storage.postgres.connection import Connection
-from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats, server_timeout
-from billing_grpc.storage.postgres.reading import changes_in, load_overrides, load_record, require_current_rows
+from billing_grpc.storage.postgres.overrides import load_overrides
+from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats
+from billing_grpc.storage.postgres.reading import changes_in, load_record, require_current_rows
+from billing_grpc.storage.postgres.shared_reads import SharedReads
 from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF, LOG
 from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
 
@@ -41,6 +43,7 @@ class PostgresRepository:
 
     def __init__(self, pool: BoundedPool) -> None:
         self._pool = pool
+        self._shared_reads = SharedReads(pool)
 
     @classmethod
     @asynccontextmanager
@@ -80,20 +83,12 @@ class PostgresRepository:
         return self._pool.stats
 
     async def load_override(self, workspace_id: str, *, budget: float) -> StoredOverride:
-        override = (await self.load_overrides([workspace_id], budget=budget)).get(workspace_id, NO_WORKSPACE)
-        if isinstance(override, ResolutionError):
-            raise ValueUnreadable
-        return override
+        return await self._shared_reads.load(workspace_id, budget)
 
     async def load_overrides(
         self, workspace_ids: Collection[str], *, budget: float
     ) -> Mapping[str, StoredOverride | ResolutionError]:
-        asked = [UUID(each) for each in workspace_ids]
-
-        async def work(connection: Connection) -> Mapping[str, StoredOverride | ResolutionError]:
-            return {str(key): stored for key, stored in (await load_overrides(connection, asked)).items()}
-
-        return await self._pool.run(work, budget=budget)
+        return await self._pool.run(lambda connection: load_overrides(connection, workspace_ids), budget=budget)
 
     async def load_record(self, workspace_id: str, *, budget: float) -> WorkspaceRecord:
         return await self._pool.run(lambda connection: load_record(connection, UUID(workspace_id)), budget=budget)
@@ -143,4 +138,4 @@ class PostgresRepository:
 
 async def _probe_query(connection: Connection) -> None:
     """Run the query of a decision for an id that does not exist."""
-    await load_overrides(connection, [_NO_WORKSPACE_ID])
+    await load_overrides(connection, [str(_NO_WORKSPACE_ID)])

@@ -48,15 +48,14 @@ _OF_LOG: Final = STANDING.format(relation="log_class")
 
 # A decision needs the columns `id` and `llm_billing_mode` alone. The text is cut here, because a mode of a megabyte is a
 # mistake. The casts keep the query correct if the workspace server chose another text type. LIMIT bounds the answer also
-# if a broken table holds one id a million times. Ids and overrides come back as two arrays in one row.
+# if a broken table holds one id a million times. The rows come back as texts in one array, each the id, and then = and the
+# override unless it is NULL. That is cheaper to plan and to send than arrays of ids and of overrides.
 LOAD_OVERRIDES: Final = f"""
-SELECT {_OF_WORKSPACES}, found.ids, found.overrides
+SELECT {_OF_WORKSPACES}, ARRAY(
+    SELECT pg_catalog.concat(id::pg_catalog.uuid, CASE WHEN llm_billing_mode IS NOT NULL THEN '=' END,
+                             pg_catalog.left(llm_billing_mode::pg_catalog.text, 256))
+    FROM workspaces WHERE id = ANY($1::pg_catalog.uuid[]) LIMIT $2::pg_catalog.int8)
 FROM pg_catalog.pg_class AS workspaces_class
-CROSS JOIN (
-    SELECT pg_catalog.array_agg(id::pg_catalog.uuid) AS ids,
-           pg_catalog.array_agg(pg_catalog.left(llm_billing_mode::pg_catalog.text, 256)) AS overrides
-    FROM (SELECT id, llm_billing_mode FROM workspaces WHERE id = ANY($1) LIMIT $2) AS asked
-) AS found
 WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
 """
 

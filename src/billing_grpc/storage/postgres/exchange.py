@@ -1,0 +1,66 @@
+"""Run one statement on a connection through libpq, without a cursor of the driver.
+
+A cursor handles every type, parameter style and format. For the two columns of a decision that takes 39 µs of CPU time
+where 15 µs are needed (uvloop), for each of some thousand reads a second.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import ExecStatus, Format
+from psycopg.pq.abc import PGconn, PGresult
+
+
+async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes], encoding: str) -> PGresult:
+    """Send a statement and return its result, with values in binary format.
+
+    Do not cancel this coroutine: the connection cannot be used after that.
+
+    Args:
+        pgconn: a connection that runs nothing else, and is in non-blocking mode as psycopg's are.
+        statement: one statement, whose types follow from casts.
+        parameters: the values of $1, $2 and so on, in text format.
+        encoding: Python's name of the encoding of the server's messages.
+
+    Raises:
+        psycopg.Error: the statement failed, or the connection is lost.
+    """
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[list[PGresult]] = loop.create_future()
+    results: list[PGresult] = []
+    pgconn.send_query_params(statement, parameters, result_format=Format.BINARY)
+    descriptor = pgconn.socket
+
+    def receive() -> None:
+        try:
+            pgconn.consume_input()
+            while not pgconn.is_busy():
+                if (result := pgconn.get_result()) is None:
+                    loop.remove_reader(descriptor)
+                    received.set_result(results)
+                    return
+                results.append(result)
+        except psycopg.Error as error:
+            loop.remove_reader(descriptor)
+            received.set_exception(error)
+
+    def send() -> None:
+        try:
+            if pgconn.flush() == 0:
+                loop.remove_writer(descriptor)
+        except psycopg.Error:
+            loop.remove_writer(descriptor)  # `receive` meets the same error
+
+    loop.add_reader(descriptor, receive)
+    try:
+        if pgconn.flush() != 0:  # a long statement, and the socket is full
+            loop.add_writer(descriptor, send)
+        await received
+    finally:
+        loop.remove_reader(descriptor)
+        loop.remove_writer(descriptor)
+    if not results or results[-1].status != ExecStatus.TUPLES_OK:
+        raise errors.error_from_result(results[-1], encoding) if results else psycopg.OperationalError("no result")
+    return results[-1]

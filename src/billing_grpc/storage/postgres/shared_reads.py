@@ -1,0 +1,205 @@
+"""Read the overrides of many callers together.
+
+While a read runs, new calls gather. When it ends, the next read asks for all of them in one query. So one connection serves
+any number of callers, and the more they are, the less each call costs. A read never answers a call that arrived after it
+began.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final
+
+from billing_grpc.errors import DatabaseStale, DatabaseTimeout, DatabaseUnreachable, StorageError, ValueUnreadable
+from billing_grpc.model import NO_WORKSPACE, ResolutionError, StoredOverride
+from billing_grpc.storage.postgres.budgets import SUSPICIOUS_AFTER
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.lending import Lease
+from billing_grpc.storage.postgres.overrides import Overrides, load_overrides, require_canonical
+from billing_grpc.storage.postgres.pool import BoundedPool
+
+_LANES: Final = 1
+"""How many reads run at the same time while the database answers. With more, each is shared by fewer calls."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A caller that waits for an override.
+
+    Attributes:
+        workspace_id: the workspace.
+        deadline: when the caller gives up, in the clock of the event loop.
+        answer: done once the caller has its answer or has gone.
+    """
+
+    workspace_id: str
+    deadline: float
+    answer: "asyncio.Future[StoredOverride]"
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """Calls that one query answers.
+
+    Attributes:
+        suspicious_at: when the read has taken so long that the database itself is probed.
+        sever_at: when the connection of the read is severed: late enough for each of its calls.
+        calls: its calls, also those that have their answer or have gone.
+        lease: the lease of its connection; None until the read begins.
+        look_at: when the clock is looked at next, by `timer`.
+    """
+
+    suspicious_at: float
+    sever_at: float = 0.0
+    calls: list[_Call] = field(default_factory=list)
+    lease: Lease | None = None
+    look_at: float = inf
+    timer: asyncio.Handle | None = None
+
+    def waiting(self) -> list[_Call]:
+        """Return the calls that still wait for an answer."""
+        return [call for call in self.calls if not call.answer.done()]
+
+    def stop_timer(self) -> None:
+        """Look at the clock no more."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.look_at, self.timer = inf, None
+
+
+class SharedReads:
+    """Loads overrides for decisions, many in one read. It belongs to one event loop."""
+
+    def __init__(self, pool: BoundedPool) -> None:
+        """Read through the connections of `pool`, and fail with its breaker."""
+        self._pool = pool
+        self._gathering: _Read | None = None
+        self._running: set[_Read] = set()
+        self._in_lane: set[_Read] = set()
+        pool.breaker.add_listener(self._on_change)
+
+    async def load(self, workspace_id: str, budget: float) -> StoredOverride:
+        """Return the override of a workspace, read after this call began; `NO_WORKSPACE` if there is no such workspace.
+
+        Args:
+            workspace_id: a canonical id in lower case.
+            budget: seconds until this method has returned or raised.
+
+        Raises:
+            StorageError: the override could not be read in time, or the database is known to be down.
+        """
+        require_canonical(workspace_id)
+        await self._pool.require_available()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        call = _Call(workspace_id, now + budget, loop.create_future())
+        read = self._gathering
+        if read is None:
+            read = self._gathering = _Read(now + SUSPICIOUS_AFTER)
+        read.calls.append(call)
+        read.sever_at = max(read.sever_at, self._pool.deadline(budget))
+        self._look_at(read, min(read.suspicious_at, call.deadline))
+        if len(self._in_lane) < _LANES:
+            self._begin_next()
+        return await call.answer
+
+    def _begin_next(self) -> None:
+        """Read what the gathered calls ask for. Calls that come from now on are for the read after this one."""
+        read, self._gathering = self._gathering, None
+        if read is None:
+            return
+        if read.waiting():
+            self._in_lane.add(read)
+            self._begin(read)
+        else:
+            read.stop_timer()
+
+    def _begin(self, read: _Read) -> None:
+        ids = {call.workspace_id for call in read.waiting()}
+
+        async def work(connection: Connection) -> Overrides:
+            return await load_overrides(connection, ids)
+
+        task, read.lease = self._pool.start_read(work, read.sever_at)
+        self._running.add(read)
+        task.add_done_callback(lambda task: self._end(read, task, shared=len(ids) > 1))
+
+    def _end(self, read: _Read, task: "asyncio.Task[Overrides]", *, shared: bool) -> None:
+        """Give each call its answer, and begin the next read."""
+        self._running.discard(read)
+        read.stop_timer()
+        error = DatabaseUnreachable() if task.cancelled() else task.exception()
+        if error is None:
+            self._pool.breaker.record_success()
+            _answer(read, task.result())
+        elif shared and isinstance(error, ValueUnreadable):
+            self._read_one_by_one(read)
+        else:
+            self._fail(read.waiting(), type(error) if isinstance(error, StorageError) else DatabaseUnreachable)
+        self._leave_lane(read)
+
+    def _read_one_by_one(self, read: _Read) -> None:
+        """Read each workspace by itself: one that cannot be read must not fail the others."""
+        by_id: dict[str, list[_Call]] = {}
+        for call in read.waiting():
+            by_id.setdefault(call.workspace_id, []).append(call)
+        for calls in by_id.values():
+            alone = _Read(read.suspicious_at, read.sever_at, calls)
+            self._look_at(alone, min(call.deadline for call in calls))
+            self._begin(alone)
+
+    def _leave_lane(self, read: _Read) -> None:
+        if read in self._in_lane:
+            self._in_lane.discard(read)
+            self._begin_next()
+
+    def _look_at(self, read: _Read, moment: float) -> None:
+        """Look at the clock at this moment, unless an earlier look is due."""
+        if read.look_at <= moment:
+            return
+        read.stop_timer()
+        read.look_at, read.timer = moment, asyncio.get_running_loop().call_at(moment, self._look, read)
+
+    def _look(self, read: _Read) -> None:
+        """Fail the calls whose time is up. If the read has become suspicious, probe, and hold up no other read."""
+        read.stop_timer()
+        now = asyncio.get_running_loop().time()
+        self._fail([call for call in read.waiting() if call.deadline <= now], DatabaseTimeout)
+        moments = [call.deadline for call in read.waiting()]
+        if now < read.suspicious_at:
+            moments.append(read.suspicious_at)
+        else:
+            self._pool.breaker.start_probing()
+            self._leave_lane(read)
+        if moments:
+            self._look_at(read, min(moments))
+
+    def _on_change(self, error: StorageError | None) -> None:
+        """Fail every call at once when the database becomes known to be down."""
+        if error is None:
+            return
+        gathering, self._gathering = self._gathering, None
+        if gathering is not None:
+            gathering.stop_timer()
+            self._fail(gathering.waiting(), type(error))
+        for read in list(self._running):
+            self._fail(read.waiting(), type(error))
+            if read.lease is not None:
+                read.lease.expire()
+
+    def _fail(self, calls: Iterable[_Call], kind: type[StorageError]) -> None:
+        """Give each call an error of its own: they are raised in different tasks."""
+        for call in calls:
+            call.answer.set_exception(kind())
+            if issubclass(kind, (DatabaseUnreachable, DatabaseTimeout, DatabaseStale)):
+                self._pool.breaker.start_probing()
+
+
+def _answer(read: _Read, overrides: Overrides) -> None:
+    for call in read.waiting():
+        override = overrides.get(call.workspace_id, NO_WORKSPACE)
+        if isinstance(override, ResolutionError):
+            call.answer.set_exception(ValueUnreadable())
+        else:
+            call.answer.set_result(override)

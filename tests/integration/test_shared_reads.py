@@ -1,0 +1,294 @@
+"""Reads that many callers share: each caller gets its own answer, its own time and its own error."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from billing_grpc.errors import DatabaseTimeout, SchemaNotReady, StorageError, ValueUnreadable
+from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
+from billing_grpc.storage.postgres import PostgresRepository
+from tests.support.slow_network import slow_answers
+from tests.support.victim import Victim
+from tests.support.writes import BY, add
+
+BUDGET: Final = 5.0
+SLACK: Final = 0.5
+"""Seconds that a busy machine may add."""
+
+SUSPICIOUS: Final = 0.15
+BYOK: Final = StoredOverride("byok")
+
+
+@pytest.fixture
+def owner(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The database's owner, in autocommit mode."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def repository(service_url: str) -> AsyncIterator[PostgresRepository]:
+    """A repository whose connections all stand."""
+    async with PostgresRepository.opened(service_url, longest_budget=BUDGET) as opened:
+        await until_idle(opened)
+        yield opened
+
+
+async def until_idle(repository: PostgresRepository) -> None:
+    async with asyncio.timeout(BUDGET):
+        while repository.pool_stats().idle < repository.pool_stats().size:
+            await asyncio.sleep(0.01)
+
+
+async def outcome(repository: PostgresRepository, workspace: str, budget: float = BUDGET) -> object:
+    try:
+        return await repository.load_override(workspace, budget=budget)
+    except StorageError as error:
+        return type(error)
+
+
+def calls(repository: PostgresRepository, *workspaces: str, budget: float = BUDGET) -> "list[asyncio.Task[object]]":
+    """Calls that have begun once the event loop had a turn: the first with a read of its own, the others wait for one."""
+    return [asyncio.create_task(outcome(repository, each, budget)) for each in workspaces]
+
+
+async def test_each_of_many_concurrent_callers_gets_its_own_answer(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    stored = {add(owner, mode): StoredOverride(mode) for mode in ("byok", "disabled", "platform_managed", None) * 8}
+    expected = {**stored, **{str(uuid.uuid4()): NO_WORKSPACE for _ in range(8)}}
+    asked = [*expected, *reversed(expected), *expected]
+    assert await asyncio.gather(*calls(repository, *asked)) == [expected[each] for each in asked]
+
+
+async def test_callers_that_wait_together_use_one_connection(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace, seen = add(owner, "byok"), set()
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        waiting = calls(repository, *[workspace] * 32)
+        began = time.monotonic()
+        while time.monotonic() < began + SUSPICIOUS / 2:
+            await asyncio.sleep(0.01)
+            seen.add(repository.pool_stats().in_use)
+    assert await asyncio.gather(*waiting) == [BYOK] * 32
+    assert seen <= {0, 1}
+
+
+async def test_a_read_never_answers_a_call_that_came_after_it_began(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], service_url: str
+) -> None:
+    workspace, arrived, delivered = add(owner, "byok"), asyncio.Event(), asyncio.Event()
+    delivered.set()
+
+    async def hold() -> None:
+        arrived.set()
+        await delivered.wait()
+
+    async with (
+        slow_answers(service_url, hold) as slow_url,
+        PostgresRepository.opened(slow_url, longest_budget=BUDGET) as slow,
+    ):
+        await until_idle(slow)
+        for before, after in itertools.pairwise(["byok", "disabled", "platform_managed", "byok"]):
+            arrived.clear()
+            delivered.clear()
+            running = calls(slow, workspace)
+            await arrived.wait()  # the answer is on its way
+            await repository.save_override(workspace, BillingMode(after), by=BY, budget=BUDGET)
+            late = calls(slow, *[workspace] * 3)
+            await asyncio.sleep(0)
+            delivered.set()
+            assert await asyncio.gather(*late) == [StoredOverride(after)] * 3
+            assert await asyncio.gather(*running) == [StoredOverride(before)]
+
+
+async def test_every_write_is_seen_by_the_next_read_of_another_server(
+    service_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    workspaces = [add(owner, "byok") for _ in range(16)]
+    until = time.monotonic() + 2
+
+    async def write_then_read(workspace: str) -> None:
+        while time.monotonic() < until:
+            for mode in BillingMode:
+                await one.save_override(workspace, mode, by=BY, budget=BUDGET)
+                assert await other.load_override(workspace, budget=BUDGET) == StoredOverride(mode)
+
+    async def read_all_the_time(repository: PostgresRepository) -> None:
+        while time.monotonic() < until:
+            for workspace in workspaces:
+                await repository.load_override(workspace, budget=BUDGET)
+
+    async with (
+        PostgresRepository.opened(service_url, longest_budget=BUDGET) as one,
+        PostgresRepository.opened(service_url, longest_budget=BUDGET) as other,
+    ):
+        await asyncio.gather(
+            *map(write_then_read, workspaces), *(read_all_the_time(each) for each in (one, other) for _ in range(16))
+        )
+
+
+async def test_callers_that_go_away_cost_the_others_nothing(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace = add(owner, "byok")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        waiting = calls(repository, *[workspace] * 20)
+        await asyncio.sleep(SUSPICIOUS / 3)
+        for each in waiting[::2]:
+            each.cancel()
+        await asyncio.sleep(2 * SUSPICIOUS)  # the others are in a read by now
+        for each in waiting[1::4]:
+            each.cancel()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert answers[3::4] == [BYOK] * 5
+    assert {type(each) for each in answers} == {asyncio.CancelledError, StoredOverride}
+    assert await outcome(repository, workspace) == BYOK
+    await until_idle(repository)
+
+
+async def test_when_every_caller_that_waits_has_gone_nothing_is_read_for_them(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace = add(owner, "byok")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        first, *others = calls(repository, *[workspace] * 10)
+        await asyncio.sleep(0)
+        for each in others:
+            each.cancel()
+        await asyncio.sleep(2 * SUSPICIOUS)  # by now the next read would have begun
+        stats = repository.pool_stats()
+        assert (stats.in_use, stats.waiting) == (1, 0)
+    assert await first == BYOK
+    assert await asyncio.gather(*calls(repository, workspace, workspace)) == [BYOK] * 2
+
+
+async def test_a_caller_with_little_time_is_answered_in_it_and_cuts_no_read_short(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspace = add(owner, "byok")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE workspaces")
+        began = time.monotonic()
+        patient = calls(repository, workspace)
+        await asyncio.sleep(0)
+        # They wait for the same read, which begins once the first one has become suspicious.
+        hurried = calls(repository, *[workspace] * 3, budget=0.05) + calls(repository, *[workspace] * 3, budget=0.3)
+        patient += calls(repository, *[workspace] * 3)
+        assert set(await asyncio.gather(*hurried)) == {DatabaseTimeout}
+        assert time.monotonic() - began < 0.3 + SLACK
+        assert not any(each.done() for each in patient)
+        assert repository.pool_stats().in_use == 2
+    assert await asyncio.gather(*patient) == [BYOK] * 4
+
+
+async def test_an_error_of_a_shared_read_is_each_callers_own(
+    repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner, "byok")
+    owner.execute("ALTER TABLE workspaces RENAME TO elsewhere")
+    errors = await asyncio.gather(
+        *(repository.load_override(workspace, budget=BUDGET) for _ in range(10)), return_exceptions=True
+    )
+    assert {type(each) for each in errors} == {SchemaNotReady}
+    assert len({id(each) for each in errors}) == len(errors)
+
+
+async def test_a_workspace_that_cannot_be_read_does_not_fail_its_neighbours(
+    service_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    owner.execute("DROP TABLE workspaces")
+    owner.execute(
+        "CREATE TABLE workspaces (id uuid PRIMARY KEY, divisor int,"
+        " llm_billing_mode text GENERATED ALWAYS AS ((1 / divisor)::text) VIRTUAL)"
+    )
+    owner.execute("GRANT SELECT ON workspaces TO PUBLIC")
+    good, poisonous = [str(uuid.uuid4()) for _ in range(5)], str(uuid.uuid4())
+    owner.execute("INSERT INTO workspaces SELECT unnest(%s::uuid[]), 1", [good])
+    owner.execute("INSERT INTO workspaces VALUES (%s, 0)", [poisonous])
+    async with PostgresRepository.opened(service_url, longest_budget=BUDGET) as repository:
+        answers = await asyncio.gather(*calls(repository, good[0], poisonous, *good[1:], poisonous))
+    assert answers == [StoredOverride("1"), ValueUnreadable, *[StoredOverride("1")] * 4, ValueUnreadable]
+
+
+async def test_an_id_with_many_rows_does_not_fail_its_neighbours(
+    service_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    owner.execute("DROP TABLE workspaces")
+    owner.execute("CREATE TABLE workspaces (id uuid, llm_billing_mode text)")
+    owner.execute("GRANT SELECT ON workspaces TO PUBLIC")
+    doubled, good = str(uuid.uuid4()), str(uuid.uuid4())
+    owner.execute("INSERT INTO workspaces SELECT %s, 'byok' FROM generate_series(1, 9)", [doubled])
+    owner.execute("INSERT INTO workspaces VALUES (%s, 'byok')", [good])
+    async with PostgresRepository.opened(service_url, longest_budget=BUDGET) as repository:
+        assert await asyncio.gather(*calls(repository, good, doubled, good)) == [BYOK, ValueUnreadable, BYOK]
+
+
+ID: Final = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.mark.parametrize("malformed", ["", "byok", "{}", f"{ID},{ID}", f"{{{ID}}}", f"{ID}\n", ID[:-1] + "A"])
+async def test_a_malformed_id_never_comes_into_a_shared_read(
+    malformed: str, repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner, "byok")
+    good = calls(repository, *[workspace] * 4)
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="canonical"):
+        await repository.load_override(malformed, budget=BUDGET)
+    assert await asyncio.gather(*good) == [BYOK] * 4
+
+
+async def test_a_hung_read_ends_in_time_and_holds_up_nobody_who_comes_later(victim: Victim) -> None:
+    budget = 1.0
+    with psycopg.connect(victim.url, autocommit=True) as connection:
+        workspace = add(connection, "byok")
+    async with PostgresRepository.opened(victim.service_url, longest_budget=budget) as repository:
+        await until_idle(repository)
+        with psycopg.connect(victim.url) as connection:
+            query = "SELECT min(pid) FROM pg_stat_activity WHERE application_name = 'billing_grpc'"
+            ((hung,),) = connection.execute(query).fetchall()
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            outcomes: list[object] = [BYOK]
+            held_up, began = True, 0.0
+            while outcomes == [BYOK]:  # until a call meets the hung session
+                began = time.monotonic()
+                first = calls(repository, workspace, budget=budget)
+                await asyncio.sleep(0)
+                later = calls(repository, *[workspace] * 10, budget=budget)
+                assert await asyncio.gather(*later) == [BYOK] * 10
+                held_up = first[0].done()
+                outcomes = await asyncio.gather(*first)
+            assert outcomes == [DatabaseTimeout]
+            assert not held_up
+            assert time.monotonic() - began < budget + SLACK
+            assert repository.available
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(hung, signal.SIGCONT)
+        assert await outcome(repository, workspace) == BYOK
+
+
+async def test_a_shared_read_in_another_encoding_than_utf8_is_decoded(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], service_url: str
+) -> None:
+    owner.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    workspace = add(owner, "büök")
+    assert await outcome(repository, workspace) == StoredOverride("büök")
+    async with PostgresRepository.opened(make_conninfo(service_url, client_encoding="latin1")) as other:
+        assert await outcome(other, workspace) == StoredOverride("büök")
