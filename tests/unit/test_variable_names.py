@@ -53,7 +53,15 @@ def test_every_name_is_found(text: bytes, names: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"# OPENAI_API_KEY=sk\n", b"  # OPENAI_API_KEY\n", b"KEY=${OPENAI_API_KEY}\n", b"", b"\n\n"]
+    "text",
+    [
+        b"# OPENAI_API_KEY=sk\n",
+        b"\xef\xbb\xbf# OPENAI_API_KEY=sk\n",
+        b"  # OPENAI_API_KEY\n",
+        b"KEY=${OPENAI_API_KEY}\n",
+        b"",
+        b"\n\n",
+    ],
 )
 def test_a_comment_and_a_value_hold_no_name(text: bytes) -> None:
     assert "OPENAI_API_KEY" not in names_of_text(text)
