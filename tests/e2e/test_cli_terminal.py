@@ -78,7 +78,8 @@ def test_a_plan_at_a_terminal_says_first_who_pays(server: Server) -> None:
 
     assert seen.lines[0] == "platform_managed  (constant_fallback)"
     assert ["strip", "openai_api_key", "present"] in [line.split() for line in seen.lines]
-    assert seen.lines[-1].split() == ["proxy", "yes"]
+    assert seen.lines[-2].split() == ["proxy", "yes"]
+    assert seen.lines[-1].split()[:2] == ["catalogue", "agents"]
 
 
 def test_a_long_list_shows_its_progress_beside_a_pipe(server: Server, tmp_path: Path) -> None:
