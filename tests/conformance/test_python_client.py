@@ -1,14 +1,12 @@
 """The Python client passes every conformance vector, over real gRPC."""
 
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
-import pytest_asyncio
 
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.client import BillingClient
-from billing_grpc.conformance.cases import METADATA_KEY, ApplyCase, Case, load, load_apply, matches
+from billing_grpc.conformance.cases import METADATA_KEY, Case, load, load_apply, matches
 from billing_grpc.conformance.server import serving
 from billing_grpc.model import ProvisionPlan, Resolution, SecretWriteDecision, StoredOverride
 from billing_grpc.provision import apply
@@ -17,26 +15,20 @@ from billing_grpc.resolver import resolve as rule
 NOBODY: Final = "127.0.0.1:1"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def target() -> AsyncIterator[str]:
+async def test_the_client_answers_as_each_vector_says(subtests: pytest.Subtests) -> None:
     async with serving(TcpAddress("127.0.0.1", 0)) as target:
-        yield target
-
-
-@pytest.mark.parametrize("case", load(), ids=lambda case: case.id)
-@pytest.mark.asyncio(loop_scope="module")
-async def test_the_client_answers_as_the_vector_says(target: str, case: Case) -> None:
-    client = BillingClient(
-        NOBODY if case.behaviour == "unreachable" else target,
-        blocked_keys=case.blocked_keys,
-        extra_blocked_keys=case.extra_blocked_keys,
-        timeout=case.timeout,
-        metadata=[(METADATA_KEY, case.id)],
-    )
-    async with client:
-        answer = await ask(client, case)
-
-    assert matches(case.expect, answer), answer
+        for case in load():
+            client = BillingClient(
+                NOBODY if case.behaviour == "unreachable" else target,
+                blocked_keys=case.blocked_keys,
+                extra_blocked_keys=case.extra_blocked_keys,
+                timeout=case.timeout,
+                metadata=[(METADATA_KEY, case.id)],
+            )
+            with subtests.test(case.id):
+                async with client:
+                    answer = await ask(client, case)
+                assert matches(case.expect, answer), answer
 
 
 async def ask(client: BillingClient, case: Case) -> Any:
@@ -84,9 +76,10 @@ def plan(answer: ProvisionPlan) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("case", load_apply(), ids=lambda case: case.name)
-def test_a_plan_is_applied_as_the_vector_says(case: ApplyCase) -> None:
-    decided = rule("", StoredOverride(case.mode), None)
-    made = ProvisionPlan(decided, case.strip_keys, dict(case.set_env), route_via_platform_proxy=True)
+def test_a_plan_is_applied_as_each_vector_says(subtests: pytest.Subtests) -> None:
+    for case in load_apply():
+        decided = rule("", StoredOverride(case.mode), None)
+        made = ProvisionPlan(decided, case.strip_keys, dict(case.set_env), route_via_platform_proxy=True)
 
-    assert apply(made, case.env) == case.expect
+        with subtests.test(case.name):
+            assert apply(made, case.env) == case.expect

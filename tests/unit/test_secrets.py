@@ -67,10 +67,10 @@ def test_every_verdict(key: str, resolution: Resolution | None, expected: Secret
     assert judge(key, resolution)[0] is expected
 
 
-@pytest.mark.parametrize("key", BLOCKED_KEYS)
-def test_every_listed_key_is_blocked_while_closed_and_allowed_while_open(key: str) -> None:
-    assert judge(key, CLOSED)[0] is BLOCKED
-    assert judge(key.lower(), OPEN)[0] is ALLOWED
+def test_every_listed_key_is_blocked_while_closed_and_allowed_while_open() -> None:
+    for key in BLOCKED_KEYS:
+        assert judge(key, CLOSED)[0] is BLOCKED, key
+        assert judge(key.lower(), OPEN)[0] is ALLOWED, key
 
 
 @pytest.mark.parametrize(
