@@ -13,6 +13,7 @@ from billing_grpc.cli.options import Call, Connection, Text
 from billing_grpc.cli.session import check_files, client_tls
 from billing_grpc.client.channel import Dialer
 from billing_grpc.errors import BillingError
+from billing_grpc.wire.metadata import AUTHORIZATION
 
 _SERVING: Final = "SERVING"
 _UNREACHABLE: Final = "UNREACHABLE"
@@ -102,7 +103,7 @@ class _Watch:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         authorization = self._dialer.authorization()
-        return () if authorization is None else (("authorization", authorization),)
+        return () if authorization is None else ((AUTHORIZATION, authorization),)
 
     def _show(self, status: str) -> None:
         if status == self._shown:

@@ -17,7 +17,7 @@ from billing_grpc.client.channel import Dialer
 from billing_grpc.client.status_errors import call_error
 from billing_grpc.errors import AnswerInvalid, ServerUnreachable
 from billing_grpc.wire import trace_context
-from billing_grpc.wire.metadata import REQUEST_ID
+from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
 
 WorkspaceId = str | uuid.UUID
 NO_WORKSPACE: Final = ""
@@ -34,7 +34,7 @@ _MIN_TIMEOUT: Final = 0.001
 
 _METADATA_KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]+")
 _METADATA_TEXT: Final = re.compile(r"[ -~]*")
-_OWN_KEYS: Final = frozenset({"authorization", REQUEST_ID})
+_OWN_KEYS: Final = frozenset({AUTHORIZATION, REQUEST_ID})
 
 Request = TypeVar("Request", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
@@ -99,7 +99,7 @@ class Calls:
         metadata: list[tuple[str, str | bytes]] = [*self._metadata, (REQUEST_ID, request_id)]
         authorization = self._dialer.authorization()
         if authorization is not None:
-            metadata.append(("authorization", authorization))
+            metadata.append((AUTHORIZATION, authorization))
         invoke = method(Stub(self._dialer.channel()))
         running = invoke(request, timeout=seconds, metadata=tuple(trace_context.inject(metadata)))
         self._running.add(running)

@@ -12,8 +12,8 @@ from billing_grpc.server.auth.principals import LOCAL, bearer_token
 from billing_grpc.server.auth.principals_file import PrincipalDirectory
 from billing_grpc.server.call import RequestContext, Rpc
 from billing_grpc.server.calls.hooks import Hooks
+from billing_grpc.wire.metadata import AUTHORIZATION
 
-_HEADER: Final = "authorization"
 _CERTIFICATE: Final = "x509_pem_cert"
 _CERTIFICATE_CHAIN: Final = "x509_pem_cert_chain"
 _LOCAL_PEERS: Final = ("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D")
@@ -53,7 +53,7 @@ class Authentication(Hooks):
             Unauthenticated: the credentials name no principal.
             PermissionDenied: its role may not call the method.
         """
-        principal = self._principal([value for key, value in call.metadata if key == _HEADER], call.rpc)
+        principal = self._principal([value for key, value in call.metadata if key == AUTHORIZATION], call.rpc)
         if principal is None:
             raise Unauthenticated
         call.principal = principal
