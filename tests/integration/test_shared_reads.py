@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,7 +16,10 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, SchemaNotReady, StorageError, ValueUnreadable
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
-from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.server.call import current_request_id
+from billing_grpc.storage.postgres import PostgresRepository, shared_reads
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.overrides import Overrides, load_overrides
 from tests.support.slow_network import slow_answers
 from tests.support.victim import Victim
 from tests.support.writes import BY, add
@@ -225,6 +228,24 @@ async def test_a_workspace_that_cannot_be_read_does_not_fail_its_neighbours(
     assert answers == [StoredOverride("1"), ValueUnreadable, *[StoredOverride("1")] * 4, ValueUnreadable]
 
 
+async def test_a_workspace_that_cannot_be_read_costs_its_neighbours_few_reads(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspaces, reads = [add(owner, "byok") for _ in range(64)], 0
+
+    async def counted(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        nonlocal reads
+        reads += 1
+        if workspaces[20] in workspace_ids:
+            raise ValueUnreadable
+        return await load_overrides(connection, workspace_ids)
+
+    monkeypatch.setattr(shared_reads, "load_overrides", counted)
+    answers = await asyncio.gather(*calls(repository, *workspaces))
+    assert answers == [*[BYOK] * 20, ValueUnreadable, *[BYOK] * 43]
+    assert reads <= 2 + 2 * 6  # the first call's, the others', and two for each halving
+
+
 async def test_an_id_with_many_rows_does_not_fail_its_neighbours(
     service_url: str, owner: psycopg.Connection[Any]
 ) -> None:
@@ -236,6 +257,26 @@ async def test_an_id_with_many_rows_does_not_fail_its_neighbours(
     owner.execute("INSERT INTO workspaces VALUES (%s, 'byok')", [good])
     async with PostgresRepository.opened(service_url, longest_budget=BUDGET) as repository:
         assert await asyncio.gather(*calls(repository, good, doubled, good)) == [BYOK, ValueUnreadable, BYOK]
+
+
+async def test_a_shared_read_logs_under_no_callers_request_id(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    async def failing(*_: object) -> Overrides:
+        seen.append(current_request_id.get(None))
+        raise SchemaNotReady
+
+    monkeypatch.setattr(shared_reads, "load_overrides", failing)
+    workspace = add(owner, "byok")
+
+    async def call(name: str) -> object:
+        current_request_id.set(name)
+        return await outcome(repository, workspace)
+
+    assert await asyncio.gather(*(call(f"call-{at}") for at in range(4))) == [SchemaNotReady] * 4
+    assert seen == [None, None]
 
 
 ID: Final = "00000000-0000-4000-8000-000000000000"

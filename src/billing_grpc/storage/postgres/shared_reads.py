@@ -7,6 +7,7 @@ began.
 
 import asyncio
 from collections.abc import Iterable
+from contextvars import Context
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final
@@ -121,9 +122,11 @@ class SharedReads:
         async def work(connection: Connection) -> Overrides:
             return await load_overrides(connection, ids)
 
-        task, read.lease = self._pool.start_read(work, read.sever_at)
+        # No caller's context: a line about the read must not bear the request id of a caller that it is not about.
+        context = Context()
+        task, read.lease = context.run(self._pool.start_read, work, read.sever_at)
         self._running.add(read)
-        task.add_done_callback(lambda task: self._end(read, task, shared=len(ids) > 1))
+        task.add_done_callback(lambda task: self._end(read, task, shared=len(ids) > 1), context=context)
 
     def _end(self, read: _Read, task: "asyncio.Task[Overrides]", *, shared: bool) -> None:
         """Give each call its answer, and begin the next read."""
@@ -134,20 +137,23 @@ class SharedReads:
             self._pool.breaker.record_success()
             _answer(read, task.result())
         elif shared and isinstance(error, ValueUnreadable):
-            self._read_one_by_one(read)
+            self._read_in_halves(read)
         else:
             self._fail(read.waiting(), type(error) if isinstance(error, StorageError) else DatabaseUnreachable)
         self._leave_lane(read)
 
-    def _read_one_by_one(self, read: _Read) -> None:
-        """Read each workspace by itself: one that cannot be read must not fail the others."""
+    def _read_in_halves(self, read: _Read) -> None:
+        """Read the two halves of the workspaces: one that cannot be read must not fail the others, nor cost a read each."""
         by_id: dict[str, list[_Call]] = {}
         for call in read.waiting():
             by_id.setdefault(call.workspace_id, []).append(call)
-        for calls in by_id.values():
-            alone = _Read(read.suspicious_at, read.sever_at, calls)
-            self._look_at(alone, min(call.deadline for call in calls))
-            self._begin(alone)
+        of_each = list(by_id.values())
+        middle = len(of_each) // 2
+        for half in filter(None, (of_each[:middle], of_each[middle:])):
+            calls = [call for calls in half for call in calls]
+            part = _Read(read.suspicious_at, read.sever_at, calls)
+            self._look_at(part, min(call.deadline for call in calls))
+            self._begin(part)
 
     def _leave_lane(self, read: _Read) -> None:
         if read in self._in_lane:
