@@ -4,9 +4,10 @@ import asyncio
 import itertools
 import os
 import signal
+import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.server.call import current_request_id
 from billing_grpc.storage.postgres import PostgresRepository, shared_reads
 from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.exchange import exchange
 from billing_grpc.storage.postgres.overrides import Overrides, load_overrides
 from tests.support.slow_network import slow_answers
 from tests.support.victim import Victim
@@ -323,6 +325,51 @@ async def test_a_hung_read_ends_in_time_and_holds_up_nobody_who_comes_later(vict
             with suppress(ProcessLookupError):
                 os.kill(hung, signal.SIGCONT)
         assert await outcome(repository, workspace) == BYOK
+
+
+class ClosedAndOpenedAgain:
+    """libpq's connection; once it closes its socket because it is lost, `reopen` runs before anything else does."""
+
+    def __init__(self, pgconn: Any, reopen: Callable[[], None]) -> None:
+        self._pgconn = pgconn
+        self._reopen = reopen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pgconn, name)
+
+    def consume_input(self) -> None:
+        """Read what has arrived."""
+        try:
+            self._pgconn.consume_input()
+        except psycopg.OperationalError:
+            asyncio.get_running_loop().call_soon(self._reopen)
+            raise
+
+
+async def test_a_lost_connection_does_not_stop_the_wait_of_one_that_gets_its_descriptor(service_url: str) -> None:
+    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+    connection = await Connection.connect(service_url, autocommit=True)
+    descriptor = connection.pgconn.socket
+    ours, theirs = socket.socketpair()
+
+    def reopen() -> None:
+        os.dup2(ours.fileno(), descriptor)
+        loop.add_reader(descriptor, woken.set)
+
+    pgconn: Any = ClosedAndOpenedAgain(connection.pgconn, reopen)
+    loop.call_later(0.05, connection.sever)
+    with pytest.raises(psycopg.OperationalError):
+        await exchange(pgconn, b"SELECT pg_catalog.pg_sleep(60)", [], "utf-8")
+    try:
+        theirs.send(b"!")
+        async with asyncio.timeout(BUDGET):
+            await woken.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        ours.close()
+        theirs.close()
+        await connection.close()
 
 
 async def test_a_shared_read_in_another_encoding_than_utf8_is_decoded(

@@ -33,34 +33,51 @@ async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes]
     pgconn.send_query_params(statement, parameters, result_format=Format.BINARY)
     descriptor = pgconn.socket
 
+    def stop() -> None:
+        loop.remove_reader(descriptor)
+        loop.remove_writer(descriptor)
+
     def receive() -> None:
         try:
-            pgconn.consume_input()
-            while not pgconn.is_busy():
-                if (result := pgconn.get_result()) is None:
-                    loop.remove_reader(descriptor)
-                    received.set_result(results)
-                    return
-                results.append(result)
+            if _all_taken(pgconn, results):
+                stop()
+                received.set_result(results)
         except psycopg.Error as error:
-            loop.remove_reader(descriptor)
+            # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then.
+            stop()
             received.set_exception(error)
 
     def send() -> None:
         try:
             if pgconn.flush() == 0:
                 loop.remove_writer(descriptor)
-        except psycopg.Error:
-            loop.remove_writer(descriptor)  # `receive` meets the same error
+        except psycopg.Error as error:
+            stop()
+            received.set_exception(error)
 
+    unsent = pgconn.flush() != 0  # a long statement, and the socket is full
     loop.add_reader(descriptor, receive)
+    if unsent:
+        loop.add_writer(descriptor, send)
     try:
-        if pgconn.flush() != 0:  # a long statement, and the socket is full
-            loop.add_writer(descriptor, send)
         await received
-    finally:
-        loop.remove_reader(descriptor)
-        loop.remove_writer(descriptor)
+    except asyncio.CancelledError:
+        stop()
+        raise
+    return _with_rows(results, encoding)
+
+
+def _all_taken(pgconn: PGconn, results: list[PGresult]) -> bool:
+    """Take the results that have arrived, and return whether there are no more to come."""
+    pgconn.consume_input()
+    while not pgconn.is_busy():
+        if (result := pgconn.get_result()) is None:
+            return True
+        results.append(result)
+    return False
+
+
+def _with_rows(results: list[PGresult], encoding: str) -> PGresult:
     if not results or results[-1].status != ExecStatus.TUPLES_OK:
         raise errors.error_from_result(results[-1], encoding) if results else psycopg.OperationalError("no result")
     return results[-1]
