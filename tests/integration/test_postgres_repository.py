@@ -34,6 +34,8 @@ from billing_grpc.errors import (
 from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.pool import BoundedPool
 from tests.support.writes import BY, add, overrides
 
 BUDGET: Final = 1.0
@@ -390,6 +392,23 @@ async def test_closing_waits_for_the_work_of_a_caller_that_went_away(
                 await call
             asyncio.get_running_loop().call_later(0.3, other.commit)
         assert stored(owner, workspace) == "byok"
+
+
+async def test_closing_ends_work_that_the_end_of_its_connection_does_not_end(database_url: str) -> None:
+    async def read(connection: Connection) -> None:
+        await connection.read("SELECT 1", [])
+
+    async def never_end(connection: Connection) -> None:
+        del connection
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(PATIENT):
+        pool = BoundedPool(database_url, size=2, longest_budget=BUDGET, probe=read)
+        async with pool.opened():
+            await pool.run(read, budget=PATIENT)
+            task, _ = pool.start_read(never_end, asyncio.get_running_loop().time() + BUDGET)
+            await asyncio.sleep(0)
+    assert task.cancelled()
 
 
 async def test_no_transaction_stays_open_after_a_call(

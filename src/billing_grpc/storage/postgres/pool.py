@@ -22,6 +22,8 @@ from billing_grpc.storage.postgres.standing import StaleSession
 _NAME: Final = "billing_grpc"
 _PROBE_NAME: Final = "billing_grpc probe"
 _CLOSE_TIMEOUT: Final = 1.0
+_SEVERED_FOR: Final = 0.1
+"""Seconds in which work ends by itself once its connection was severed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,16 @@ class BoundedPool:
         """Wait for the work that runs, and end it if it takes long: the callers have gone, and budgets may be long."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _CLOSE_TIMEOUT
+        severed_at: dict[asyncio.Task[Any], float] = {}
         while self._leases:  # a shared read that ends starts the next one
-            await asyncio.wait(self._leases, timeout=max(0, until - loop.time()), return_when=asyncio.FIRST_COMPLETED)
-            if loop.time() >= until:
-                for lease in self._leases.values():
-                    lease.expire()
-                await asyncio.sleep(0)
+            wait = max(_SEVERED_FOR, until - loop.time())
+            await asyncio.wait(self._leases, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            if (now := loop.time()) < until:
+                continue
+            for task, lease in list(self._leases.items()):
+                if now - severed_at.setdefault(task, now) >= _SEVERED_FOR:
+                    task.cancel()  # a stop must not depend on how work takes the end of its connection
+                lease.expire()
 
     @property
     def stats(self) -> PoolStats:
