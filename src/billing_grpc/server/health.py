@@ -69,7 +69,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # t
             status = self._status(request.service)
             if status != written:
                 await call.rpc.write(_Response(status=status))
-            written = status
+                written = status
+                continue  # it may have changed meanwhile
             if self._over:
                 return
             await changed.wait()
