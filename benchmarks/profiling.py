@@ -67,9 +67,10 @@ def sampled(pid: int, seconds: int, into: Path) -> Iterator[dict[str, Any]]:
         found["problem"] = complaint.strip().splitlines()[0] if complaint.strip() else "py-spy failed"
         return
     counted: Counter[str] = Counter()
-    for line in into.read_text(encoding="utf-8").splitlines():
+    for line in into.read_text(encoding="utf-8", errors="replace").split("\n"):
         stack, _, count = line.rpartition(" ")
-        if stack.startswith(f"thread ({pid})") and not _WAITS.search(stack):
+        # A process that is not paused may change a stack while it is read: then the line is torn.
+        if count.isdecimal() and stack.startswith(f"thread ({pid})") and not _WAITS.search(stack):
             counted[_part(stack)] += int(count)
     found["samples"] = counted.total()
     found["parts"] = {name: round(100 * count / counted.total(), 1) for name, count in counted.most_common()}
