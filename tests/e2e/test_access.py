@@ -13,6 +13,7 @@ import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from billing_grpc.server.auth.principals import token_digest
 from tests.support.certificates import Authority
 from tests.support.commands import billing_grpc
 from tests.support.polling import PATIENCE, until
@@ -117,6 +118,17 @@ def test_grpcurl_gets_in_with_a_token_over_tls_and_with_a_certificate_over_mutua
     assert {"OK", "UNAUTHENTICATED"} <= {record["code"] for record in calls}
     assert {record["principal"] for record in calls if record["code"] == "OK"} == {"provisioner"}
     assert {record["role"] for record in calls if record["code"] == "OK"} == {"provisioner"}
+
+
+def test_a_token_as_json_holds_the_token_and_the_entry_that_lets_it_in(site: Site, serve: Serve) -> None:
+    ended = billing_grpc("token", "new", "--name", "controlplane", "--role", "admin", "--json")
+    made = json.loads(ended.stdout)
+    site.tokens.write_text(made["entry"])
+    server = serve(settings=site.settings, listeners=4)
+
+    assert (made["name"], made["role"], made["token_sha256"]) == ("controlplane", "admin", token_digest(made["token"]))
+    assert code(server, made["token"]) is grpc.StatusCode.OK
+    assert code(server, None) is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_tokens_rotate_under_running_calls_without_a_gap_and_a_broken_file_changes_nothing(

@@ -33,6 +33,12 @@ def migrate(database_url: str, *arguments: str) -> list[str]:
     return ended.stdout.splitlines()
 
 
+def test_grants_prints_the_sql_of_the_role_and_needs_no_database() -> None:
+    ended = billing_grpc("grants")
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, migrations.grants().decode(), "")
+
+
 def columns(database_url: str) -> set[str]:
     with psycopg.connect(database_url) as connection:
         return {str(row[0]) for row in connection.execute(COLUMNS)}

@@ -44,7 +44,8 @@ _COMMANDS: Final = {
     "catalogue": "billing_grpc.cli.catalogue:catalogue",
     "serve": "billing_grpc.cli.serve:serve",
     "migrate": "billing_grpc.cli.serve:migrate",
-    "token": "billing_grpc.cli.serve:token",
+    "grants": "billing_grpc.cli.serve:grants",
+    "token": "billing_grpc.cli.token:token",
     "conformance-server": "billing_grpc.conformance.command:conformance_server",
     "completion": "billing_grpc.cli.completion:completion",
 }
@@ -110,7 +111,7 @@ def cli(context: click.Context, /, **given: Any) -> None:
     """Decide who pays for the language-model calls of each workspace of an AI platform."""
     context.obj = Connection(**given)
     place = _COMMANDS.get(context.invoked_subcommand or "")
-    if place is not None and not place.startswith(_SERVER_MODULES):
+    if place is not None and not place.startswith((*_SERVER_MODULES, "billing_grpc.cli.token")):
         _warn_about_unknown_settings()
 
 

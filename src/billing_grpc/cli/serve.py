@@ -1,14 +1,11 @@
-"""The commands for operators of the server: `serve`, `migrate` and `token`."""
+"""The commands for operators of the server: `serve`, `migrate` and `grants`."""
 
-import secrets
 from typing import Final
 
 import click
 from pydantic.fields import FieldInfo
 
-from billing_grpc.errors import SettingsError
-from billing_grpc.model import Role
-from billing_grpc.server.auth.principals import NAME_RULE, is_name, token_digest
+from billing_grpc.cli import exit_codes
 from billing_grpc.server.run import run
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
@@ -16,8 +13,6 @@ from billing_grpc.standing_reader import announcing
 from billing_grpc.storage import migrations
 
 _STDOUT: Final = 1
-_PREFIX: Final = "bgrpc_"
-"""The prefix of every token, by which scanners for leaked secrets recognise one."""
 
 
 @click.group()
@@ -66,33 +61,10 @@ def migrate_status(database_url: str) -> None:
         click.echo(f"{'applied' if each.applied else 'pending'}  {each.name}{note}")
 
 
-@click.group()
-def token() -> None:
-    """Make the tokens that callers send."""
-
-
-@token.command("new")
-@click.option("--name", required=True, help="The caller's name, for logs and the change log.")
-@click.option(
-    "--role",
-    required=True,
-    type=click.Choice([role.value for role in Role]),
-    help="The role, which decides what the caller may do.",
-)
-def token_new(name: str, role: str) -> None:
-    """Print a new token, once, and what to add to the tokens file. Nothing is stored."""
-    # A quote in the name would let it add TOML of its own.
-    if not is_name(name):
-        raise SettingsError([f"--name must be {NAME_RULE}"])
-    fresh = _PREFIX + secrets.token_urlsafe(32)
-    entry = f'[[principal]]\nname = "{name}"\nrole = "{role}"\ntoken_sha256 = ["{token_digest(fresh)}"]'
-    click.echo(f"The token, which is printed only now:\n\n{fresh}\n")
-    click.echo(
-        f"Add this to the tokens file (BILLING_GRPC_TOKENS_FILE); a running server reads it without a restart:\n\n{entry}\n"
-    )
-    click.echo(
-        f"Where {name} is in the file already, add the digest to its token_sha256, and remove the old digest later."
-    )
+@click.command()
+def grants() -> None:
+    """Print the SQL that gives the service's role its rights; the owner of the tables runs it once, after `migrate up`."""
+    exit_codes.write(migrations.grants().decode())
 
 
 def _setting(field: FieldInfo) -> str:
