@@ -22,8 +22,8 @@ ONLY_THERE: Final = {
     "pydantic_settings": {"server/settings"},
     "psutil": {"storage/embedded"},
     "cryptography": {"server/auth", "server/net"},
-    "opentelemetry": {"server/telemetry", "wire/trace_context"},
-    "prometheus_client": {"server/telemetry", "server/compose", "client/fallback_log", "client/catalogue_log"},
+    "opentelemetry": {"server/telemetry", "wire/trace_context", "client/trace_headers"},
+    "prometheus_client": {"server/telemetry", "server/compose"},
 }
 
 PURE_MODULES: Final = {

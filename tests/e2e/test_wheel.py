@@ -1,4 +1,4 @@
-"""The built wheel, beside its pinned requirements and nothing else: it migrates and serves without the checkout."""
+"""The built wheel without the checkout: alone it is the client, with its extras it migrates and serves."""
 
 import importlib.metadata
 import os
@@ -19,10 +19,12 @@ import pytest
 from billing_grpc import __version__
 from billing_grpc.storage import migrations
 from tests.support.commands import environment
+from tests.support.extras import EXTRAS, closure, lend, make_environment, of_wheel
 from tests.support.polling import PATIENCE
 from tests.support.servers import decision, serving
 
 CHECKOUT: Final = Path(__file__).parents[2]
+INSTALL_PAGE: Final = CHECKOUT / "docs" / "install.md"
 STUBS: Final = "billing_grpc/_gen/molecule/billing/v1/billing_mode"
 INSTALLATION_SECONDS: Final = 600
 OURS: Final = ("BILLING_GRPC_", "MOLECULE_LLM_", "DATABASE_URL", "PYTHONPATH", "VIRTUAL_ENV")
@@ -58,15 +60,6 @@ def pinned() -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==([^ ;]+)(?: ; .*)? \\$", text, re.MULTILINE))
 
 
-def lend(name: str, packages: Path) -> None:
-    """Link the files of an installed distribution into another environment's packages."""
-    for file in importlib.metadata.distribution(name).files or ():
-        if ".." not in file.parts:  # scripts
-            place = packages / file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(Path(str(file.locate())).absolute())
-
-
 @pytest.fixture(scope="module")
 def installed(place: Path, wheel: Path) -> Path:
     """The script of an environment that holds the wheel and the pinned requirements, as they are installed here."""
@@ -93,7 +86,7 @@ def test_the_wheel_holds_the_migrations_the_stubs_the_vectors_and_the_types(whee
     vectors = {f"billing_grpc/_conformance/{path.name}" for path in (CHECKOUT / "conformance").glob("*.json")}
     assert vectors
     assert vectors == {name for name in names if "_conformance" in name}
-    assert "billing_grpc/py.typed" in names
+    assert {"billing_grpc/py.typed", f"billing_grpc-{__version__}.dist-info/licenses/LICENSE"} <= names
     assert [
         name for name in names if name.split("/")[0] not in {"billing_grpc", f"billing_grpc-{__version__}.dist-info"}
     ] == []
@@ -121,3 +114,116 @@ def test_the_wheel_migrates_and_serves(installed: Path, place: Path, empty_datab
             asked, env=environment(), cwd=place, capture_output=True, text=True, timeout=PATIENCE, check=True
         )
         assert said.stdout.startswith("byok  (org_default)\n")
+
+
+CLIENT: Final = {"googleapis-common-protos", "grpcio", "grpcio-status", "protobuf", "typing-extensions"}
+"""What a client needs: the four requirements, and what grpcio itself requires."""
+
+BUILD: Final = {"hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trove-classifiers"}
+"""What the pinned requirements hold to build the wheel itself."""
+
+ASK: Final = """
+import asyncio, logging, sys
+from billing_grpc import catalogue, errors, model, provision, resolver, service_config, suspects
+from billing_grpc.client import BillingClient
+async def main():
+    async with BillingClient(sys.argv[1]) as client:
+        plan = await client.plan_provision_env(env_keys=["OPENAI_API_KEY"])
+        return plan, (await client.resolve("no id")).error.reason
+plan, refused = asyncio.run(main())
+print(plan.resolution.mode, refused, *provision.apply(plan, {"OPENAI_API_KEY": "x"}))
+"""
+
+
+def missing(python: Path, place: Path, *arguments: str) -> str:
+    """The error of a command that its environment cannot run; it ends like a failed start."""
+    ended = subprocess.run(
+        [python, "-m", "billing_grpc", *arguments],
+        env=environment({"DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}),
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def test_without_an_extra_the_wheel_is_the_client_alone(wheel: Path, place: Path) -> None:
+    python = make_environment(place / "client", wheel)
+    (packages,) = (place / "client").glob("lib/*/site-packages")
+    assert closure(of_wheel(packages)) == CLIENT
+    with serving() as serve:
+        server = serve(settings={"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "MOLECULE_LLM_BILLING_MODE": "byok"})
+        asked = subprocess.run(
+            [python, "-c", ASK, server.address], cwd=place, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+    said = "byok SERVER_REFUSED MOLECULE_LLM_BILLING_MODE MOLECULE_LLM_BILLING_MODE_RESOLVED OPENAI_API_KEY"
+    assert sorted(asked.stdout.split()) == sorted(said.split())
+    error = missing(python, place, "resolve", "")
+    assert "billing-grpc[cli]" in error
+    assert "billing-grpc[server]" in error
+
+
+def test_the_command_line_alone_asks_and_names_the_extra_of_a_server(wheel: Path, place: Path) -> None:
+    python = make_environment(place / "cli", wheel, "cli")
+    with serving() as serve:
+        server = serve(settings={"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "MOLECULE_LLM_BILLING_MODE": "byok"})
+        command: list[str | Path] = [python, "-m", "billing_grpc", "--address", server.address]
+        # The setting of no command is reported, although the server's settings are not installed.
+        asked = subprocess.run(
+            [*command, "resolve", ""],
+            env=environment({"BILLING_GRPC_ADRESS": "x"}),
+            cwd=place,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        subprocess.run(
+            [*command, "watch-health", "--once"], cwd=place, capture_output=True, timeout=PATIENCE, check=True
+        )
+    assert asked.stdout.startswith("byok  (org_default)\n")
+    assert "BILLING_GRPC_ADDRESS" in asked.stderr
+    for name in ("serve", "migrate", "conformance-server"):
+        assert f"`{name}` needs the extra `server`: pip install 'billing-grpc[server]'" in missing(python, place, name)
+
+
+def test_a_server_names_the_extras_of_the_embedded_database_and_of_traces(wheel: Path, place: Path) -> None:
+    python = make_environment(place / "server", wheel, "server")
+    for settings, extra in (
+        ({"DATABASE_URL": None}, "embedded"),
+        ({"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "BILLING_GRPC_TRACES_ENDPOINT": "http://x:4318"}, "tracing"),
+    ):
+        ended = subprocess.run(
+            [python, "-m", "billing_grpc", "serve"],
+            env=environment(settings),
+            cwd=place,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ended.returncode in {1, 2}
+        assert f"pip install 'billing-grpc[{extra}]'" in ended.stderr
+
+
+def test_the_pinned_requirements_are_those_of_all_extras(wheel: Path, place: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "unpacked")
+    here = {name for name in pinned() if _is_installed(name)}
+
+    root = of_wheel(place / "unpacked")
+    assert closure(root, *EXTRAS) | BUILD == here
+    if sys.version_info[:2] == (3, 11):  # the page's figures are for this version
+        rows = re.findall(r"^\| `billing-grpc(?:\[(\w+)\])?` \|.*\| (\d+) \|", INSTALL_PAGE.read_text(), re.MULTILINE)
+        assert dict(rows) == {extra: str(len(closure(root, extra)) + 1) for extra in ("", *EXTRAS)}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False

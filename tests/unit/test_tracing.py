@@ -10,9 +10,10 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from billing_grpc.client.trace_headers import inject
 from billing_grpc.errors import DatabaseTimeout
 from billing_grpc.server.telemetry.spans import Tracing
-from billing_grpc.wire.trace_context import current_trace, extract, inject
+from billing_grpc.wire.trace_context import current_trace, extract
 
 TRACE: Final = "0af7651916cd43dd8448eb211c80319c"
 PARENT: Final = f"00-{TRACE}-b7ad6b7169203331-01"

@@ -14,6 +14,7 @@ from billing_grpc.cli import exit_codes
 from billing_grpc.cli.environment import load_client_settings, process_environment, quieten_grpc
 from billing_grpc.cli.options import Connection, connection_options
 from billing_grpc.errors import SettingsError, StartupError
+from billing_grpc.extras import Extra
 from billing_grpc.setting_names import VARIABLES, other_settings
 
 _LOOKS_LIKE: Final = 0.85
@@ -73,7 +74,13 @@ class _Lazy(click.Group):
             return super().get_command(ctx, cmd_name)
         exit_codes.open_missing_streams()
         quieten_grpc()
-        found: click.Command = resolve_name(place)
+        try:
+            found: click.Command = resolve_name(place)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("billing_grpc"):
+                raise
+            extra = Extra.SERVER if place.startswith(_SERVER_MODULES) else Extra.CLI
+            raise StartupError(extra.missing(f"`{cmd_name}`")) from error
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -97,9 +104,18 @@ def _warn_about_unknown_settings() -> None:
     """
     # The module that knows the server's settings is slow to load: only if a name is similar to a setting.
     others = other_settings(process_environment())
-    if any(get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE) for name in others):
-        for problem in import_module("billing_grpc.server.settings.config").unknown_settings():
-            exit_codes.print_error(problem)
+    if not any(get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE) for name in others):
+        return
+    try:
+        config = import_module("billing_grpc.server.settings.config")
+    except ModuleNotFoundError:
+        # Without the extra `server`. A server's setting may stand beside a caller's, so a name can only look misspelt.
+        for name in others:
+            for nearest in get_close_matches(name.upper(), VARIABLES.values(), 1, _LOOKS_LIKE):
+                exit_codes.print_error(f"{name}: no command here reads it; the nearest setting is {nearest}")
+        return
+    for problem in config.unknown_settings():
+        exit_codes.print_error(problem)
 
 
 @click.group(

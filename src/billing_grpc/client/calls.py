@@ -15,8 +15,8 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.client import forked
 from billing_grpc.client.channel import Dialer
 from billing_grpc.client.status_errors import call_error
+from billing_grpc.client.trace_headers import inject
 from billing_grpc.errors import AnswerInvalid, ServerUnreachable
-from billing_grpc.wire import trace_context
 from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
 
 WorkspaceId = str | uuid.UUID
@@ -101,7 +101,7 @@ class Calls:
         if authorization is not None:
             metadata.append((AUTHORIZATION, authorization))
         invoke = method(Stub(self._dialer.channel()))
-        running = invoke(request, timeout=seconds, metadata=tuple(trace_context.inject(metadata)))
+        running = invoke(request, timeout=seconds, metadata=tuple(inject(metadata)))
         self._running.add(running)
         try:
             async with asyncio.timeout(seconds + _SLACK):

@@ -1,19 +1,11 @@
 """Count and log answers of a server that blocks other names than its client."""
 
 import logging
-from typing import Final
 
-from prometheus_client import Counter
-
+from billing_grpc.client.metrics import count_differences
 from billing_grpc.model import Catalogue
 
 log = logging.getLogger("billing_grpc.client")
-
-DIFFERENCES: Final = Counter(
-    "billing_grpc_client_catalogue_differences",
-    "Answers of a server that blocks other vendor names than this client, by method.",
-    ["method"],
-)
 
 
 class CatalogueLog:
@@ -37,7 +29,7 @@ class CatalogueLog:
         before, self._seen = self._seen, theirs
         if theirs is not None and theirs.digest == self._own.digest:
             return
-        DIFFERENCES.labels(method=method).inc()
+        count_differences(method=method)
         if theirs != before:
             log.warning(
                 "%s: the server blocks other vendor names (%s) than this client (%s); what either blocks is refused and"

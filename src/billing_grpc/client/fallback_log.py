@@ -3,8 +3,7 @@
 import logging
 from typing import Final
 
-from prometheus_client import Counter
-
+from billing_grpc.client.metrics import count_fallbacks
 from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,
@@ -19,12 +18,6 @@ from billing_grpc.model import ResolutionError
 
 # The application's own logging and metrics, not the service's: this module lives in other people's processes.
 log = logging.getLogger("billing_grpc.client")
-
-FALLBACK_ANSWERS: Final = Counter(
-    "billing_grpc_client_closed_answers",
-    "Decisions that were closed because no answer could be had or used, by method and reason.",
-    ["method", "reason"],
-)
 
 _MESSAGES: Final = {
     ServerUnreachable.reason: "the server cannot be reached, or did not answer in time; retry",
@@ -46,7 +39,7 @@ def record_fallback(name: str, error: Exception, decisions: int = 1) -> Resoluti
         reason = ServerUnreachable.reason
     elif isinstance(error, CallError):
         reason = error.reason
-    FALLBACK_ANSWERS.labels(method=name, reason=reason).inc(decisions)
+    count_fallbacks(decisions, method=name, reason=reason)
     expected = isinstance(error, BillingError)
     log.warning(
         "%s: no answer that can be used, defaulting to platform_managed for safety: decisions=%d reason=%s error=%s: %s%s",

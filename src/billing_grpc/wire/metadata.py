@@ -1,6 +1,9 @@
-"""The keys of a call's metadata that client and server share."""
+"""The metadata of a call, and its keys that client and server share."""
 
+from collections.abc import Sequence
 from typing import Final
+
+Metadata = Sequence[tuple[str, str | bytes]]
 
 AUTHORIZATION: Final = "authorization"
 """The caller's token, as `Bearer TOKEN`."""

@@ -1,14 +1,13 @@
-"""The W3C trace context in the metadata of a call: read by the server, written by the client."""
+"""The W3C trace context in the metadata of a call, as the server reads it."""
 
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-Metadata = Sequence[tuple[str, str | bytes]]
+from billing_grpc.wire.metadata import Metadata
 
 _W3C: Final = TraceContextTextMapPropagator()
 _PARENT: Final = "traceparent"
@@ -30,13 +29,6 @@ def extract(metadata: Metadata) -> Context:
         if len(given) == 1 and isinstance(given[0], str) and len(given[0]) <= longest and form.fullmatch(given[0]):
             carrier[name] = given[0]
     return _W3C.extract(carrier, Context())
-
-
-def inject(metadata: Metadata) -> list[tuple[str, str | bytes]]:
-    """Return the metadata with the current trace context, if there is one; it replaces `traceparent` and `tracestate`."""
-    carrier: dict[str, str] = {}
-    _W3C.inject(carrier)
-    return [pair for pair in metadata if pair[0] not in carrier] + list(carrier.items())
 
 
 def current_trace() -> tuple[str, str] | None:

@@ -14,7 +14,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_
 
 from billing_grpc.errors import SettingsError, StorageError
 from billing_grpc.server.auth import roles
-from billing_grpc.wire.trace_context import Metadata, extract
+from billing_grpc.wire.metadata import Metadata
+from billing_grpc.wire.trace_context import extract
 
 # The statuses that the conventions for gRPC count as the server's failure; every other status is an answer.
 _SERVERS_FAULT: Final = frozenset(
