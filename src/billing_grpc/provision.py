@@ -1,4 +1,4 @@
-"""The plan for a container's environment: the names to strip and the variables to set. Pure (contract, section 5)."""
+"""The plan for a container's environment: the names to strip and the variables to set. Pure."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping

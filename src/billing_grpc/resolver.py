@@ -1,7 +1,7 @@
 """The rule: `workspace override ?? org default ?? platform_managed`, default-closed. Pure.
 
 Only a recognised override, or without an override a recognised org default, resolves to `byok` or `disabled`. Everything
-else resolves to `platform_managed` (contract, section 2).
+else resolves to `platform_managed`.
 """
 
 from functools import cache

@@ -1,4 +1,4 @@
-"""The vendor keys that are blocked, and the verdict on writing a secret under a key name. Pure (contract, section 4)."""
+"""The vendor keys that are blocked, and the verdict on writing a secret under a key name. Pure."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from billing_grpc.model import OPEN_MODES, Catalogue, Resolution, SecretKeyVerdi
 
 MAX_KEY_LENGTH: Final = 256
 MAX_SENT_BYTES: Final = 512
-"""A client sends no key that is longer, which is mostly white space. So a call with the most keys stays under 4 MiB."""
+"""A client does not send a longer key: it is mostly white space. So a call with the most keys stays under 4 MiB."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_]+")
@@ -70,7 +70,7 @@ def is_reserved(name: str) -> bool:
 
 
 class NameFinder:
-    """Find any of these names in the names of variables: `holds` is `names_in`, without making all of its names.
+    """Say whether a variable's name contains one of these names, as `names_in` reads it, without building that set.
 
     A request has thousands of variables, and a hostile one's names have hundreds of runs each.
 

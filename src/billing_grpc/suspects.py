@@ -1,4 +1,4 @@
-"""Find names that look like a vendor's credential or address and are not in the catalogue. Pure (contract, section 5).
+"""Find names that look like a vendor's credential or address and are not in the catalogue. Pure.
 
 A suspicion blocks nothing: it tells the people who keep the catalogue of a vendor that it may lack.
 """

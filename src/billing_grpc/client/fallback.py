@@ -1,7 +1,7 @@
 """The fallbacks: what a client answers without a usable answer of the server. Pure.
 
 A fallback treats the workspace as `platform_managed`: every listed key is refused and stripped. A key that is not listed
-stays allowed, so that an outage does not block unrelated secrets (contract, sections 2, 4 and 5).
+stays allowed, so that an outage does not block unrelated secrets.
 """
 
 from collections.abc import Iterable, Sequence

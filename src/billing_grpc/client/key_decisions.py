@@ -1,7 +1,6 @@
 """Decide about vendor keys, and answer with the fallback whenever there is no usable answer.
 
-A decision never raises: without a usable answer every listed key is refused and stripped, and `resolution.error` says why
-(contract, sections 4 and 5).
+A decision never raises: without a usable answer every listed key is refused and stripped, and `resolution.error` says why.
 """
 
 import time
@@ -47,7 +46,7 @@ class KeyDecisions:
         org_wide: bool = False,
         timeout: float | None = None,
     ) -> SecretWriteDecision:
-        """Return whether secrets may be stored under these names. Never raises (contract, section 4).
+        """Return whether secrets may be stored under these names. Never raises.
 
         Args:
             secret_keys: the names; never a value. A malformed name is refused; the other names are not affected.
@@ -123,7 +122,7 @@ class KeyDecisions:
         """Return what to strip from a container's environment and what to set; `provision.apply` does it. Never raises.
 
         A plan whose resolution has an error is safe, but wrong for a tenant with its own key: ask again within the start
-        budget before you apply it (contract, section 5).
+        budget before you apply it.
 
         Args:
             workspace_id: the container's workspace; empty before it exists.

@@ -1,7 +1,6 @@
 """Resolve workspaces, and answer with the fallback whenever there is no usable answer.
 
-A resolution never raises: without a usable answer it is `platform_managed`, and `error` says why (contract, sections 2 and
-3).
+A resolution never raises: without a usable answer it is `platform_managed`, and `error` says why.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +36,7 @@ class Resolutions:
         org_default: str | None = None,
         timeout: float | None = None,
     ) -> Resolution:
-        """Return who pays for a workspace, and why. Never raises (contract, section 2).
+        """Return who pays for a workspace, and why. Never raises.
 
         Args:
             workspace_id: the workspace; empty before it exists.

@@ -1,4 +1,4 @@
-"""Accept a server's answer only if its parts follow from each other by the rule. Pure.
+"""Accept a server's answer only if the rule could have produced it. Pure.
 
 A client acts on these answers with keys and money. An answer that names an unknown mode or contradicts itself raises
 `AnswerInvalid`; the client then uses the `fallback`.

@@ -59,7 +59,7 @@ class DecisionLog:
             )
 
     def planned(self, resolution: Resolution) -> None:
-        """Log one INFO line for a plan, in the words of the contract, section 5, for which operators search their logs."""
+        """Log one INFO line for a plan, in the words for which operators search their logs."""
         line = (
             f"workspace_provision: billing mode workspace={resolution.workspace_id} resolved={resolution.mode}"
             f" source={resolution.source} org_default={resolution.org_default}"
@@ -67,7 +67,7 @@ class DecisionLog:
         log.info(line)
 
     def suspected(self, names: Iterable[str]) -> None:
-        """Count and log each name once that looks like a vendor's and is in no set (contract, section 5)."""
+        """Count and log each name once that looks like a vendor's and is in no set."""
         for each in names:
             name = normalise(each)
             if name is None or name in self._suspects or len(self._suspects) >= MAX_SUSPECTS:
@@ -85,7 +85,7 @@ class DecisionLog:
         resolution: Resolution | None,
         caller: Principal,
     ) -> None:
-        """Count and log the refused keys, given by their normalised names (contract, section 4)."""
+        """Count and log the refused keys, given by their normalised names."""
         for name, verdict in refused:
             self._metrics.count_blocked_write(verdict.verdict)
             log.info(

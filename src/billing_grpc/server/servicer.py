@@ -70,7 +70,7 @@ class BillingModeService:
     async def ResolveBillingMode(
         self, request: service_pb.ResolveBillingModeRequest, call: RequestContext
     ) -> service_pb.ResolveBillingModeResponse:
-        """Answer who pays for a workspace, and why. Total (contract, sections 2 and 3)."""
+        """Answer who pays for a workspace, and why. Never fails for want of the database."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
         what_if = request.HasField("org_default")
@@ -81,7 +81,7 @@ class BillingModeService:
     async def BatchResolveBillingModes(
         self, request: service_pb.BatchResolveBillingModesRequest, call: RequestContext
     ) -> service_pb.BatchResolveBillingModesResponse:
-        """Answer who pays for several workspaces, with one read. Total (contract, section 3)."""
+        """Answer who pays for several workspaces, with one read. Never fails for want of the database."""
         ids = validation.batch_ids(request.workspace_ids)
         call.workspace = len(ids)
         org_default = self._org_default()
@@ -104,7 +104,7 @@ class BillingModeService:
     async def GetWorkspaceBillingMode(
         self, request: service_pb.GetWorkspaceBillingModeRequest, call: RequestContext
     ) -> service_pb.GetWorkspaceBillingModeResponse:
-        """Return the billing mode of an existing workspace. Truthful (contract, section 3)."""
+        """Return the billing mode of an existing workspace. Fails if the database cannot be read."""
         workspace_id = validation.workspace_id(request.workspace_id)
         call.workspace = workspace_id
         record = await self._load_record(workspace_id, call)
@@ -115,7 +115,7 @@ class BillingModeService:
     async def SetWorkspaceBillingMode(
         self, request: service_pb.SetWorkspaceBillingModeRequest, call: RequestContext
     ) -> service_pb.SetWorkspaceBillingModeResponse:
-        """Set or clear a workspace's own mode. Truthful, safe to repeat (contract, section 3)."""
+        """Set or clear a workspace's own mode. Fails if the database cannot be used; safe to repeat."""
         workspace_id = validation.workspace_id(request.workspace_id)
         call.workspace = workspace_id
         mode = messages.change_from_proto(request)
@@ -147,7 +147,7 @@ class BillingModeService:
     async def ValidateSecretWrite(
         self, request: service_pb.ValidateSecretWriteRequest, call: RequestContext
     ) -> service_pb.ValidateSecretWriteResponse:
-        """Answer whether secrets may be stored under these names. Total (contract, section 4)."""
+        """Answer whether secrets may be stored under these names. Never fails for want of the database."""
         scope = validation.secret_scope(request.WhichOneof("scope"))
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
@@ -180,7 +180,7 @@ class BillingModeService:
     async def PlanProvisionEnv(
         self, request: service_pb.PlanProvisionEnvRequest, call: RequestContext
     ) -> service_pb.PlanProvisionEnvResponse:
-        """Answer what to strip from a container's environment and what to set. Total (contract, section 5)."""
+        """Answer what to strip from a container's environment and what to set. Never fails for want of the database."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
         env_keys = validation.env_keys(request.env_keys)
@@ -194,7 +194,7 @@ class BillingModeService:
     async def ListBillingModeChanges(
         self, request: service_pb.ListBillingModeChangesRequest, call: RequestContext
     ) -> service_pb.ListBillingModeChangesResponse:
-        """List the recorded changes of one workspace or all, newest first. Truthful (contract, section 3)."""
+        """List the recorded changes of one workspace or all, newest first. Fails if the database cannot be read."""
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
         size = validation.page_size(request.page_size)

@@ -1,4 +1,4 @@
-"""The methods that each role may call: one table, denied by default. Pure (contract, section 7)."""
+"""The methods that each role may call: one table, denied by default. Pure."""
 
 from typing import Final
 

@@ -29,10 +29,10 @@ class LateReading:
     """Answers the calls of a method from their request stream, whatever the method's kind; the wire is the same.
 
     A request that is no message of the method is INVALID_ARGUMENT, and so is a call without a request. A request that does
-    not arrive in time is RESOURCE_EXHAUSTED, because a repeated call may succeed. A single answer that its caller does not
-    take in time is left to gRPC's core, and nothing else of the call is kept. If too many calls without a principal wait
-    for their callers, the one that has waited longest is out of time; an honest request arrives at once, and an honest
-    caller takes its answer at once.
+    not arrive in time is RESOURCE_EXHAUSTED, because a repeated call may succeed. If a caller does not take its
+    single answer in time, gRPC's core keeps the answer, and the call is forgotten. If too many calls without a principal
+    wait for their callers, the oldest ends: an honest request arrives at once, and an honest caller takes its answer at
+    once.
 
     Args:
         seconds: how long a caller may take to send its request, and again to take its answer.

@@ -17,7 +17,7 @@ LENGTH: Final = 8192
 DROPPED: Final = "log lines were dropped: they could not be written"
 _SAY_EVERY: Final = 1.0
 _LONGEST_FLUSH: Final = 4.0
-"""Seconds that a stop waits for a reader that is slow and moves; it is asked for twice, and comes on top of the drain."""
+"""The longest flush, in seconds, while the reader takes lines. A stop flushes twice, after the drain."""
 
 _PAUSE: Final = 0.01
 """Seconds in which lines gather after a write: to wake the thread for every line costs more than the line."""
@@ -90,7 +90,7 @@ class LogQueue(QueueHandler):
             self.unsaid -= lines
 
     def flush(self, patience: float = PATIENCE) -> None:
-        """Wait until everything queued so far is written, for as long as the reader takes a line in `patience` seconds.
+        """Wait until everything queued so far is written, but stop if the reader takes no line for `patience` seconds.
 
         `logging` calls this when the process ends. A reader that still stands where it stood is not waited for again.
         """

@@ -1,4 +1,4 @@
-"""Circuit breaker in front of the database: while the database is down, calls fail at once instead of waiting.
+"""Circuit breaker in front of the database: while the database is down, no call waits for it.
 
 Circuit breaker libraries use the next caller as the probe, and that caller waits. Here a background task probes.
 """
@@ -35,7 +35,7 @@ class Breaker:
     """Opens when a probe fails, never because a call fails; closes when a probe succeeds.
 
     A call can fail although the database works: its budget was too short, its row is locked, or slow writes hold the pool.
-    So a failed call only starts a probe, which has as much time as the longest call. The breaker keeps the error of that
+    So a failed call only starts a probe, which gets the budget of the longest call. The breaker keeps the error of that
     probe and no other value. It belongs to one event loop and is not thread-safe.
 
     Attributes:
@@ -66,7 +66,7 @@ class Breaker:
         self._listeners.append(listener)
 
     def record_success(self) -> None:
-        """Record that a call has just read what a probe reads: if a probe that started earlier fails, ignore it."""
+        """Record that a call has just read what a probe reads. The failure of a probe that began earlier is then ignored."""
         self._succeeded_at = asyncio.get_running_loop().time()
 
     def start_probing(self) -> None:
