@@ -17,7 +17,7 @@ from tests.support.polling import PATIENCE
 
 GROUP: Final = command_line.cli
 CALLS: Final = ["resolve", "get", "set", "inherit", "changes", "validate-secret", "plan", "run", "watch-health"]
-NAMES: Final = [*CALLS, "catalogue", "serve", "migrate", "token", "conformance-server", "completion"]
+NAMES: Final = [*CALLS, "catalogue", "serve", "migrate", "grants", "token", "conformance-server", "completion"]
 SERVER_PARTS: Final = {
     *(
         "psycopg",
