@@ -63,7 +63,10 @@ def migrate_status(database_url: str) -> None:
 
 @click.command()
 def grants() -> None:
-    """Print the SQL that gives the service's role its rights; the owner of the tables runs it once, after `migrate up`."""
+    """Print the SQL that gives the service's role its rights.
+
+    The owner of the tables runs it once, after `migrate up`.
+    """
     exit_codes.write(migrations.grants().decode())
 
 
