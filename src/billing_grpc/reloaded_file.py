@@ -77,7 +77,7 @@ class ReloadedFile(Generic[Value]):
         before, self._tried = self._value, time.monotonic()
         try:
             self._value = self._make()
-        except Exception as error:  # noqa: BLE001 - it would be lost on gRPC's threads and in a signal's callback
+        except Exception as error:  # noqa: BLE001 - gRPC's threads and signal callbacks lose what is raised
             if self._fallback is not None:
                 self._value = self._fallback()
             self._error = error

@@ -72,15 +72,12 @@ class Storage(Protocol):
 
     def put(self, texts: Mapping[str, str | None]) -> None:
         """Stores workspaces by id, whatever the text."""
-        ...
 
     def stored(self) -> dict[str, str | None]:
         """Everything that is stored, uncut."""
-        ...
 
     def slow(self) -> AbstractContextManager[None]:
         """A time in which nothing is answered."""
-        ...
 
 
 class InMemory:

@@ -19,7 +19,7 @@ FROM (VALUES
     ('{PLATFORM_MANAGED}', 'demo: billed by the platform, explicitly', 'platform_managed')
 ) AS demo (id, name, mode)
 WHERE NOT EXISTS (SELECT FROM workspaces)
-""".encode()  # noqa: S608 - built from constants of this module alone
+""".encode()  # noqa: S608 - made of the constants above alone
 """Add the demo workspaces to a database without any workspace, so that no change to them is ever undone."""
 
 _SERVICE: Final = "molecule.billing.v1.BillingModeService"

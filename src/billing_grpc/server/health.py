@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from billing_grpc.errors import StorageError
 from billing_grpc.server.call import RequestContext
@@ -21,7 +21,7 @@ CHECK_INTERVAL: Final = 1.0
 _Response: Final[Any] = health_pb2.HealthCheckResponse
 
 
-class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library ships no types
+class HealthServicer:
     """Answer with the status of each name that was set.
 
     The library's servicer does not fit: it holds a lock while it writes to a watcher, so a client that reads nothing blocks

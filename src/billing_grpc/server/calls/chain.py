@@ -120,7 +120,7 @@ class Chain(grpc.GenericRpcHandler):
                     hooks.start(call)
                     begun.append(hooks)
                 return await answer(call)
-            except BaseException as error:  # noqa: BLE001 - `answer_error` raises it again
+            except BaseException as error:  # noqa: BLE001 - `answer_error` always raises
                 _end(begun, outside, call, code_of(error, rpc))
                 try:
                     await answer_error(call, error)

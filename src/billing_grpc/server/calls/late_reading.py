@@ -58,6 +58,7 @@ class LateReading:
                 return _answering_often(often, lambda call: _request(call, parse, patience))
             case True, True:
                 return _answering_often(often, lambda call: _requests(call, parse))
+        # None of our services has such a method. A new one fails here, when the server starts, and not at its first call.
         raise NotImplementedError(f"{method}: a stream of requests with one answer")
 
 

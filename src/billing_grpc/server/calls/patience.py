@@ -76,7 +76,7 @@ class _Wait:
 
     def begin(self) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker: a call is a task
+        assert task is not None  # noqa: S101 - a call is a task; the type checker cannot know it
         self._task, self._cancelling = task, task.cancelling()
         self._patience.begin(self)
 

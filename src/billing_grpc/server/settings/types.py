@@ -62,7 +62,7 @@ def _upper(value: object) -> object:
 Count = Annotated[int, Ge(1), Le(1_000_000)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 # gRPC counts milliseconds in 32 bits, which is 24 days and a half.
-Seconds = Annotated[float, Ge(0.1), Le(86_400 * 24), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
+Seconds = Annotated[float, Ge(0.1), Le(86_400 * 24), AllowInfNan(allow_inf_nan=False)]
 
 
 def _postgres_address(value: SecretStr | None) -> SecretStr | None:
@@ -90,7 +90,7 @@ def _collector(value: str | None) -> str | None:
 
 
 CollectorUrl = Annotated[str | None, AfterValidator(_collector)]
-Share = Annotated[float, Ge(0), Le(1), AllowInfNan(False)]  # noqa: FBT003 - pydantic's own
+Share = Annotated[float, Ge(0), Le(1), AllowInfNan(allow_inf_nan=False)]
 DatabaseUrl = Annotated[SecretStr | None, AfterValidator(_postgres_address)]
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_addresses), BeforeValidator(_comma_separated)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]

@@ -52,6 +52,8 @@ class LogQueue(QueueHandler):
         super().__init__(self._lines)
         self.setFormatter(formatter)
         self._on_drop: Callable[[], None] | None = None
+        # One thread may take it twice: a signal's handler may log, and drop its line, at any moment.
+        self._counting: Final = threading.RLock()
         self.unsaid = 0
         self._stood_at = -1
         self._writer = _Writer(self._lines, self, descriptor, encoding, render)
@@ -65,8 +67,8 @@ class LogQueue(QueueHandler):
         """Return what is queued of a library's record: its line."""
         return self.format(record)
 
-    def enqueue(self, record: _Item) -> None:  # type: ignore[override]  # no record is queued, but lines are
-        """Queue a line, or drop it where too many wait."""
+    def enqueue(self, record: Any) -> None:
+        """Queue a line, or drop it where too many wait; never a record, of which `prepare` has made a line."""
         if self._lines.qsize() < LENGTH:
             self._lines.put(record)
         else:
@@ -79,14 +81,14 @@ class LogQueue(QueueHandler):
 
     def drop(self) -> None:
         """Count one line as dropped."""
-        with self._locked():
+        with self._counting:
             self.unsaid += 1
         if self._on_drop is not None:
             self._on_drop()
 
     def said(self, lines: int) -> None:
         """Take note that so many of the dropped lines were said to be dropped."""
-        with self._locked():
+        with self._counting:
             self.unsaid -= lines
 
     def flush(self, patience: float = PATIENCE) -> None:
@@ -106,11 +108,6 @@ class LogQueue(QueueHandler):
             if self._writer.handled == before:
                 self._stood_at = before
                 return
-
-    def _locked(self) -> threading.RLock:
-        # logging makes it in the constructor, and `handle` holds it around `emit`.
-        assert self.lock is not None  # noqa: S101 - for the type checker
-        return self.lock
 
 
 class _Writer(threading.Thread):
@@ -155,7 +152,7 @@ class _Writer(threading.Thread):
             return
         try:
             line = self._encoded(item) if isinstance(item, str) else self._render(item)
-        except Exception:  # noqa: BLE001 - a line about it would go through this very thread, which must go on
+        except Exception:  # noqa: BLE001 - the thread must go on; the line counts as dropped
             self._queue.drop()
             return
         if self._held_bytes + len(line) > _WHOLE:
@@ -187,6 +184,6 @@ class _Writer(threading.Thread):
     def _written(self, data: bytes) -> bool:
         try:
             write_all(self._descriptor, data)
-        except Exception:  # noqa: BLE001 - as in `_take`
+        except Exception:  # noqa: BLE001 - the thread must go on; the lines count as dropped
             return False
         return True

@@ -19,7 +19,8 @@ START_SECONDS: Final = 60.0
 
 _QUERY_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.02
-_COUNT: Final = f"select count(*) from pg_database where datname = '{DATABASE}'"  # noqa: S608 - a constant
+_COUNT: Final = "select count(*) from pg_database where datname = current_user"
+"""Counts the database, which has its owner's name."""
 
 
 def _ask(installation: Installation, sockets: Path, sql: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from billing_grpc.storage.embedded.directory import private_directory
 _PREFIX: Final = "billing-pg-"
 """The prefix of the names of our socket directories."""
 
-_PARENTS: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - only for mkdtemp, mode 0700
+_PARENTS: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp makes a private folder there
 """The parents of our socket directories, in order of preference. On macOS, the path of a socket has at most 103 bytes."""
 
 PORT: Final = 5432

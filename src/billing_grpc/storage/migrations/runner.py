@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import psycopg
 import yoyo
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.connections import DatabaseURI
@@ -101,11 +102,8 @@ def status(database_url: str) -> list[MigrationStatus]:
         # Only in the schema that yoyo uses: a table of this name in another schema of the search path is not the ledger.
         find = "SELECT to_regclass(quote_ident(current_schema()) || '.' || %s)"
         ledger = connection.execute(find, [_LEDGER]).fetchone()
-        rows = (
-            connection.execute(f"SELECT migration_id FROM {_LEDGER} ORDER BY migration_id").fetchall()  # noqa: S608 - a constant
-            if ledger and ledger[0]
-            else []
-        )
+        every = sql.SQL("SELECT migration_id FROM {} ORDER BY migration_id").format(sql.Identifier(_LEDGER))
+        rows = connection.execute(every).fetchall() if ledger and ledger[0] else []
     applied = {str(row[0]) for row in rows}
     known = names()
     listed = [MigrationStatus(name, name in applied) for name in known]

@@ -83,7 +83,7 @@ class DatabaseProbe:
         self._querying.add(connection)
         try:
             await self._query(connection)
-        except Exception as error:  # noqa: BLE001 - every error means either that the database answered or that it did not
+        except Exception as error:  # noqa: BLE001 - `error_kind` says which errors mean that it is down
             kind = DatabaseTimeout if loop.time() >= deadline else error_kind(error)
             return kind() if kind in {DatabaseTimeout, DatabaseUnreachable, DatabaseStale} else None
         finally:
@@ -103,7 +103,7 @@ class DatabaseProbe:
                 except psycopg.OperationalError as error:
                     if lease.expired or not is_lost(error):
                         return False
-                except Exception:  # noqa: BLE001 - every other error means that there was no answer
+                except Exception:  # noqa: BLE001 - without an answer, the reason does not matter
                     return False
                 else:
                     return True
