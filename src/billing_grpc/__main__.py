@@ -19,7 +19,7 @@ def main() -> NoReturn:
         if error.name != "click":
             raise
         # The exit code is that of a failed start.
-        sys.exit(f"billing-grpc: {Extra.CLI.missing('the command line')}; {Extra.SERVER.missing('a server')}")
+        sys.exit(f"billing-grpc: the command line {Extra.CLI.needed}; a server {Extra.SERVER.needed}")
     run()
 
 

@@ -41,9 +41,14 @@ SHOWN_CLIENT_TEXT: Final = 64
 """The largest number of characters of a client's text in a message."""
 
 
+def printable(text: str) -> str:
+    """Return a text with a question mark for each character that cannot be shown, such as a line break."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def quoted(text: str) -> str:
     """Return a client's text for a message: in quotes, cut to 64 characters, without control characters."""
-    shown = "".join(c if c.isprintable() else "?" for c in text[:SHOWN_CLIENT_TEXT])
+    shown = printable(text[:SHOWN_CLIENT_TEXT])
     return f'"{shown}{"..." if len(text) > SHOWN_CLIENT_TEXT else ""}"'
 
 

@@ -4,15 +4,19 @@ from enum import StrEnum
 
 
 class Extra(StrEnum):
-    """An extra that commands need."""
+    """An extra, by the name that pip takes."""
 
     CLI = "cli"
     SERVER = "server"
+    EMBEDDED = "embedded"
+    TRACING = "tracing"
 
-    def missing(self, what: str) -> str:
-        """Return the error message for a part that is not installed, with the remedy.
+    @property
+    def install(self) -> str:
+        """The command that installs the extra."""
+        return f"pip install 'billing-grpc[{self}]'"
 
-        Args:
-            what: the part.
-        """
-        return f"{what} needs the extra `{self}`: pip install 'billing-grpc[{self}]'"
+    @property
+    def needed(self) -> str:
+        """What an error message says of a part that is not installed, with the remedy; the part is its subject."""
+        return f"needs the extra `{self}`: {self.install}"

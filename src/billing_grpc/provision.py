@@ -34,14 +34,13 @@ def plan(
     blocked: frozenset[str] = frozenset()
     if closed:
         further = set(also_strip)
-        blocked = keys.names | {
-            name for key in further if (name := normalise(key)) is not None and not is_reserved(name)
-        }
+        names = {name for key in further if (name := normalise(key)) is not None and not is_reserved(name)}
+        blocked = keys.names | names
         if env_keys is None:
             strip = keys.names | further
         else:
-            finder = NameFinder(blocked)
-            strip = {each for each in env_keys if each in further or finder.holds(each)}
+            holds = NameFinder(blocked).holds if names else keys.holds
+            strip = {each for each in env_keys if each in further or holds(each)}
     return ProvisionPlan(
         resolution=resolution,
         strip_keys=tuple(sorted(strip)),

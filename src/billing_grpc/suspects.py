@@ -28,6 +28,7 @@ _OF_MODELS: Final = {
 }
 _TAILS: Final = ("AI", "LLM", "GPT")
 """Words that end in these are often a vendor's: NEWVENDORAI."""
+_LONGEST_TAIL: Final = max(map(len, _TAILS))
 
 _ORDINARY: Final = {"BONSAI", "CHAI", "DUBAI", "MUMBAI", "SAMURAI", "SHANGHAI", "SINAI", "THAI"}
 _KEY: Final = "_API_KEY"
@@ -65,6 +66,6 @@ def _unknown(variable: str, keys: KeyList) -> str | None:
 def _is_of_models(name: str) -> bool:
     words = _WORD.findall(name)
     return any(
-        each in _OF_MODELS or (len(each) > max(map(len, _TAILS)) and each.endswith(_TAILS) and each not in _ORDINARY)
+        each in _OF_MODELS or (len(each) > _LONGEST_TAIL and each.endswith(_TAILS) and each not in _ORDINARY)
         for each in words
     )

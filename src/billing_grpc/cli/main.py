@@ -80,7 +80,7 @@ class _Lazy(click.Group):
             if (error.name or "").startswith("billing_grpc"):
                 raise
             extra = Extra.SERVER if place.startswith(_SERVER_MODULES) else Extra.CLI
-            raise StartupError(extra.missing(f"`{cmd_name}`")) from error
+            raise StartupError(f"`{cmd_name}` {extra.needed}") from error
         return found
 
     def invoke(self, ctx: click.Context) -> Any:

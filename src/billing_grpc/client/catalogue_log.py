@@ -1,11 +1,16 @@
 """Count and log answers of a server that blocks other names than its client."""
 
 import logging
+from typing import Final
 
 from billing_grpc.client.metrics import count_differences
+from billing_grpc.errors import printable
 from billing_grpc.model import Catalogue
 
 log = logging.getLogger("billing_grpc.client")
+
+_SHOWN: Final = 100
+"""The most characters of a server's list in a log line; a right one needs fewer."""
 
 
 class CatalogueLog:
@@ -36,11 +41,6 @@ class CatalogueLog:
                 " stripped. Give the client the BILLING_GRPC_BLOCKED_KEYS and BILLING_GRPC_EXTRA_BLOCKED_KEYS of the server,"
                 " or update the older of the two",
                 method,
-                "an older release, which does not say" if theirs is None else _printable(theirs),
+                "an older release, which does not say" if theirs is None else printable(str(theirs)[:_SHOWN]),
                 self._own,
             )
-
-
-def _printable(theirs: Catalogue) -> str:
-    """Return the server's list on one line, cut to what a right one needs."""
-    return "".join(c if c.isprintable() else "?" for c in str(theirs)[:100])

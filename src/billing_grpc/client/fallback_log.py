@@ -13,6 +13,7 @@ from billing_grpc.errors import (
     ServerRefused,
     ServerUnreachable,
     StorageError,
+    printable,
 )
 from billing_grpc.model import ResolutionError
 
@@ -47,7 +48,7 @@ def record_fallback(name: str, error: Exception, decisions: int = 1) -> Resoluti
         decisions,
         reason,
         type(error).__name__,
-        "".join(c if c.isprintable() else "?" for c in str(error)) if expected else "unexpected",
+        printable(str(error)) if expected else "unexpected",
         "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
         exc_info=None if expected else error,
         # A program such as the command line shows the cause to its user; the answer itself must not hold it.

@@ -1,9 +1,9 @@
 """What happens around each call, composed once for each method. This module alone states the order."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -17,7 +17,7 @@ from billing_grpc.server.calls.call_span import CallSpan
 from billing_grpc.server.calls.call_status import OK, code_of
 from billing_grpc.server.calls.concurrency_limit import ConcurrencyLimit
 from billing_grpc.server.calls.error_translation import answer_error
-from billing_grpc.server.calls.hooks import Behaviour, Hooks
+from billing_grpc.server.calls.hooks import Answer, Behaviour, Handler, Hooks
 from billing_grpc.server.calls.late_reading import LateReading
 from billing_grpc.server.calls.request_id import RequestId
 from billing_grpc.server.calls.unknown_method import UnknownMethod, no_answer
@@ -26,9 +26,6 @@ from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.spans import Tracing
 
 log = structlog.stdlib.get_logger(__name__)
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Answer: TypeAlias = Callable[[RequestContext], Awaitable[Any]]
 
 
 class Methods:

@@ -1,10 +1,16 @@
-"""The type of a behaviour: what happens at the start and at the end of every call of a method."""
+"""The types of what surrounds a call: a behaviour's hooks at its start and end, and the answer inside of them."""
 
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
 from billing_grpc.server.call import RequestContext
+
+# Quoted, because grpcio's classes take type parameters in the type stubs alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Answer: TypeAlias = Callable[[RequestContext], Awaitable[Any]]
+"""What answers the calls of a method, inside of its behaviours."""
 
 
 class Hooks:

@@ -11,12 +11,9 @@ from google.protobuf.message import DecodeError
 from billing_grpc.errors import FieldViolation, InvalidArgument
 from billing_grpc.server.auth import roles
 from billing_grpc.server.call import RequestContext
-from billing_grpc.server.calls.hooks import RefusedError
+from billing_grpc.server.calls.hooks import Answer, Handler, RefusedError
 from billing_grpc.server.calls.patience import Patience
 
-# Quoted, because grpcio's classes take type parameters in the type stubs alone.
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Answer: TypeAlias = Callable[[RequestContext], Awaitable[Any]]
 Parse: TypeAlias = Callable[[bytes], Any]
 
 _CANCELLATION_PAUSE: Final = 0.005

