@@ -1,4 +1,4 @@
-"""Answers in the vectors' terms: the texts of the contract's section 2, without sentences for people."""
+"""Answers in the vectors' terms: the texts of the contract, without sentences for people."""
 
 from typing import Any, Final
 

@@ -35,7 +35,7 @@ MODES: Final = ("platform_managed", "byok", "disabled")
 CLIENTS_REASONS: Final = {"SERVER_UNREACHABLE", "SERVER_REFUSED", "ANSWER_INVALID"}
 PREFIXES: Final = dict(zip(("resolve", "batch", "secrets", "plan"), DECISIONS, strict=True))
 
-# The rows of the contract's section 2: what the column holds, by what the organisation's default says.
+# The rows of the rule: what the column holds, by what the organisation's default says.
 NO_ROW: Final = "no such row"
 ORG_DEFAULTS: Final = (None, "", "prepaid", *MODES)
 OVERRIDES: Final = (*MODES, None, "BYOK", " byok", "", NO_ROW)

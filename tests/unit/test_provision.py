@@ -1,4 +1,4 @@
-"""The provision plan of the contract's section 5."""
+"""The plan for a container's environment."""
 
 import time
 from dataclasses import replace

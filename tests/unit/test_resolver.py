@@ -1,4 +1,4 @@
-"""The rule of the contract's section 2: its table, and what holds beyond any table."""
+"""The rule of resolution: its table, and what holds beyond any table."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The key list and the verdicts of the contract's section 4."""
+"""The key list and the verdicts on secrets."""
 
 import pytest
 from hypothesis import given

@@ -34,7 +34,7 @@ class Case:
         request: the request, as proto JSON with the contract's field names.
         behaviour: what the server does, one of `BEHAVIOURS`.
         detail: the argument of the behaviour: a state, an answer, bytes as hexadecimal text, a status, or `True`.
-        expect: what a default-closed client must answer, in the texts of the contract's section 2.
+        expect: what a default-closed client must answer, in the texts of the contract.
         expect_server: what the server itself must answer if that differs: `{"status": {"code": ..., "reason": ...}}`, or
             `{"answer": ...}` as in `expect`.
         blocked_keys: the set of the catalogue that the client is configured with.
