@@ -53,10 +53,8 @@ def names_in(variable: str) -> set[str]:
         runs = _RUNS.findall(spelling)
         # One call for all runs: a name can have hundreds.
         found.update("\n".join((*runs, "".join(runs))).upper().split("\n"))
-    if "." in variable or "-" in variable:
-        # A key name begins or ends with these two characters only if the configuration lists it so.
-        found |= {each.strip(_EDGES) for each in found}
-    return found
+    # A key name begins or ends with these two characters only if the configuration lists it so.
+    return found | {each.strip(_EDGES) for each in found}
 
 
 def _nearest_ascii(text: str) -> str:

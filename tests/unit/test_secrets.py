@@ -1,7 +1,7 @@
 """The key list and the verdicts on secrets."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from billing_grpc.catalogue import NameSet
@@ -107,9 +107,10 @@ def test_no_spelling_turns_into_a_listed_name_but_case_and_outer_space(key: str)
 
 
 @given(
-    variable=st.text(alphabet=st.sampled_from("AaKk_.-1 =\ufeff\u00e9\u0131\uff21\u212a\u0301"), max_size=8),
+    variable=st.text(alphabet=st.sampled_from("AaKk_.-1 =\ufeff\u00e9\u0131\uff21\uff0d\u212a\u0301"), max_size=8),
     names=st.sets(st.text(alphabet="AK_I.-1", min_size=1, max_size=4).filter(normalise), max_size=4),
 )
+@example(variable="\uff0dA\uff21", names={"AA"})
 def test_a_finder_finds_what_a_program_could_read(variable: str, names: set[str]) -> None:
     assert NameFinder(names).holds(variable) is not names.isdisjoint(names_in(variable))
 
