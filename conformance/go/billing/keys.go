@@ -23,7 +23,8 @@ const (
 
 const (
 	reservedPrefix = "MOLECULE_LLM_"
-	maxSentBytes   = 512 // of a name; longer ones, which hold more space than name, are not sent
+	edges          = ".-" // valid in a name; at its ends, some programs drop them
+	maxSentBytes   = 512  // of a name; longer ones, which hold more space than name, are not sent
 )
 
 //go:embed blocked_keys.json
@@ -120,7 +121,12 @@ func sendable(variable string) []string {
 		return []string{variable}
 	}
 	before, _, _ := strings.Cut(variable, "=")
-	return slices.DeleteFunc(namesIn(before), func(name string) bool { return !canBeSent(name) })
+	found := slices.Concat(namesIn(before), namesIn(nearestASCII(before)))
+	for _, name := range found {
+		found = append(found, strings.Trim(name, edges))
+	}
+	slices.Sort(found)
+	return slices.DeleteFunc(slices.Compact(found), func(name string) bool { return !canBeSent(name) })
 }
 
 // digest identifies a set of names as the server does it.
@@ -130,7 +136,7 @@ func (n names) digest() string {
 }
 
 // lists looks a normalised name up. No name begins or ends with . or -, unless somebody listed it so.
-func (n names) lists(name string) bool { return n[name] || n[strings.Trim(name, ".-")] }
+func (n names) lists(name string) bool { return n[name] || n[strings.Trim(name, edges)] }
 
 // nearestASCII is full-width, accented and other compatible letters as those that they resemble: Windows gives a program
 // of an older code page the nearest letter, and some programs there upper-case every name.
