@@ -43,13 +43,27 @@ HELD = {
         MANIFEST,
         {"ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "HF_TOKEN", "XAI_API_KEY", "ZAI_API_KEY", "KIMI_API_KEY"},
     ),
+    "a mapping on one line": (
+        b"stringData: {OPENAI_API_KEY: sk, HF_TOKEN: x}\n- {name: XAI_API_KEY, value: x}\n",
+        {"OPENAI_API_KEY", "HF_TOKEN", "XAI_API_KEY"},
+    ),
+    "a tag and an anchor": (b"- name: !!str OPENAI_API_KEY\n- name: &token HF_TOKEN\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
+    "the prefix of envFrom": (
+        b"envFrom:\n- prefix: OPENAI_\n  secretRef: {name: s}\n---\nstringData:\n  API_KEY: sk\n",
+        {"API_KEY", "OPENAI_API_KEY"},
+    ),
+    "the prefix of envFrom in JSON": (
+        b'{"data": {"TOKEN": "x"}, "envFrom": [{"prefix": "hf_", "secretRef": {"name": "s"}}]}',
+        {"TOKEN", "HF_TOKEN"},
+    ),
     "bytes that are no text": (b"OPENAI_API_KEY=\xff\n\xffHF_TOKEN=x\n", {"OPENAI_API_KEY", "HF_TOKEN"}),
 }
 
 
 @pytest.mark.parametrize(("text", "names"), HELD.values(), ids=HELD)
 def test_every_name_is_found(text: bytes, names: set[str]) -> None:
-    assert names <= names_of_text(text)
+    found = names_of_text(text)
+    assert names <= found.written | found.prefixed
 
 
 @pytest.mark.parametrize(
@@ -64,4 +78,21 @@ def test_every_name_is_found(text: bytes, names: set[str]) -> None:
     ],
 )
 def test_a_comment_and_a_value_hold_no_name(text: bytes) -> None:
-    assert "OPENAI_API_KEY" not in names_of_text(text)
+    assert "OPENAI_API_KEY" not in names_of_text(text).written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'CONFIG={"key": "SECRET_VALUE", "name": "SECRET_VALUE"}\n',
+        b"export CONFIG = {SECRET_VALUE: 1, x: 2}\n",
+        b"declare -x CONFIG=\"{'SECRET_VALUE': 1}\"\n",
+        b"ENV CONFIG SECRET_VALUE\n",
+        b"setenv CONFIG SECRET_VALUE\n",
+        b"CONFIG: SECRET_VALUE\n",
+    ],
+)
+def test_a_value_is_no_name(text: bytes) -> None:
+    found = names_of_text(text).written
+    assert "CONFIG" in found
+    assert not [name for name in found if "SECRET_VALUE" in name]

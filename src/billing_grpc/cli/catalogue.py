@@ -88,10 +88,11 @@ def check(connection: Connection, *, file: IO[bytes], as_json: bool) -> int:
     name would be stripped or is reserved.
     """
     keys = key_list(connection)
-    names = sorted(names_of_text(file.read()))
+    written, prefixed = names_of_text(file.read())
+    names = sorted(written | prefixed)
     strip = [name for name in names if keys.needs_mode(name)]
     reserved = [name for name in names if is_reserved(name)]
-    suspects = list(suspect_keys(names, keys))
+    suspects = list(suspect_keys(written, keys))
     general = [name for name in names if name in load().entries and not keys.needs_mode(name)]
     groups = {"strip": strip, "reserved": reserved, "suspect": suspects, "general": general}
     if as_json:
