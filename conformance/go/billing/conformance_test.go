@@ -494,7 +494,7 @@ func TestANameBesideBytesThatAreNoTextGoes(t *testing.T) {
 
 func TestWhatAProgramCouldReadIsAskedAboutInPlaceOfAVariableThatCannotBeSent(t *testing.T) {
 	for variable, name := range map[string]string{
-		"-NEW_KEY": "NEW_KEY", "export NEW_KEY.": "NEW_KEY", "ＮＥＷ_KEY": "NEW_KEY", "\ufeffnew_\u212aey": "NEW_KEY", "－ＮEW_KEY": "NEW_KEY",
+		"-NEW_KEY": "NEW_KEY", "export NEW_KEY.": "NEW_KEY", "ＮＥＷ_KEY": "NEW_KEY", "\ufeffnew_\u212aey": "NEW_KEY", "－ＮEW_KEY": "NEW_KEY", "N℮w_K\u03b5Y": "NEW_KEY", "\u0332NEW\u02cdKEY": "_NEW_KEY",
 		"\"NEW_KEY=secret_value": "NEW_KEY",
 	} {
 		if asked := sendable(variable); !slices.Contains(asked, name) || slices.Contains(asked, "SECRET_VALUE") {

@@ -138,18 +138,35 @@ func (n names) digest() string {
 // lists looks a normalised name up. No name begins or ends with . or -, unless somebody listed it so.
 func (n names) lists(name string) bool { return n[name] || n[strings.Trim(name, edges)] }
 
-// nearestASCII is full-width, accented and other compatible letters as those that they resemble: Windows gives a program
-// of an older code page the nearest letter, and some programs there upper-case every name.
+// toASCII maps what Windows replaces with an ASCII character and Unicode does not decompose into it; see the Python client.
+var toASCII = func() map[rune]rune {
+	found := map[rune]rune{}
+	for _, like := range []string{
+		"DĐ", "Eℇ", "FΦ", "GǤΓ", "HĦ", "IƗ", "LŁ", "OØƟΩ", "P₧℘", "SΣ", "TŦƮΘ", "aα", "bƀ", "dđδ", "eε℮", "fφ", "gǥɡ",
+		"hħһ", "iı", "lłƚ", "n∩", "oø", "pπ", "sσ", "tŧƫτ", "v√", "zƶ", "8∞", "_\u02cd\u0331\u0332▄", "-\u2010\u2011\u2212",
+	} {
+		for _, other := range like[1:] {
+			found[other] = rune(like[0])
+		}
+	}
+	return found
+}()
+
+// nearestASCII is full-width, accented and similar letters as those that Windows gives a program of an older code page;
+// some programs there upper-case every name.
 func nearestASCII(text string) string {
+	fitted := strings.Map(func(r rune) rune {
+		if like, found := toASCII[r]; found {
+			return like
+		}
+		return r
+	}, text)
 	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\u0131':
-			return 'i'
-		case r > unicode.MaxASCII:
+		if r > unicode.MaxASCII {
 			return -1
 		}
 		return r
-	}, norm.NFKD.String(text))
+	}, norm.NFKD.String(fitted))
 }
 
 // Apply answers the environment that a container starts with. Gone are the variables that are, or that a program could
