@@ -51,6 +51,11 @@ def test_no_set_holds_an_ordinary_name() -> None:
     assert [name for name in ORDINARY_NAMES if every.holds(name) or every.needs_mode(normalise(name) or "")] == []
 
 
+def test_the_address_of_a_cloud_for_language_models_alone_goes_and_that_for_all_its_services_stays() -> None:
+    assert KeyList().holds("AWS_ENDPOINT_URL_BEDROCK_RUNTIME")
+    assert not KeyList(name_set=NameSet.VENDORS).holds("AWS_ENDPOINT_URL")
+
+
 def test_the_sets_of_what_programs_in_workspaces_read_leave_nothing_out() -> None:
     agents = TABLE.names(NameSet.AGENTS)
     read = [each for each in TABLE.entries.values() if any(PROGRAMS[one].in_workspaces for one in each.read_by)]
