@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 import socket
+import struct
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+import uvloop
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, SchemaNotReady, StorageError, ValueUnreadable
@@ -373,6 +375,33 @@ async def test_a_lost_connection_does_not_stop_the_wait_of_one_that_gets_its_des
         ours.close()
         theirs.close()
         await connection.close()
+
+
+@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_that_is_reset_after_part_of_an_answer_is_lost_at_once(
+    service_url: str, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    fields = b"SFATAL\0VFATAL\0C57P02\0Mgone\0\0"
+
+    def reset(server: socket.socket) -> None:
+        server.send(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
+        server.close()  # the statement is still unread, so this resets the connection
+
+    async def ask() -> None:
+        connection = await Connection.connect(service_url, autocommit=True)
+        client, server = socket.socketpair()
+        client.settimeout(0)
+        os.dup2(client.fileno(), connection.pgconn.socket)
+        client.close()
+        asyncio.get_running_loop().call_later(0.05, reset, server)
+        try:
+            async with asyncio.timeout(BUDGET):
+                await exchange(connection.pgconn, b"SELECT 1", [], "utf-8")
+        finally:
+            await connection.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner, pytest.raises(psycopg.OperationalError):
+        runner.run(ask())
 
 
 async def test_a_shared_read_in_another_encoding_than_utf8_is_decoded(

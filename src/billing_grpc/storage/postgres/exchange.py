@@ -42,6 +42,10 @@ async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes]
             if _all_taken(pgconn, results):
                 stop()
                 received.set_result(results)
+            else:
+                # uvloop stops watching a socket that is reset, also if it still holds data.
+                loop.remove_reader(descriptor)
+                loop.add_reader(descriptor, receive)
         except psycopg.Error as error:
             # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then.
             stop()
