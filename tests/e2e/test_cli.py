@@ -48,8 +48,8 @@ BYOK: Final = "byok  (workspace_override)\nThe workspace's own mode is byok.\n"
 INHERITED: Final = (
     "disabled  (org_default)\nThe workspace has no mode of its own, and the organisation's default is disabled.\n"
 )
-STANDING: Final = r"Last changed at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z by local\.\netag: [1-9]\d*\n"
-BY_THE_DATABASE: Final = STANDING.replace("local", "database_user:billing")
+LAST_CHANGE: Final = r"Last changed at \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?Z by local\.\netag: [1-9]\d*\n"
+BY_THE_DATABASE: Final = LAST_CHANGE.replace("local", "database_user:billing")
 
 # id: stored mode, arguments before and after the id, standard output before what is matched, what is matched
 ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str, str]]] = {
@@ -62,7 +62,7 @@ ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str, str]]] = {
         "set",
         ["byok", "--reason", "their own key"],
         f"{BYOK}It was platform_managed (workspace_override){AT_NEXT_START}",
-        STANDING,
+        LAST_CHANGE,
     ),
     "set what is set": (
         "byok",
@@ -78,7 +78,7 @@ ANSWERS: Final[dict[str, tuple[str | None, str, list[str], str, str]]] = {
         f"{BYOK}It is disabled (org_default). Nothing was written: --validate-only.\n",
         r"No change was ever recorded\.\netag: 0\n",
     ),
-    "inherit": ("byok", "inherit", [], f"{INHERITED}It was byok (workspace_override){AT_NEXT_START}", STANDING),
+    "inherit": ("byok", "inherit", [], f"{INHERITED}It was byok (workspace_override){AT_NEXT_START}", LAST_CHANGE),
 }
 
 # id: arguments, exit code, words on standard error

@@ -109,7 +109,7 @@ READ_ONLY: Final[dict[str, Fault]] = {
 }
 SESSIONS_READ_ONLY: Final[dict[str, Fault]] = {
     "sessions_read_only": Fault(
-        "standing sessions turned read-only, new ones not",
+        "sessions that exist turn read-only, new ones do not",
         _sessions_read_only,
         GONE | reasons("STALE"),
         frozenset(),

@@ -20,7 +20,7 @@ from billing_grpc.server.telemetry import logs
 from billing_grpc.server.telemetry.log_queue import DROPPED
 from billing_grpc.server.telemetry.logs import GRPC_FAILED, REPEAT_SECONDS, Repeats, WithoutCallersBytes
 from billing_grpc.server.telemetry.spans import Tracing
-from billing_grpc.standing_reader import write_within
+from billing_grpc.stalled_reader import write_within
 from billing_grpc.wire.trace_context import current_trace
 
 UNREADABLE: Final = UnicodeDecodeError("utf-8", b"a-token\xff", 7, 8, "invalid start byte")

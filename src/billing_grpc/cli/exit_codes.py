@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 import click
 
-from billing_grpc.standing_reader import write_within
+from billing_grpc.stalled_reader import write_within
 
 OK: Final = 0
 REFUSED: Final = 1

@@ -56,7 +56,7 @@ def get(connection: Connection, *, workspace_id: str, as_json: bool) -> int:
         output.json_line(json_output.workspace(found))
     else:
         output.resolution(found.resolution)
-        _show_standing(found)
+        _show_last_change(found)
     return exit_codes.OK
 
 
@@ -101,11 +101,11 @@ def _show_update(written: BillingModeUpdate, *, as_json: bool, validate_only: bo
         output.line(f"It is {before}. Nothing was written: --validate-only.")
     else:
         output.line(f"It was {before}; the change takes effect when the workspace next starts.")
-    _show_standing(written.current)
+    _show_last_change(written.current)
     return exit_codes.OK
 
 
-def _show_standing(now: WorkspaceBillingMode) -> None:
+def _show_last_change(now: WorkspaceBillingMode) -> None:
     if now.update_time is None:
         output.line("No change was ever recorded.")
     else:

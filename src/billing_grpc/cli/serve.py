@@ -9,7 +9,7 @@ from billing_grpc.cli import exit_codes
 from billing_grpc.server.run import run
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
-from billing_grpc.standing_reader import announcing
+from billing_grpc.stalled_reader import announcing
 from billing_grpc.storage import migrations
 
 _STDOUT: Final = 1

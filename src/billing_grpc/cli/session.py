@@ -178,7 +178,7 @@ def describe(error: BaseException, address: str) -> str:
         case PermissionDenied():
             return f"{error.reason}: {error}; use a token of a role that may"
         case EtagStale(attachments=[WorkspaceBillingMode() as now]):
-            return f"{error.reason}: {error}; {_standing(now)}"
+            return f"{error.reason}: {error}; {_state(now)}"
         case ServerUnreachable():
             return f"{error.reason}: {error}; is a server listening on {address}, and with TLS if --ca is given?"
         case RequestError(reason=reason) | CallError(reason=reason):
@@ -186,7 +186,7 @@ def describe(error: BaseException, address: str) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _standing(now: WorkspaceBillingMode) -> str:
+def _state(now: WorkspaceBillingMode) -> str:
     by = f", changed by {now.updated_by} at {moment(now)}" if now.update_time else ""
     return f"it is now {now.resolution.mode} ({now.resolution.source}){by}; etag {now.etag}"
 

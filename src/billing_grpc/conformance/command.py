@@ -5,7 +5,7 @@ from typing import Final
 import click
 
 from billing_grpc.conformance import server
-from billing_grpc.standing_reader import announcing
+from billing_grpc.stalled_reader import announcing
 
 _STDOUT: Final = 1
 

@@ -53,13 +53,13 @@ def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
     return message
 
 
-def billing_mode_to_proto(standing: WorkspaceBillingMode) -> pb.WorkspaceBillingMode:
+def billing_mode_to_proto(mode: WorkspaceBillingMode) -> pb.WorkspaceBillingMode:
     """Return a workspace's billing mode as a message."""
     message = pb.WorkspaceBillingMode(
-        resolution=resolution_to_proto(standing.resolution), etag=standing.etag, updated_by=standing.updated_by
+        resolution=resolution_to_proto(mode.resolution), etag=mode.etag, updated_by=mode.updated_by
     )
-    if standing.update_time is not None:
-        message.update_time.FromDatetime(standing.update_time)
+    if mode.update_time is not None:
+        message.update_time.FromDatetime(mode.update_time)
     return message
 
 

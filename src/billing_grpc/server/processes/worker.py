@@ -14,7 +14,7 @@ from billing_grpc.server.processes.stop_signals import StopSignals
 from billing_grpc.server.processes.supervisor import LENGTH, READY, WorkerSettings
 from billing_grpc.server.run import run_on_loop, serve
 from billing_grpc.server.telemetry import logs
-from billing_grpc.standing_reader import write_within
+from billing_grpc.stalled_reader import write_within
 
 _STDIN: Final = 0
 _STDERR: Final = 2

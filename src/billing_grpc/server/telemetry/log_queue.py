@@ -9,7 +9,7 @@ from logging.handlers import QueueHandler
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias
 
-from billing_grpc.standing_reader import PATIENCE, write_all
+from billing_grpc.stalled_reader import PATIENCE, write_all
 
 LENGTH: Final = 8192
 """How many lines may wait for the reader; more are dropped. They take about 20 MB."""

@@ -15,7 +15,7 @@ import structlog
 
 from billing_grpc.server.call import current_request_id
 from billing_grpc.server.telemetry.log_queue import Line, LogQueue
-from billing_grpc.standing_reader import PATIENCE
+from billing_grpc.stalled_reader import PATIENCE
 from billing_grpc.wire.trace_context import current_trace
 
 RARELY: Final = frozenset({"storage failed", "stored override is not a recognised mode, closed to platform_managed"})

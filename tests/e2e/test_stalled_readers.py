@@ -21,7 +21,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from billing_grpc import standing_reader
+from billing_grpc import stalled_reader
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.telemetry.log_queue import DROPPED, LENGTH
@@ -157,7 +157,7 @@ def test_no_line_is_lost_when_a_server_stops_whose_log_is_read(port: int) -> Non
     with running("serve", stderr=log.writer, settings=settings) as process, channel(port) as calls:
         plans(calls, 1000)
         process.terminate()
-        time.sleep(standing_reader.PATIENCE / 2)  # a reader that comes late finds most of the lines still in the queue
+        time.sleep(stalled_reader.PATIENCE / 2)  # a reader that comes late finds most of the lines still in the queue
         log.flow()
         assert process.wait(ENDING) == 0
     records = lines(log.end())
