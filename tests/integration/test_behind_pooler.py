@@ -146,7 +146,10 @@ async def test_a_row_that_is_hidden_is_never_answered_as_the_organisation_s_defa
         with rows_hidden(kept.url):
             async with renewed(pooler):
                 seen = await ask_for_a_while(client, closed)
-    assert seen.keys() == {(each, "platform_managed", "constant_fallback", "DATABASE_DENIED") for each in closed}
+    denied = {(each, "platform_managed", "constant_fallback", "DATABASE_DENIED") for each in closed}
+    # On a busy machine the pooler may end a connection before it has a session again.
+    lost = {(each, "platform_managed", "constant_fallback", "DATABASE_UNREACHABLE") for each in closed}
+    assert denied <= seen.keys() <= denied | lost
 
 
 @pytest.mark.parametrize("renewed", RENEWALS.values(), ids=RENEWALS)

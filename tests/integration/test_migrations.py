@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.errors import MigrationError, SettingsError
 from billing_grpc.storage import migrations
 from billing_grpc.storage.migrations import MigrationStatus
+from tests.support.commands import billing_grpc
 
 BASE: Final = "20260526110000_workspaces_base"
 MODE: Final = "20260526120000_workspaces_llm_billing_mode"
@@ -181,12 +182,11 @@ def test_everything_goes_down_newest_first(empty_database_url: str) -> None:
     assert migrations.up(empty_database_url) == ALL
 
 
-def test_what_the_commands_print_names_every_migration(runs: Callable[..., "subprocess.Popen[str]"]) -> None:
+def test_what_the_commands_print_names_every_migration(empty_database_url: str) -> None:
     def printed(*arguments: str) -> list[str]:
-        process = runs(*arguments)
-        output, complaint = process.communicate(timeout=30)
-        assert process.returncode == 0, complaint
-        return output.splitlines()
+        ended = billing_grpc("migrate", *arguments, settings={"DATABASE_URL": empty_database_url})
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.splitlines()
 
     assert printed("up") == [f"applied {name}" for name in ALL]
     assert printed("up") == ["nothing to apply"]
