@@ -42,23 +42,25 @@ check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated
 	$(BIN)/python -c "from billing_grpc.storage.migrations import names; print(*names(), sep='\n')"
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(WITH_BIN) buf generate --output "$$fresh" 2>/dev/null \
 		&& diff --recursive --exclude=__pycache__ "$$fresh/src/billing_grpc/_gen" src/billing_grpc/_gen \
-		&& $(BIN)/python tools/generate_catalogue.py --check && echo "generated code is up to date"
+		&& $(BIN)/python tools/generate_catalogue.py --check && $(BIN)/python tools/copy_into_go_client.py --check \
+		&& echo "generated code is up to date"
 
 format: $(DEV_READY) ## let the formatters write
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(WITH_BIN) buf format --write
 
-generate: $(DEV_READY) ## regenerate the stubs from proto/, and what follows from the catalogue of vendor names
+generate: $(DEV_READY) ## regenerate the stubs from proto/, what follows from the catalogue, and the copies in clients/go
 	$(WITH_BIN) buf generate
 	$(BIN)/python tools/generate_catalogue.py
+	$(BIN)/python tools/copy_into_go_client.py
 
-generate-go: $(DEV_READY) .tools/go.ready ## regenerate the Go stubs of conformance/go from proto/ (needs Go)
+generate-go: $(DEV_READY) .tools/go.ready ## regenerate the Go stubs of clients/go from proto/ (needs Go)
 	PATH="$(CURDIR)/.tools:$(CURDIR)/$(BIN):$$PATH" buf generate --template buf.gen.go.yaml
 
-# The first follows google.golang.org/protobuf in conformance/go/go.mod.
-PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
-PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+# The first follows google.golang.org/protobuf in clients/go/go.mod.
+PROTOC_GEN_GO := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.5
+PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
 .tools/go.ready: Makefile
 	GOTOOLCHAIN=local GOBIN="$(CURDIR)/.tools" go install $(PROTOC_GEN_GO)
 	GOTOOLCHAIN=local GOBIN="$(CURDIR)/.tools" go install $(PROTOC_GEN_GO_GRPC)

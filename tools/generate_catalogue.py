@@ -1,4 +1,4 @@
-"""Write what follows from the catalogue of vendor names: the vectors' list, the Go client's copy, and the table of the page.
+"""Write what follows from the catalogue of vendor names: the clients' list, and the table of the page.
 
 python tools/generate_catalogue.py           write the files
 python tools/generate_catalogue.py --check   write nothing; fail if a file is not up to date
@@ -16,7 +16,7 @@ from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, Table, digest, load
 from billing_grpc.catalogue.programs import PROGRAMS
 
 ROOT: Final = Path(__file__).parents[1]
-COPIES: Final = ("conformance/blocked_keys.json", "conformance/go/billing/blocked_keys.json")
+NAMES: Final = "conformance/blocked_keys.json"
 PAGE: Final = "docs/catalogue.md"
 BEGIN: Final = "<!-- made by tools/generate_catalogue.py -->\n"
 END: Final = "<!-- end -->\n"
@@ -91,8 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    wanted = dict.fromkeys(COPIES, names_as_json())
-    wanted[PAGE] = page((ROOT / PAGE).read_text(encoding="utf-8"))
+    wanted = {NAMES: names_as_json(), PAGE: page((ROOT / PAGE).read_text(encoding="utf-8"))}
     stale = [
         path
         for path, text in wanted.items()

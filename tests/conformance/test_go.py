@@ -14,7 +14,7 @@ import pytest
 from billing_grpc.conformance.cases import load, load_apply
 
 ROOT: Final = Path(__file__).parents[2]
-MODULE: Final = ROOT / "conformance" / "go"
+MODULE: Final = ROOT / "clients" / "go"
 SECONDS: Final = 900
 """The first build of gRPC on a slow machine takes minutes."""
 
@@ -97,6 +97,6 @@ def test_the_go_stubs_are_those_of_the_contract(tmp_path_factory: pytest.TempPat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    generated = {each.name: each.read_text() for each in (fresh / "conformance" / "go" / "gen").rglob("*.go")}
-    assert generated == {each.name: each.read_text() for each in (MODULE / "gen").rglob("*.go")}
+    generated = {each.name: each.read_text() for each in (fresh / "clients" / "go").rglob("*.go")}
+    assert generated == {each.name: each.read_text() for each in (MODULE / "billingv1").rglob("*.go")}
     assert len(generated) == 3

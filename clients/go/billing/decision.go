@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	pb "github.com/molecule-ai/billing-grpc/conformance/go/gen/molecule/billing/v1"
+	pb "github.com/molecule-ai/billing-grpc/clients/go/billingv1"
 )
 
 // The modes, sources and verdicts in the contract's words, and why a client closed an answer by itself.

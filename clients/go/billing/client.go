@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	pb "github.com/molecule-ai/billing-grpc/conformance/go/gen/molecule/billing/v1"
+	pb "github.com/molecule-ai/billing-grpc/clients/go/billingv1"
 )
 
 // How much one call may ask about.

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	pb "github.com/molecule-ai/billing-grpc/conformance/go/gen/molecule/billing/v1"
+	pb "github.com/molecule-ai/billing-grpc/clients/go/billingv1"
 )
 
 // readSecrets takes the verdicts as they were sent, or says why they cannot be true. What the client lists and the server

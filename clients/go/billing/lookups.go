@@ -40,7 +40,11 @@ func (lookups) Build(target resolver.Target, connection resolver.ClientConn, _ r
 			return new(net.Dialer).DialContext(ctx, network, server)
 		}
 	}
-	l.running.Go(func() { l.run(ctx) })
+	l.running.Add(1)
+	go func() {
+		defer l.running.Done()
+		l.run(ctx)
+	}()
 	return l, nil
 }
 
