@@ -1,9 +1,7 @@
 """`billing-grpc run`: start a command in the environment that its workspace may have."""
 
-import asyncio
 import os
 import signal
-import time
 from typing import Final, NoReturn
 
 import click
@@ -12,16 +10,10 @@ from billing_grpc import provision
 from billing_grpc.cli import exit_codes
 from billing_grpc.cli.environment import environment_bytes, process_environment
 from billing_grpc.cli.options import Call, Connection, Seconds, WorkspaceId
-from billing_grpc.cli.session import Session, open_session
-from billing_grpc.model import ProvisionPlan
+from billing_grpc.cli.session import open_session
 
 _NOT_FOUND: Final = 127
 _NOT_EXECUTABLE: Final = 126
-_PAUSE: Final = 0.25
-"""Seconds between two attempts."""
-
-_LEAST: Final = 0.05
-"""The least number of seconds for the last attempt."""
 
 _EPILOG: Final = """\b
 Examples:
@@ -63,47 +55,12 @@ def run(
     """
     environment = process_environment()
     with open_session(connection, files=False) as session:
-        budget = _Budget(retry_for, connection.timeout)
-        plan = session.run(_plan(session, workspace_id, list(environment), budget))
+        plan = session.run(session.client.plan_provision_env(workspace_id, list(environment), retry_for=retry_for))
         if plan.resolution.error is not None and require_answer:
             why = session.why_fallback(plan.resolution.error)
             raise exit_codes.Failed(f"no answer, so {command[0]} was not started: {why}", exit_codes.UNAVAILABLE)
         session.warn(plan.resolution)
     _exec(command, provision.apply(plan, environment))
-
-
-class _Budget:
-    """The seconds for all attempts and for each of them.
-
-    Args:
-        altogether: seconds for all attempts; 0 for a single attempt without a limit of its own.
-        each: seconds for one attempt; `None` for all that are left.
-    """
-
-    def __init__(self, altogether: float, each: float | None) -> None:
-        self._end = time.monotonic() + altogether
-        self._each = each
-        self._once = not altogether
-
-    def limit(self) -> float | None:
-        """Return the seconds for the next attempt; `None` for the client's timeout."""
-        if self._once:
-            return None
-        left = max(self._end - time.monotonic(), _LEAST)
-        return left if self._each is None else min(left, self._each)
-
-    def over(self) -> bool:
-        """Return whether there is no time for another attempt."""
-        return self._end - time.monotonic() <= _PAUSE
-
-
-async def _plan(session: Session, workspace_id: str, names: list[str], budget: _Budget) -> ProvisionPlan:
-    """Return the first plan with an answer, or the last fallback when the time is up."""
-    while True:
-        plan = await session.client.plan_provision_env(workspace_id, names, timeout=budget.limit())
-        if plan.resolution.error is None or budget.over():
-            return plan
-        await asyncio.sleep(_PAUSE)
 
 
 def _exec(command: tuple[str, ...], environment: dict[str, str]) -> NoReturn:

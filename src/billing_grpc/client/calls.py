@@ -1,33 +1,29 @@
-"""Make one call: its deadline, its metadata, its errors."""
+"""The role that makes a client's calls, and what every call needs: its deadline and its metadata."""
 
-import asyncio
 import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from billing_grpc import service_config
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
-from billing_grpc.client import forked
-from billing_grpc.client.channel import Dialer
-from billing_grpc.client.status_errors import call_error
 from billing_grpc.client.trace_headers import inject
-from billing_grpc.errors import AnswerInvalid, ServerUnreachable
+from billing_grpc.errors import AnswerInvalid
 from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
 
 WorkspaceId = str | uuid.UUID
 NO_WORKSPACE: Final = ""
 """The id of a workspace that does not exist yet."""
 
+SLACK: Final = 0.5
+"""Seconds after its deadline until a call is abandoned that gRPC did not end, as happens in a forked process."""
+
 _MAX_TIMEOUT: Final = 3600.0
 """The longest timeout of a call, in seconds."""
-
-_SLACK: Final = 0.5
-"""Seconds after its deadline until a call is abandoned that gRPC did not end, as happens in a forked process."""
 
 _MIN_TIMEOUT: Final = 0.001
 """Seconds for a call of a decision whose earlier calls have used up its time."""
@@ -45,32 +41,16 @@ else:
     Stub = service_grpc.BillingModeServiceStub
 
 
-class Calls:
-    """Make the calls of one client.
+class Calls(Protocol):
+    """Make the calls of one client, on an event loop or on the thread of the caller.
 
-    Args:
-        dialer: the connection to the server.
-        timeout: seconds that a call may take; `None` for the method's timeout in the shipped service config.
-        metadata: sent with every call.
+    Everything that a client awaits is here, so the client's other coroutines run without an event loop if these do.
 
-    Raises:
-        ValueError: the timeout is out of range, or gRPC would refuse the metadata, or the client sends that key itself.
+    Attributes:
+        terms: the deadline and the metadata of each call.
     """
 
-    def __init__(self, dialer: Dialer, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
-        self._dialer = dialer
-        self._timeout = None if timeout is None else _require_timeout(timeout)
-        self._metadata = tuple(metadata)
-        if wrong := [key for key, value in self._metadata if not _is_valid_metadata(key, value)]:
-            raise ValueError(f"metadata: these keys or their values cannot be sent, or the client sends them: {wrong}")
-        self._running: set[grpc.aio.Call] = set()
-
-    async def close(self) -> None:
-        """End the running calls and the connection. Later calls raise `ServerUnreachable`."""
-        if self._dialer.is_usable_here():
-            for each in list(self._running):
-                each.cancel()
-        await self._dialer.close()
+    terms: "CallTerms"
 
     async def call(
         self,
@@ -94,40 +74,50 @@ class Calls:
             BillingError: there is no usable answer; see `status_errors.call_error`.
             ValueError: the timeout is out of range.
         """
-        seconds = self._seconds(name, timeout, since)
-        request_id = uuid.uuid4().hex
-        metadata: list[tuple[str, str | bytes]] = [*self._metadata, (REQUEST_ID, request_id)]
-        authorization = self._dialer.authorization()
-        if authorization is not None:
-            metadata.append((AUTHORIZATION, authorization))
-        invoke = method(Stub(self._dialer.channel()))
-        running = invoke(request, timeout=seconds, metadata=tuple(inject(metadata)))
-        self._running.add(running)
-        try:
-            async with asyncio.timeout(seconds + _SLACK):
-                answer = await running
-        except grpc.aio.AioRpcError as error:
-            failure = call_error(error)
-            failure.add_note(f"request id {request_id}")
-            raise failure from error
-        except TimeoutError:
-            raise forked.deadline_missed() from None
-        except asyncio.CancelledError:
-            # gRPC raises this too if the channel is closed during the call; only a cancelled task may let it pass.
-            if _is_cancelled():
-                raise
-            raise ServerUnreachable("this client was closed during the call") from None
-        finally:
-            self._running.discard(running)
-        # gRPC returns `None` for a message that does not parse, against its type annotation.
-        if not isinstance(answer, Message):
-            raise AnswerInvalid("the server's answer cannot be used: it is not a message of this method")
-        return answer
 
-    def _seconds(self, name: str, timeout: float | None, since: float | None) -> float:
+    async def pause(self, seconds: float) -> None:
+        """Wait between two attempts."""
+
+    async def close(self) -> None:
+        """End the running calls and the connection. Later calls raise `ServerUnreachable`."""
+
+
+class CallTerms:
+    """The deadline and the metadata of each call of one client.
+
+    Args:
+        timeout: seconds that a call may take; `None` for the method's timeout in the shipped service config.
+        metadata: sent with every call.
+
+    Raises:
+        ValueError: the timeout is out of range, or gRPC would refuse the metadata, or the client sends that key itself.
+    """
+
+    def __init__(self, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        self._timeout = None if timeout is None else _require_timeout(timeout)
+        self._metadata = tuple(metadata)
+        if wrong := [key for key, value in self._metadata if not _is_valid_metadata(key, value)]:
+            raise ValueError(f"metadata: these keys or their values cannot be sent, or the client sends them: {wrong}")
+
+    def metadata(self, request_id: str, authorization: str | None) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the metadata of a call that starts now."""
+        sent: list[tuple[str, str | bytes]] = [*self._metadata, (REQUEST_ID, request_id)]
+        if authorization is not None:
+            sent.append((AUTHORIZATION, authorization))
+        return tuple(inject(sent))
+
+    def seconds(self, name: str, timeout: float | None, since: float | None = None) -> float:
+        """Return how many seconds a call may take; the arguments are those of `Calls.call`."""
         wanted = self._timeout if timeout is None else timeout
         seconds = _require_timeout(service_config.timeout(name) if wanted is None else wanted)
         return seconds if since is None else max(seconds - (time.monotonic() - since), _MIN_TIMEOUT)
+
+
+def require_message(answer: Answer) -> Answer:
+    """Return the answer; raise `AnswerInvalid` for the `None` that gRPC returns if a message does not parse."""
+    if not isinstance(answer, Message):
+        raise AnswerInvalid("the server's answer cannot be used: it is not a message of this method")
+    return answer
 
 
 def _require_timeout(seconds: float) -> float:
@@ -142,8 +132,3 @@ def _is_valid_metadata(key: object, value: object) -> bool:
     if key.endswith("-bin"):
         return isinstance(value, bytes)
     return isinstance(value, str) and _METADATA_TEXT.fullmatch(value) is not None
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0

@@ -8,23 +8,21 @@ from types import TracebackType
 from typing import Self
 
 from billing_grpc.catalogue import NameSet
-from billing_grpc.client.administration import Administration
+from billing_grpc.client.asyncio_calls import AsyncioCalls
 from billing_grpc.client.bearer_token import TokenSource
-from billing_grpc.client.calls import Calls
+from billing_grpc.client.calls import CallTerms
 from billing_grpc.client.channel import Dialer
-from billing_grpc.client.key_decisions import KeyDecisions, key_names
-from billing_grpc.client.resolutions import Resolutions
+from billing_grpc.client.methods import ClientMethods
 from billing_grpc.client.tls import ClientTls
-from billing_grpc.model import Catalogue
-from billing_grpc.secret_keys import KeyList, normalise
 
 
-class BillingClient(Resolutions, KeyDecisions, Administration):
+class BillingClient(ClientMethods):
     """Ask one server, for the lifetime of the application.
 
     A client works on one event loop at a time; when that loop has ended, it connects anew on the next. While its loop runs,
-    a call on another loop is an error, and so is a call in a process that was forked after gRPC was used: decisions then get
-    the fallback with the reason CLIENT_MISUSED, and administration raises `ClientMisused`.
+    a call on another loop is an error, and so is a call in a process that was forked after a client of this kind was used:
+    decisions then get the fallback with the reason CLIENT_MISUSED, and administration raises `ClientMisused`. For programs
+    without an event loop there is `billing_grpc.sync`.
 
     Args:
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.
@@ -53,16 +51,8 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         timeout: float | None = None,
         metadata: Sequence[tuple[str, str | bytes]] = (),
     ) -> None:
-        extra = {key: normalise(key) for key in key_names(extra_blocked_keys)}
-        if wrong := [key for key, name in extra.items() if name is None]:
-            raise ValueError(f"extra_blocked_keys: these are not names of keys: {wrong}")
-        if blocked_keys not in list(NameSet):
-            raise ValueError(f"blocked_keys: {blocked_keys} is no set of names; use {', '.join(NameSet)}")
-        calls = Calls(Dialer(target, token=token, tls=tls), timeout, metadata)
-        Administration.__init__(self, calls)
-        names = [name for name in extra.values() if name is not None]
-        Resolutions.__init__(self, calls)
-        KeyDecisions.__init__(self, calls, KeyList(names, name_set=NameSet(blocked_keys)))
+        calls = AsyncioCalls(Dialer(target, token=token, tls=tls), CallTerms(timeout, metadata))
+        super().__init__(calls, blocked_keys, extra_blocked_keys)
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,12 +61,3 @@ class BillingClient(Resolutions, KeyDecisions, Administration):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """Return the list of vendor names that this client blocks by itself."""
-        return self._keys.catalogue
-
-    async def close(self) -> None:
-        """End the running calls and the connection; later decisions get the fallback."""
-        await self._calls.close()

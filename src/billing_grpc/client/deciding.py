@@ -1,10 +1,17 @@
-"""Ask for a decision, and return the fallback whenever there is no usable answer."""
+"""Ask for a decision, once or for some seconds, and return the fallback whenever there is no usable answer."""
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from billing_grpc.client.fallback_log import record_fallback
 from billing_grpc.model import ResolutionError
+
+PAUSE: Final = 0.25
+"""Seconds between two attempts."""
+
+_LEAST: Final = 0.05
+"""The least number of seconds for the last attempt."""
 
 Item = TypeVar("Item")
 Decision = TypeVar("Decision")
@@ -34,3 +41,23 @@ async def decide(
 def batches(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
     """Return the items in lists of at most `most`, in their order."""
     return [items[start : start + most] for start in range(0, len(items), most)]
+
+
+class Attempts:
+    """The attempts at one decision.
+
+    Args:
+        seconds: how long to try; 0 for a single attempt.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._once = not seconds > 0
+
+    def limit(self, seconds: float) -> float:
+        """Return how many of the seconds that an attempt may take are left."""
+        return seconds if self._once else min(seconds, max(self._end - time.monotonic(), _LEAST))
+
+    def over(self) -> bool:
+        """Return whether there is no time for another attempt."""
+        return self._once or self._end - time.monotonic() <= PAUSE

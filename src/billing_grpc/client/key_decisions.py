@@ -11,7 +11,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import fallback, verified_keys
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
 from billing_grpc.client.catalogue_log import CatalogueLog
-from billing_grpc.client.deciding import batches, decide
+from billing_grpc.client.deciding import PAUSE, Attempts, batches, decide
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
     BillingMode,
@@ -118,20 +118,32 @@ class KeyDecisions:
         env_keys: Iterable[str] | None = None,
         *,
         timeout: float | None = None,
+        retry_for: float = 0,
     ) -> ProvisionPlan:
         """Return what to strip from a container's environment and what to set; `provision.apply` does it. Never raises.
 
-        A plan whose resolution has an error is safe, but wrong for a tenant with its own key: ask again within the start
-        budget before you apply it.
+        A plan whose resolution has an error is safe, but wrong for a tenant with its own key: give `retry_for` the seconds
+        that the start of the container may wait for the right one.
 
         Args:
             workspace_id: the container's workspace; empty before it exists.
             env_keys: the names present in the environment; never a value. A malformed name is not sent; the names that a
                 program could read from it are sent instead. `None` asks for every vendor key.
-            timeout: seconds, instead of the client's.
+            timeout: seconds for each attempt, instead of the client's.
+            retry_for: ask again for this many seconds in total while the answer has an error; 0 asks once.
         """
         present = None if env_keys is None else key_names(env_keys)
-        method, asked = "PlanProvisionEnv", str(workspace_id)
+        attempts = Attempts(retry_for)
+        while True:
+            plan = await self._plan(str(workspace_id), present, timeout, attempts)
+            if plan.resolution.error is None or attempts.over():
+                return plan
+            await self._calls.pause(PAUSE)
+
+    async def _plan(
+        self, asked: str, present: Sequence[str] | None, timeout: float | None, attempts: Attempts
+    ) -> ProvisionPlan:
+        method = "PlanProvisionEnv"
         askable = list(dict.fromkeys(each for key in present or () for each in _sendable(key)))
         wanted: list[str] = []
         suspects: list[str] = []
@@ -139,10 +151,11 @@ class KeyDecisions:
 
         async def ask() -> ProvisionPlan:
             plans: list[ProvisionPlan] = []
+            limit = attempts.limit(self._calls.terms.seconds(method, timeout))
             for batch in batches(askable, validation.MAX_ENV_KEYS) or [[]]:
                 request = service_pb.PlanProvisionEnvRequest(workspace_id=asked, env_keys=batch)
                 call = self._calls.call
-                answer = await call(lambda stub: stub.PlanProvisionEnv, method, request, timeout, since=began)
+                answer = await call(lambda stub: stub.PlanProvisionEnv, method, request, limit, since=began)
                 wanted.extend(answer.strip_keys)
                 suspects.extend(answer.suspect_keys)
                 plans.append(verified_keys.provision_plan(answer, present, asked, self._keys))

@@ -1,6 +1,6 @@
 """Turn the status of a failed call, and its details, into one of our errors."""
 
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -39,7 +39,7 @@ _BY_CODE: Final = {
 _WITHOUT_DETAILS: Final = {each.reason: each for each in (Overloaded, WriteNotApplied, ChangeNotRecorded)}
 
 
-def call_error(error: grpc.aio.AioRpcError) -> BillingError:
+def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
     """Return our error for a call that ended with a status.
 
     Storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` need the details that the contract
@@ -74,8 +74,9 @@ def _service_error(details: status_pb2.Status, text: str) -> BillingError | None
     return None
 
 
-def _details(error: grpc.aio.AioRpcError) -> status_pb2.Status:
-    for key, value in error.trailing_metadata() or ():
+def _details(error: grpc.aio.AioRpcError | grpc.RpcError) -> status_pb2.Status:
+    sent = cast("tuple[tuple[str, str | bytes], ...]", error.trailing_metadata() or ())
+    for key, value in sent:
         if key == _DETAILS_KEY and isinstance(value, bytes):
             try:
                 return status_pb2.Status.FromString(value)

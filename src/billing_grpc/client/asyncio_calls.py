@@ -1,0 +1,76 @@
+"""Make a client's calls on an event loop."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+
+import grpc
+
+from billing_grpc.client import forked
+from billing_grpc.client.calls import SLACK, Answer, Calls, CallTerms, Request, Stub, require_message
+from billing_grpc.client.channel import Dialer
+from billing_grpc.client.status_errors import call_error
+from billing_grpc.errors import ServerUnreachable
+
+
+class AsyncioCalls(Calls):
+    """The calls of one client on an event loop.
+
+    Args:
+        dialer: the connection to the server.
+        terms: the deadline and the metadata of each call.
+    """
+
+    def __init__(self, dialer: Dialer, terms: CallTerms) -> None:
+        self._dialer = dialer
+        self.terms = terms
+        self._running: set[grpc.aio.Call] = set()
+
+    async def call(
+        self,
+        method: Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[Request, Answer]],
+        name: str,
+        request: Request,
+        timeout: float | None = None,
+        *,
+        since: float | None = None,
+    ) -> Answer:
+        seconds = self.terms.seconds(name, timeout, since)
+        request_id = uuid.uuid4().hex
+        invoke = method(Stub(self._dialer.channel()))
+        metadata = self.terms.metadata(request_id, self._dialer.authorization())
+        running = invoke(request, timeout=seconds, metadata=metadata)
+        self._running.add(running)
+        try:
+            async with asyncio.timeout(seconds + SLACK):
+                answer = await running
+        except grpc.aio.AioRpcError as error:
+            forked.note_end_of_call()
+            failure = call_error(error)
+            failure.add_note(f"request id {request_id}")
+            raise failure from error
+        except TimeoutError:
+            raise forked.deadline_missed() from None
+        except asyncio.CancelledError:
+            # gRPC raises this too if the channel is closed during the call; only a cancelled task may let it pass.
+            if _is_cancelled():
+                raise
+            raise ServerUnreachable("this client was closed during the call") from None
+        finally:
+            self._running.discard(running)
+        forked.note_end_of_call()
+        return require_message(answer)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        if self._dialer.is_usable_here():
+            for each in list(self._running):
+                each.cancel()
+        await self._dialer.close()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
