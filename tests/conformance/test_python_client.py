@@ -1,9 +1,13 @@
-"""The Python client passes every conformance vector, over real gRPC."""
+"""Both Python clients pass every conformance vector, over real gRPC."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import pytest
 
+from billing_grpc import sync
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.client import BillingClient
 from billing_grpc.conformance.cases import METADATA_KEY, Case, load, load_apply, matches
@@ -13,22 +17,46 @@ from billing_grpc.provision import apply
 from billing_grpc.resolver import resolve as rule
 
 NOBODY: Final = "127.0.0.1:1"
+AT_ONCE: Final = 16
+"""How many cases are played at once: many wait more than they compute."""
 
 
-async def test_the_client_answers_as_each_vector_says(subtests: pytest.Subtests) -> None:
+class OnAThread:
+    """The blocking client, with the methods of the other one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._client = sync.BillingClient(*args, **kwargs)
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        return partial(asyncio.to_thread, getattr(self._client, method))
+
+    async def __aenter__(self) -> None:
+        self._client.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.close()
+
+
+@pytest.mark.parametrize("kind", [BillingClient, OnAThread], ids=["asyncio", "blocking"])
+async def test_the_client_answers_as_each_vector_says(kind: Any, subtests: pytest.Subtests) -> None:
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def answer_to(case: Case) -> Any:
+        client = kind(
+            NOBODY if case.behaviour == "unreachable" else target,
+            blocked_keys=case.blocked_keys,
+            extra_blocked_keys=case.extra_blocked_keys,
+            timeout=case.timeout,
+            metadata=[(METADATA_KEY, case.id)],
+        )
+        async with at_once, client:
+            return await ask(client, case)
+
     async with serving(TcpAddress("127.0.0.1", 0)) as target:
-        for case in load():
-            client = BillingClient(
-                NOBODY if case.behaviour == "unreachable" else target,
-                blocked_keys=case.blocked_keys,
-                extra_blocked_keys=case.extra_blocked_keys,
-                timeout=case.timeout,
-                metadata=[(METADATA_KEY, case.id)],
-            )
-            with subtests.test(case.id):
-                async with client:
-                    answer = await ask(client, case)
-                assert matches(case.expect, answer), answer
+        answers = await asyncio.gather(*map(answer_to, load()))
+    for case, answer in zip(load(), answers, strict=True):
+        with subtests.test(case.id):
+            assert matches(case.expect, answer), answer
 
 
 async def ask(client: BillingClient, case: Case) -> Any:

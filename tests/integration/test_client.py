@@ -18,7 +18,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
-from billing_grpc import provision
+from billing_grpc import provision, sync
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -372,20 +372,29 @@ async def test_a_name_that_leads_elsewhere_is_soon_followed(repository: InMemory
     old, new = (TcpAddress(host, free_port(), "plain") for host in ("127.0.0.2", "127.0.0.3"))
     new = replace(new, port=old.port)
     with one_name() as names:
-        async with BillingClient(f"dns://127.0.0.1:{names.port}/billing.test:{old.port}") as client:
-            names.address = old.host
-            async with running_server(repository, address=old):
-                assert (await client.resolve(OPEN)).mode is BillingMode.BYOK
-            async with running_server(repository, address=new):
-                names.address = None
-                for _ in range(missing * 10):
-                    assert is_closed(await client.resolve(OPEN), "SERVER_UNREACHABLE")
-                    await asyncio.sleep(0.1)
-                names.address = new.host
-                # By itself gRPC looks a name up every thirty seconds, and one that was missing at growing pauses.
-                async with asyncio.timeout(4):
-                    while (await client.resolve(OPEN)).mode is not BillingMode.BYOK:
-                        await asyncio.sleep(0.05)
+        target = f"dns://127.0.0.1:{names.port}/billing.test:{old.port}"
+        with sync.BillingClient(target) as blocking:
+            async with BillingClient(target) as client:
+
+                async def ask_both() -> tuple[Resolution, Resolution]:
+                    return await asyncio.gather(client.resolve(OPEN), asyncio.to_thread(blocking.resolve, OPEN))
+
+                names.address = old.host
+                async with running_server(repository, address=old):
+                    assert {each.mode for each in await ask_both()} == {BillingMode.BYOK}
+                async with running_server(repository, address=new):
+                    names.address = None
+                    for _ in range(missing * 10):
+                        assert all(is_closed(each, "SERVER_UNREACHABLE") for each in await ask_both())
+                        await asyncio.sleep(0.1)
+                    names.address = new.host
+                    # By itself gRPC looks a name up every thirty seconds, and one that was missing at growing pauses.
+                    async with asyncio.timeout(4):
+                        while {each.mode for each in await ask_both()} != {BillingMode.BYOK}:
+                            await asyncio.sleep(0.05)
+            # The channels that it replaced are closed.
+            (dialer,) = cast("Any", blocking)._methods._calls._dialers.values()  # noqa: SLF001 - nothing else shows what piles up
+            assert len(dialer._lines) == 1  # noqa: SLF001
 
 
 async def test_a_long_outage_does_not_make_the_pauses_between_attempts_long() -> None:
