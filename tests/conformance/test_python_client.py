@@ -17,7 +17,7 @@ from billing_grpc.provision import apply
 from billing_grpc.resolver import resolve as rule
 
 NOBODY: Final = "127.0.0.1:1"
-AT_ONCE: Final = 16
+AT_ONCE: Final = 4
 """How many cases are played at once: many wait more than they compute."""
 
 

@@ -49,6 +49,8 @@ class BlockingCalls(Calls):
         since: float | None = None,
     ) -> Answer:
         seconds = self.terms.seconds(name, timeout, since)
+        if self._closed:
+            raise ServerUnreachable("this client was closed")
         forked.require_usable()
         dialer = self._dialer()
         request_id = uuid.uuid4().hex

@@ -1,0 +1,326 @@
+"""The blocking client in processes that were forked: it works, or says CLIENT_MISUSED within its time."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.polling import PATIENCE, until
+
+BYOK: Final = "byok None"
+MISUSED: Final = "platform_managed CLIENT_MISUSED"
+UNREACHABLE: Final = "platform_managed SERVER_UNREACHABLE"
+WORKSPACE: Final = "7f1fc6a0-0000-4000-8000-00000000000a"
+
+# What a module of an application holds: a client that is made when the module is imported.
+APPLICATION: Final = f"""
+import logging, os, sys
+from billing_grpc import sync
+from billing_grpc.conformance.cases import METADATA_KEY
+logging.getLogger("billing_grpc.client").disabled = True
+WORKSPACE = "{WORKSPACE}"
+BYOK, HANGS = "resolution/set-byok-org-default-unset", "closed/resolve-deadline"
+
+def client(case=BYOK):
+    return sync.BillingClient(sys.argv[1], metadata=[(METADATA_KEY, case)], timeout=2)
+
+def ask(of):
+    answer = of.resolve(WORKSPACE)
+    return f"{{answer.mode}} {{answer.error and answer.error.reason}}"
+"""
+
+PRELUDE: Final = f"""{APPLICATION}
+import asyncio, threading, time
+from billing_grpc.client import BillingClient, forked
+
+def say(text):
+    print(text, flush=True)
+
+def in_child(act):
+    pid = os.fork()
+    if not pid:
+        act()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+async def ask_on_a_loop(case=BYOK):
+    async with BillingClient(sys.argv[1], metadata=[(METADATA_KEY, case)], timeout=2) as of:
+        answer = await of.resolve(WORKSPACE)
+        return f"{{answer.mode}} {{answer.error and answer.error.reason}}"
+"""
+
+# Thirty: a child that shared the connection of its parent lost its first call one time in twelve.
+FORKED_AFTER_USE: Final = """
+shared = client()
+ask(shared)
+for _ in range(30):
+    in_child(lambda: say(ask(shared)))
+in_child(lambda: in_child(lambda: say(ask(shared))))
+in_child(lambda: say(ask(client())))
+in_child(lambda: say(asyncio.run(ask_on_a_loop())))
+in_child(shared.close)
+say(ask(shared))
+"""
+
+FORKED_AFTER_CLOSING: Final = """
+shared = client()
+ask(shared)
+shared.close()
+in_child(lambda: say(ask(shared)))
+"""
+
+FORKED_WHILE_CALLS_RUN: Final = """
+shared = client()
+over = threading.Event()
+def keep_asking():
+    while not over.is_set():
+        if (answer := ask(shared)) != "byok None":
+            say(answer)
+threads = [threading.Thread(target=keep_asking) for _ in range(4)]
+for each in threads:
+    each.start()
+for _ in range(40):
+    in_child(lambda: say(ask(shared)))
+over.set()
+for each in threads:
+    each.join()
+"""
+
+FORKED_WHILE_A_CALL_HANGS: Final = """
+def hang():
+    say(ask(client(HANGS)))
+def start(seconds):
+    thread = threading.Thread(target=hang)
+    thread.start()
+    time.sleep(0.5)
+    forked._FORK_PATIENCE = seconds
+    return thread
+start(10)
+in_child(lambda: say(ask(client())))
+thread = start(0.1)
+in_child(lambda: say(ask(client())))
+in_child(lambda: in_child(lambda: say(asyncio.run(ask_on_a_loop()))))
+thread.join()
+say(ask(client()))
+"""
+
+# A signal's handler runs in the middle of the call of the main thread, and a fork in it must not wait for that call.
+FORKED_BY_A_SIGNAL_IN_A_CALL: Final = """
+import signal
+def fork(*_):
+    began = time.monotonic()
+    in_child(lambda: say(ask(client())))
+    assert time.monotonic() - began < 1.5
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.5)
+say(ask(client(HANGS)))
+"""
+
+FORKED_AFTER_ASYNCIO: Final = """
+shared = client()
+asyncio.run(ask_on_a_loop())
+began = time.monotonic()
+def child():
+    say(ask(shared))
+    shared.close()
+    assert time.monotonic() - began < 1
+in_child(child)
+say(ask(shared))
+"""
+
+# Code of others used gRPC with asyncio, of which the client knows nothing.
+FORKED_AFTER_ANOTHERS_ASYNCIO: Final = """
+asyncio.run(ask_on_a_loop())
+forked._asyncio_used_in.clear()
+shared = client()
+def child():
+    for seconds in (2 + 0.5, 0):
+        began = time.monotonic()
+        say(ask(shared))
+        assert time.monotonic() - began < seconds + 1
+    shared.close()
+in_child(child)
+say(ask(shared))
+"""
+
+# It stops with its call, as at a suspended machine, and goes on after the call's time.
+LATE_ONCE: Final = """
+def late(of):
+    stopped = os.getpid()
+    if not os.fork():
+        time.sleep(0.3)
+        os.kill(stopped, 19)
+        time.sleep(2.6)
+        os.kill(stopped, 18)
+        os._exit(0)
+    return ask(of)
+def child():
+    shared = client(HANGS)
+    assert late(shared).startswith("platform_managed")
+    time.sleep(0.5)
+    say(ask(client()))
+in_child(child)
+"""
+
+WORK: Final = f"""
+{APPLICATION}
+import multiprocessing
+shared = client()
+
+def work(_):
+    return ask(shared)
+
+if __name__ == "__main__":
+    print(ask(shared))
+    for start in ("fork", "spawn", "forkserver"):
+        with multiprocessing.get_context(start).Pool(2) as pool:
+            print(*pool.map(work, range(4)), sep="\\n", flush=True)
+    print(ask(shared))
+"""
+
+WEB: Final = f"""
+{APPLICATION}
+shared = client()
+in_master = ask(shared)
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{{os.getpid()}} {{in_master}} {{ask(shared)}}".encode()]
+"""
+
+TASKS: Final = f"""
+{APPLICATION}
+import celery
+shared = client()
+in_master = ask(shared)
+app = celery.Celery("tasks", broker="filesystem://", backend=f"file://{{sys.argv[2]}}")
+app.conf.broker_transport_options = {{"data_folder_in": sys.argv[2], "data_folder_out": sys.argv[2]}}
+
+@app.task
+def work(number):
+    return f"{{os.getpid()}} {{in_master}} {{ask(shared)}}"
+
+if sys.argv[3] == "work":
+    app.worker_main(["worker", "--pool=prefork", "--concurrency=2", "--max-tasks-per-child=4", "--loglevel=WARNING",
+        "--without-gossip", "--without-mingle", "--without-heartbeat"])
+else:
+    for each in [work.delay(number) for number in range(16)]:
+        print(each.get(timeout=30))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (FORKED_AFTER_USE, [BYOK] * 34),
+        (FORKED_AFTER_CLOSING, [UNREACHABLE]),
+        (FORKED_WHILE_CALLS_RUN, [BYOK] * 40),
+        (FORKED_WHILE_A_CALL_HANGS, [UNREACHABLE, BYOK, MISUSED, MISUSED, UNREACHABLE, BYOK]),
+        (FORKED_BY_A_SIGNAL_IN_A_CALL, [MISUSED, UNREACHABLE]),
+        (FORKED_AFTER_ASYNCIO, [MISUSED, BYOK]),
+        (FORKED_AFTER_ANOTHERS_ASYNCIO, [MISUSED, MISUSED, BYOK]),
+        (LATE_ONCE, [BYOK]),
+    ],
+    ids=[
+        "after use",
+        "after closing",
+        "while calls run",
+        "while a call hangs",
+        "by a signal in a call",
+        "after asyncio",
+        "after another's asyncio",
+        "late once",
+    ],
+)
+def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str, said: list[str]) -> None:
+    ended = run(PRELUDE + program, vectors)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == said, ended.stderr
+
+
+def test_workers_of_multiprocessing_ask_however_they_are_started(vectors: str, tmp_path: Path) -> None:
+    program = tmp_path / "work.py"
+    program.write_text(WORK)
+    ended = subprocess.run(
+        [sys.executable, program, vectors], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, [BYOK] * 14), ended.stderr
+
+
+@contextmanager
+def running(*command: str | Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends by itself, and soon, when it is asked to."""
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            yield process
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE / 3) == 0
+        except BaseException:
+            print((folder / "log").read_text())  # noqa: T201 - pytest shows it
+            raise
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+class OverSocket(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(str(self._path))
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",), ("--preload", "--threads=4")], ids=" ".join)
+def test_workers_of_gunicorn_ask(vectors: str, tmp_path: Path, options: tuple[str, ...]) -> None:
+    (tmp_path / "web.py").write_text(WEB.replace("sys.argv[1]", repr(vectors)))
+    path = tmp_path / "http"
+
+    def get() -> list[str]:
+        connection = OverSocket(path)
+        with closing(connection):
+            connection.request("GET", "/")
+            return connection.getresponse().read().decode().split(" ", 1)
+
+    command = (sys.executable, "-m", "gunicorn", "web:app", "--workers=2", "--max-requests=8", f"--bind=unix:{path}")
+    with running(*command, *options, folder=tmp_path), ThreadPoolExecutor(4) as pool:
+        until(path.exists)
+        answers = [each for _ in range(10) for each in pool.map(lambda _: get(), range(4))]
+
+    assert {said for _, said in answers} == {f"{BYOK} {BYOK}"}
+    assert len({pid for pid, _ in answers}) > 2, "no worker was replaced"
+
+
+def test_workers_of_celery_ask(vectors: str, tmp_path: Path) -> None:
+    program = tmp_path / "tasks.py"
+    program.write_text(TASKS)
+    command = (sys.executable, program, vectors, tmp_path)
+    with running(*command, "work", folder=tmp_path):
+        ended = subprocess.run([*command, "ask"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    answers = [each.split(" ", 1) for each in ended.stdout.splitlines()]
+    assert [said for _, said in answers] == [f"{BYOK} {BYOK}"] * 16, ended.stderr
+    assert len({pid for pid, _ in answers}) > 2, "no worker was replaced"
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
