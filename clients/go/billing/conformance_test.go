@@ -2,8 +2,12 @@ package billing
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -12,6 +16,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -52,7 +57,7 @@ func load(t *testing.T, stem string, into any) {
 	}
 }
 
-// server starts the command in CONFORMANCE_SERVER and answers its address.
+// server is the address of the command in CONFORMANCE_SERVER, which is started once.
 func server(t *testing.T) string {
 	t.Helper()
 	command := strings.Fields(os.Getenv("CONFORMANCE_SERVER"))
@@ -60,27 +65,53 @@ func server(t *testing.T) string {
 		t.Skip("no vectors were run: set CONFORMANCE_SERVER to the command that starts the server, " +
 			`as in CONFORMANCE_SERVER="billing-grpc conformance-server"`)
 	}
-	process := exec.Command(command[0], command[1:]...)
-	process.Stderr = os.Stderr
-	out, err := process.StdoutPipe()
+	address, err := started.start(command)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = process.Process.Signal(syscall.SIGTERM)
-		if err := process.Wait(); err != nil {
-			t.Error("the server did not stop cleanly:", err)
+	return address
+}
+
+var started process
+
+type process struct {
+	*exec.Cmd
+	address string
+	err     error
+	once    sync.Once
+}
+
+func (p *process) start(command []string) (string, error) {
+	p.once.Do(func() {
+		p.Cmd = exec.Command(command[0], command[1:]...)
+		p.Stderr = os.Stderr
+		var out io.Reader
+		if out, p.err = p.StdoutPipe(); p.err != nil {
+			return
+		}
+		if p.err = p.Start(); p.err != nil {
+			p.Cmd = nil
+			return
+		}
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		address, found := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+		if p.address = address; !found {
+			p.err = fmt.Errorf("the server said %q", line)
 		}
 	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	address, found := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
-	if err != nil || !found {
-		t.Fatalf("the server said %q (%v)", line, err)
+	return p.address, p.err
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if started.Cmd != nil {
+		_ = started.Process.Signal(syscall.SIGTERM)
+		if err := started.Wait(); err != nil {
+			fmt.Fprintln(os.Stderr, "the server did not stop cleanly:", err)
+			code = 1
+		}
 	}
-	return address
+	os.Exit(code)
 }
 
 // nobody is an address where nobody listens.
@@ -243,6 +274,7 @@ func same(expected, actual any) bool {
 }
 
 func TestVectors(t *testing.T) {
+	t.Parallel()
 	address := server(t)
 	run, passed := 0, 0
 	for _, stem := range []string{"resolution", "secrets", "plan", "closed"} {
@@ -265,16 +297,17 @@ func play(t *testing.T, address, stem string, v vector) {
 	if _, unreachable := v.Server["unreachable"]; unreachable {
 		address = nobody(t)
 	}
-	heard := map[string]bool{}
+	heard, logged := map[Reason]bool{}, bytes.Buffer{}
 	client := New(dial(t, address), Options{
 		Timeout:          time.Duration(v.Client.TimeoutMS) * time.Millisecond,
 		BlockedKeys:      v.Client.BlockedKeys,
 		ExtraBlockedKeys: v.Client.ExtraBlockedKeys,
-		OnClosed: func(method, reason string, cause error) {
-			if method != v.Method || cause == nil {
-				t.Errorf("told of %s: %v", method, cause)
+		Logger:           slog.New(slog.NewTextHandler(&logged, nil)),
+		OnFallback: func(_ context.Context, made Fallback) {
+			if made.Method != v.Method || made.Decisions < 1 || made.Err == nil {
+				t.Errorf("told of %+v", made)
 			}
-			heard[reason] = true
+			heard[made.Reason] = true
 		},
 	})
 	ctx := metadata.AppendToOutgoingContext(context.Background(), "x-conformance-case", stem+"/"+v.Name)
@@ -291,9 +324,11 @@ func play(t *testing.T, address, stem string, v vector) {
 		t.Errorf("\nexpected %s\nanswered %s", expected, actual)
 	}
 	text, _ := json.Marshal(answer)
-	for _, reason := range []string{ServerUnreachable, ServerRefused, AnswerInvalid} {
-		if heard[reason] != strings.Contains(string(text), reason) {
-			t.Errorf("OnClosed heard %v; the answer is %s", heard, text)
+	for _, reason := range []Reason{ServerUnreachable, ServerRefused, AnswerInvalid} {
+		answered := strings.Contains(string(text), string(reason))
+		said := strings.Contains(logged.String(), "level=WARN") && strings.Contains(logged.String(), "reason="+string(reason))
+		if heard[reason] != answered || said != answered {
+			t.Errorf("OnFallback heard %v; the answer is %s; the log is %s", heard, text, &logged)
 		}
 	}
 }
@@ -354,7 +389,7 @@ func TestTheVendorKeysAreTheContracts(t *testing.T) {
 func TestAServerThatBlocksOtherNamesIsHeardOfAndBothSetsGo(t *testing.T) {
 	const id, name = "7f1fc6a0-0000-4000-8000-00000000000a", "plan/the-larger-set-of-the-server-counts"
 	var heard []Catalogue
-	options := Options{BlockedKeys: Core, OnDifference: func(method string, own, server Catalogue) {
+	options := Options{BlockedKeys: Core, OnDifference: func(_ context.Context, _ string, own, server Catalogue) {
 		heard = append(heard, own, server)
 	}}
 	connection := dial(t, server(t))

@@ -174,7 +174,7 @@ func nearestASCII(text string) string {
 // after the plan, and those whose name can be no variable's; and every spelling of the mode's own, which the plan sets anew.
 // The environment given stays as it is.
 func Apply(plan Plan, env map[string]string) map[string]string {
-	gone, closed := names{}, plan.Resolution.Mode != BYOK && plan.Resolution.Mode != Disabled
+	gone, closed := names{}, !plan.Resolution.Mode.Open()
 	for _, key := range slices.Concat(modeVariables, plan.StripKeys) {
 		if name := normalise(key); name != "" {
 			gone[name] = true
