@@ -1,14 +1,17 @@
 """TLS and mutual TLS over real sockets: who gets in, who does not, and renewal without a restart."""
 
+import asyncio
 import datetime as dt
 import errno
 import os
 import re
+import socket
 import ssl
 import stat
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -129,6 +132,38 @@ async def test_a_client_that_speaks_plain_text_gets_nowhere(files: Files) -> Non
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ResolveBillingMode(REQUEST, timeout=5)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def handshake(target: str, version: ssl.TLSVersion, trust: bytes) -> str | None:
+    """What a client that speaks this version alone agrees on with the server; None if the server refuses the version."""
+    context = ssl.create_default_context(cadata=trust.decode())
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # otherwise the client itself refuses old versions
+    context.set_alpn_protocols(["h2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # old versions are
+        context.minimum_version = context.maximum_version = version
+    host, _, port = target.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as plain:
+        try:
+            with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                return secure.version()
+        except (ssl.SSLEOFError, ConnectionResetError):  # gRPC sends no alert
+            return None
+
+
+@pytest.mark.parametrize("security", ["tls", "mtls"])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=lambda each: each.name)
+async def test_a_client_of_an_old_version_is_refused(files: Files, security: str, version: ssl.TLSVersion) -> None:
+    async with files.serving(security) as target:
+        assert await asyncio.to_thread(handshake, target, version, files.servers.pem) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "agreed"), [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")]
+)
+async def test_tls_1_2_and_1_3_are_spoken(files: Files, version: ssl.TLSVersion, agreed: str) -> None:
+    async with files.serving("tls") as target:
+        assert await asyncio.to_thread(handshake, target, version, files.servers.pem) == agreed
 
 
 async def test_a_renewed_certificate_is_taken_up_under_running_connections(files: Files) -> None:
