@@ -9,7 +9,7 @@ BENCHMARK_READY := $(VENV)/benchmark.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix soak build clean help
+.PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix scaling soak build clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -75,6 +75,9 @@ benchmark: $(BENCHMARK_READY) ## measure side by side; writes docs/performance.m
 
 fault-matrix: $(DEV_READY) ## run every fault of a database under every RPC; writes docs/fault-matrix.md
 	$(BIN)/python -m tests.faults
+
+scaling: $(DEV_READY) ## measure idle servers, and failovers between two real Postgres servers; writes docs/scaling.md
+	$(BIN)/python -m tests.scaling
 
 soak: $(DEV_READY) ## ten minutes of load, and whether the server grows; writes docs/soak.md
 	$(BIN)/python tools/soak.py

@@ -117,19 +117,20 @@ class Pooler:
 
 
 @contextmanager
-def running_pooler(sockets: Path, victim: Victim, mode: str) -> Iterator[Pooler]:
+def running_pooler(sockets: Path, victim: Victim, mode: str, configuration: str = _CONFIGURATION) -> Iterator[Pooler]:
     """A pooler in one of its modes.
 
     Args:
         sockets: a path to the directory of the server's socket, which may become another server's.
         victim: the server.
         mode: of pooling.
+        configuration: with places for what differs here.
     """
     account = server_account(previous_owner(victim.server.directory))  # the server lets nobody else in
     directory = private_directory("billing-pooler-", sockets.parent, account)
     try:
         write_own(directory / "users", "".join(f'"{user}" ""\n' for user in (SERVICE_ROLE, "billing", _ADMIN)), account)
-        text = _CONFIGURATION.format(
+        text = configuration.format(
             sockets=sockets, port=_PORT, directory=directory, admin=_ADMIN, mode=mode, size=POOL_SIZE
         )
         write_own(directory / "pgbouncer.ini", text, account)
