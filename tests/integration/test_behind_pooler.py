@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -307,6 +308,17 @@ async def test_options_that_the_pooler_drops_close(
                 await repository.load_override(closed, budget=BUDGET)
     finally:
         pooler.ask("SET ignore_startup_parameters = ''")
+
+
+def test_a_pooler_that_keeps_no_transaction_is_named_at_start_and_decisions_work(kept: Victim) -> None:
+    workspace = add_workspace(kept.url, "byok")
+    with running_pooler(kept.sockets, kept, "statement") as statement_pooler, serving() as serve:
+        service = start(serve, statement_pooler.through(kept.service_url))
+        service.logged("administration does not work", reason=SchemaNotReady.reason)
+        assert "pool_mode" in service.logged("storage failed", reason=SchemaNotReady.reason)["text"]
+        for _ in range(50):
+            assert not service.resolve(workspace).HasField("error")
+            time.sleep(0.05)  # the check of administration loses its connection meanwhile, more than once
 
 
 CHILDREN: Final[dict[str, LiteralString]] = {

@@ -33,6 +33,9 @@ _CHANGED_SESSION: Final = (
     "a session of the pooler has another search path or role than a new one, or may lack the options of DATABASE_URL:"
     " set them with ALTER ROLE billing_grpc SET ... alone, and let no other client use the pooler with this role"
 )
+_NO_TRANSACTIONS: Final = (
+    "a pooler in statement mode keeps no transaction, so no mode can be set: use pool_mode = transaction or session"
+)
 
 
 class ForeignSession(Exception):
@@ -166,6 +169,22 @@ class Connection(psycopg.AsyncConnection[Any]):
         if options or (search_path, role) != self._new_session:
             log.warning("storage failed", reason=SchemaNotReady.reason, text=_CHANGED_SESSION)
             raise ForeignSession
+
+    async def require_transactions(self) -> None:
+        """Return if a transaction may take more than one round trip, as a write does.
+
+        Raises:
+            SchemaNotReady: a pooler in statement mode is in between. It closes this connection.
+            psycopg.Error: the statements failed.
+        """
+        if self.direct:
+            return
+        try:
+            await self.execute(BEGIN)
+            await self.execute(COMMIT)
+        except psycopg.errors.ProtocolViolation as error:
+            log.warning("storage failed", reason=SchemaNotReady.reason, text=_NO_TRANSACTIONS)
+            raise SchemaNotReady from error
 
     def storable(self, text: str) -> str:
         """Return the text with a question mark for each character that the encoding of the database does not have."""

@@ -132,6 +132,7 @@ class PostgresRepository:
                 log.warning("storage failed", reason=SchemaNotReady.reason, text=_NARROW_COLUMN)
                 raise SchemaNotReady
             await load_record(connection, _NO_WORKSPACE_ID)
+            await connection.require_transactions()
 
         await self._pool.run(work, budget=budget)
 
