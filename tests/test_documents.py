@@ -26,6 +26,20 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_section_that_a_link_names_exists(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", page.read_text())
+    named = [((page.parent / file).resolve() if file else page, anchor) for file, anchor in links]
+
+    assert not [anchor for file, anchor in named if file.suffix == ".md" and anchor not in anchors(file)]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"BILLING_GRPC_[A-Z_]*[A-Z]", page.read_text()))
