@@ -1,5 +1,6 @@
 """The values of the service: frozen dataclasses and enums of the standard library. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -27,6 +28,13 @@ class BillingModeSource(StrEnum):
     WORKSPACE_OVERRIDE = "workspace_override"
     ORG_DEFAULT = "org_default"
     CONSTANT_FALLBACK = "constant_fallback"
+
+
+class OverrideFilter(StrEnum):
+    """Which workspaces a list shows by what is stored for them."""
+
+    PRESENT = "present"
+    UNRECOGNISED = "unrecognised"
 
 
 class SecretVerdict(StrEnum):
@@ -139,6 +147,67 @@ class WorkspaceRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OverrideKinds:
+    """The kinds of overrides that a list may show.
+
+    Attributes:
+        inheriting: workspaces without an override.
+        modes: workspaces whose override is one of these modes.
+        unrecognised: workspaces whose override is another text, or cannot be read.
+    """
+
+    inheriting: bool = True
+    modes: frozenset[BillingMode] = frozenset(BillingMode)
+    unrecognised: bool = True
+
+    def hold(self, mode: BillingMode | None, text: str | None) -> bool:
+        """Return whether an override is of these kinds, by its stored text and the mode that this is, if any."""
+        if text is None:
+            return self.inheriting
+        return self.unrecognised if mode is None else mode in self.modes
+
+    @property
+    def everything(self) -> bool:
+        """Return whether no workspace is to be skipped."""
+        return self.inheriting and self.unrecognised and self.modes == frozenset(BillingMode)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedWorkspace:
+    """A workspace of a list.
+
+    Attributes:
+        workspace_id: canonical, lower case.
+        record: the override and the last log entry. If the override cannot be read, it holds what can be shown of it.
+        name: the workspace's name, cut to 256 characters; empty without one.
+        error: why the override cannot be read; None if it was read.
+    """
+
+    workspace_id: str
+    record: WorkspaceRecord
+    name: str = ""
+    error: ResolutionError | None = None
+
+    @property
+    def override(self) -> StoredOverride | ResolutionError:
+        """Return the override as the rule takes it."""
+        return self.record.override if self.error is None else self.error
+
+
+@dataclass(frozen=True, slots=True)
+class WorkspacePage:
+    """Some workspaces of a list.
+
+    Attributes:
+        workspaces: in the order of their ids.
+        last: the id up to which workspaces were looked at; None if no workspace follows.
+    """
+
+    workspaces: Sequence[ListedWorkspace]
+    last: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeNote:
     """The caller's part of a log entry.
 
@@ -224,12 +293,14 @@ class WorkspaceBillingMode:
         etag: opaque; a write with this etag fails if the override has changed since.
         update_time: when the override last changed, with time zone; None without a recorded change.
         updated_by: the author of that change, as `author` returns it; empty without a recorded change.
+        name: the workspace's name, in a list alone; empty without one.
     """
 
     resolution: Resolution
     etag: str
     update_time: datetime | None
     updated_by: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ class BillingClient:
     set = _blocking(ClientMethods.set)
     inherit = _blocking(ClientMethods.inherit)
     changes = _iterating(ClientMethods.changes)
+    workspaces = _iterating(ClientMethods.workspaces)
     close = _blocking(ClientMethods.close)
 
     def __enter__(self) -> Self:

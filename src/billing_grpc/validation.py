@@ -15,6 +15,7 @@ MAX_ENV_KEYS: Final = 4096
 MAX_REASON: Final = 500
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 500
+MAX_WORKSPACES_PAGE: Final = 1000
 NAMED_INDEXES: Final = 20
 """The largest number of invalid elements of a list that an error names."""
 
@@ -108,17 +109,15 @@ def etag(text: str) -> str:
     return text if not text or _ETAG.fullmatch(text) else "not an etag"
 
 
-def page_size(number: int) -> int:
-    """Return the number of entries of a page: 50 for 0, and 500 for more than 500.
+def page_size(number: int, most: int = MAX_PAGE) -> int:
+    """Return the number of entries of a page: 50 for 0, and `most` for more than `most`.
 
     Raises:
         InvalidArgument: COUNT_OUT_OF_RANGE if it is negative.
     """
     if number < 0:
-        raise InvalidArgument(
-            "COUNT_OUT_OF_RANGE", FieldViolation("page_size", f"must be 0 to {MAX_PAGE}; it is {number}")
-        )
-    return min(number or DEFAULT_PAGE, MAX_PAGE)
+        raise InvalidArgument("COUNT_OUT_OF_RANGE", FieldViolation("page_size", f"must be 0 to {most}; it is {number}"))
+    return min(number or DEFAULT_PAGE, most)
 
 
 def change(kind: Literal["mode", "inherit"] | None, mode: BillingMode | None, number: int) -> BillingMode | None:

@@ -39,6 +39,7 @@ ROLES_MAY: Final = {
         "BatchResolveBillingModes",
         "GetWorkspaceBillingMode",
         "ListBillingModeChanges",
+        "ListWorkspaceBillingModes",
     },
     Role.PROVISIONER: {
         "ResolveBillingMode",
@@ -54,6 +55,7 @@ ROLES_MAY: Final = {
         "ValidateSecretWrite",
         "PlanProvisionEnv",
         "ListBillingModeChanges",
+        "ListWorkspaceBillingModes",
     },
 }
 OPEN_PREFIXES: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.v1")

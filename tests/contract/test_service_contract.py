@@ -39,6 +39,7 @@ ADMINISTRATION: Final[dict[str, Any]] = {
     "GetWorkspaceBillingMode": service_pb.GetWorkspaceBillingModeRequest(workspace_id=BYOK),
     "SetWorkspaceBillingMode": service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, inherit=pb.Inherit()),
     "ListBillingModeChanges": service_pb.ListBillingModeChangesRequest(),
+    "ListWorkspaceBillingModes": service_pb.ListWorkspaceBillingModesRequest(),
 }
 RETRYABLE: Final = {"DATABASE_UNREACHABLE", "DATABASE_TIMEOUT"}
 

@@ -69,6 +69,7 @@ def exposed(module_serve: Serve, module_database_url: str) -> Exposed:
         ("GetWorkspaceBillingMode", service_pb.GetWorkspaceBillingModeRequest(workspace_id=NOBODYS)),
         ("SetWorkspaceBillingMode", set_it),
         ("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest()),
+        ("ListWorkspaceBillingModes", service_pb.ListWorkspaceBillingModesRequest()),
         ("PlanProvisionEnv", service_pb.PlanProvisionEnvRequest(workspace_id=workspace)),
         ("ValidateSecretWrite", service_pb.ValidateSecretWriteRequest(org_wide=pb.OrgWide(), secret_keys=["HF_TOKEN"])),
     ]

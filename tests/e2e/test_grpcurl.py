@@ -30,6 +30,7 @@ RPCS: Final = [
     "BatchResolveBillingModes",
     "GetWorkspaceBillingMode",
     "ListBillingModeChanges",
+    "ListWorkspaceBillingModes",
     "PlanProvisionEnv",
     "ResolveBillingMode",
     "SetWorkspaceBillingMode",

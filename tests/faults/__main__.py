@@ -56,6 +56,7 @@ _SHORT: Final = {
     "GetWorkspaceBillingMode": "Get",
     "SetWorkspaceBillingMode": "Set",
     "ListBillingModeChanges": "List",
+    "ListWorkspaceBillingModes": "ListWorkspaces",
 }
 
 

@@ -1,4 +1,4 @@
-"""The seven RPCs as the matrix calls them, and what their answers may say."""
+"""The RPCs as the matrix calls them, and what their answers may say."""
 
 import time
 import uuid
@@ -8,15 +8,22 @@ from typing import Final
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from billing_grpc import page_token
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 
 DECISIONS: Final = ("ResolveBillingMode", "BatchResolveBillingModes", "ValidateSecretWrite", "PlanProvisionEnv")
-ADMINISTRATION: Final = ("GetWorkspaceBillingMode", "SetWorkspaceBillingMode", "ListBillingModeChanges")
+ADMINISTRATION: Final = (
+    "GetWorkspaceBillingMode",
+    "SetWorkspaceBillingMode",
+    "ListBillingModeChanges",
+    "ListWorkspaceBillingModes",
+)
 RPCS: Final = DECISIONS + ADMINISTRATION
 SET: Final = "SetWorkspaceBillingMode"
 LIST: Final = "ListBillingModeChanges"
+LIST_WORKSPACES: Final = "ListWorkspaceBillingModes"
 
 TRUTH: Final = "truth"
 CORRUPT_SHOWN: Final = "corrupt, shown"
@@ -36,6 +43,7 @@ REASONS: Final = {
     "VALUE_UNREADABLE",
 }
 RETRYABLE: Final = {"DATABASE_UNREACHABLE", "DATABASE_TIMEOUT"}
+_ALL: Final = False
 _PAD: Final = "x" * 400
 
 
@@ -140,6 +148,7 @@ class Caller:
             "GetWorkspaceBillingMode": self._get,
             SET: self._set,
             LIST: self._list,
+            LIST_WORKSPACES: self._list_workspaces,
         }[rpc]
 
     async def once(self) -> Call:
@@ -236,3 +245,15 @@ class Caller:
         answer = await self._stub.ListBillingModeChanges(request, timeout=self.deadline)
         require(answer.changes and answer.changes[0].new_override, "an empty log")
         return TRUTH, ""
+
+    async def _list_workspaces(self) -> tuple[str, str]:
+        # A page that begins with the workspace: the one before it in the order of the ids is the position.
+        before = str(uuid.UUID(int=uuid.UUID(self.workspace_id).int - 1))
+        of = page_token.list_name("workspaces", None, 0, 0, 0, _ALL)
+        request = service_pb.ListWorkspaceBillingModesRequest(page_size=1, page_token=page_token.encode(of, before))
+        answer = await self._stub.ListWorkspaceBillingModes(request, timeout=self.deadline)
+        require(answer.billing_modes, "a workspace that is missing")
+        (found,) = answer.billing_modes
+        require(found.resolution.workspace_id == self.workspace_id, "another workspace")
+        require(found.etag, "no etag")
+        return self._judge(found.resolution)

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from tests.faults.calls import CORRUPT, LIST, SET
+from tests.faults.calls import CORRUPT, LIST, LIST_WORKSPACES, SET
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
 from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
 from tests.faults.pair import is_primary
@@ -261,7 +261,7 @@ _DIRECT: Final[dict[str, Fault]] = {
             _LOG.format("workspace_billing_mode_changes", "kept"), _LOG.format("kept", "workspace_billing_mode_changes")
         ),
         reasons("SCHEMA_NOT_READY"),
-        frozenset({"GetWorkspaceBillingMode", SET, LIST}),
+        frozenset({"GetWorkspaceBillingMode", SET, LIST, LIST_WORKSPACES}),
     ),
     "no_rights": Fault(
         "the service's role without its rights on the table",

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -16,23 +17,39 @@ WORKSPACE = "7f1fc6a0-0000-4000-8000-000000000001"
 
 @given(position=st.integers(0, 2**63 - 1), workspace=st.sampled_from(["", WORKSPACE]))
 def test_a_token_says_what_was_put_into_it(position: int, workspace: str) -> None:
-    assert page_token.decode(page_token.encode(workspace, position), workspace) == position
+    assert page_token.number(page_token.encode(workspace, position), workspace) == position
 
 
 @pytest.mark.parametrize(
     ("made_for", "used_for"), [("", WORKSPACE), (WORKSPACE, ""), (WORKSPACE, WORKSPACE[:-1] + "2")]
 )
 def test_a_token_of_another_list_is_refused(made_for: str, used_for: str) -> None:
-    with pytest.raises(InvalidArgument, match="something else") as refused:
-        page_token.decode(page_token.encode(made_for, 7), used_for)
+    with pytest.raises(InvalidArgument, match="another list") as refused:
+        page_token.number(page_token.encode(made_for, 7), used_for)
 
     assert refused.value.reason == "PAGE_TOKEN_INVALID"
+
+
+@given(key=st.uuids())
+def test_a_token_of_a_list_of_workspaces_says_the_workspace(key: uuid.UUID) -> None:
+    of = page_token.list_name("workspaces", None)
+
+    assert page_token.workspace(page_token.encode(of, key), of) == str(key)
+
+
+def test_a_token_of_one_kind_of_list_is_refused_by_the_other() -> None:
+    for token, read in (
+        (page_token.encode("", 7), page_token.workspace),
+        (page_token.encode("", WORKSPACE), page_token.number),
+    ):
+        with pytest.raises(InvalidArgument):
+            read(token, "")
 
 
 @given(text=st.text())
 def test_a_text_that_we_did_not_make_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
-        page_token.decode(text, "")
+        page_token.number(text, "")
 
 
 @given(position=st.integers(0, 10**6), place=st.integers(0, 10**6), bit=st.integers(0, 7))
@@ -42,13 +59,13 @@ def test_a_token_with_one_bit_changed_is_refused(position: int, place: int, bit:
     raw[place % len(raw)] ^= 1 << bit
 
     with pytest.raises(InvalidArgument):
-        page_token.decode(base64.urlsafe_b64encode(raw).decode().rstrip("="), "")
+        page_token.number(base64.urlsafe_b64encode(raw).decode().rstrip("="), "")
 
 
 @pytest.mark.parametrize("spelt", [lambda token: token + "=", lambda token: token + "==", lambda token: " " + token])
 def test_another_spelling_of_a_token_is_refused(spelt: Callable[[str], str]) -> None:
     with pytest.raises(InvalidArgument):
-        page_token.decode(spelt(page_token.encode("", 7)), "")
+        page_token.number(spelt(page_token.encode("", 7)), "")
 
 
 def test_a_token_of_another_version_or_with_an_odd_number_is_refused() -> None:
@@ -56,4 +73,4 @@ def test_a_token_of_another_version_or_with_an_odd_number_is_refused() -> None:
         check = hashlib.sha256(b"billing_grpc page token" + payload).digest()[:8]
         token = base64.urlsafe_b64encode(check + payload).decode().rstrip("=")
         with pytest.raises(InvalidArgument):
-            page_token.decode(token, "")
+            page_token.number(token, "")

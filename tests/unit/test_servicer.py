@@ -24,6 +24,7 @@ from billing_grpc.wire import messages
 BLOCKED_KEYS = tuple(sorted(KeyList().names))
 
 SERVICE = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]
+CHANGED = False
 BYOK = "7f1fc6a0-0000-4000-8000-000000000001"
 INHERITS = "7f1fc6a0-0000-4000-8000-000000000002"
 
@@ -194,7 +195,25 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a page token that is none": ("ListBillingModeChanges", {"page_token": "x"}, "PAGE_TOKEN_INVALID"),
     "a page token of another list": (
         "ListBillingModeChanges",
-        {"workspace_id": BYOK, "page_token": page_token.encode(INHERITS, 7)},
+        {"workspace_id": BYOK, "page_token": page_token.encode(page_token.list_name("changes", INHERITS), 7)},
+        "PAGE_TOKEN_INVALID",
+    ),
+    "a negative page of workspaces": ("ListWorkspaceBillingModes", {"page_size": -1}, "COUNT_OUT_OF_RANGE"),
+    "a mode that does not exist": ("ListWorkspaceBillingModes", {"resolved_mode": 9}, "FILTER_INVALID"),
+    "a source that does not exist": ("ListWorkspaceBillingModes", {"source": -1}, "FILTER_INVALID"),
+    "a filter that does not exist": ("ListWorkspaceBillingModes", {"override": 3}, "FILTER_INVALID"),
+    "a change under no default": ("ListWorkspaceBillingModes", {"would_change": True}, "FILTER_INVALID"),
+    "a token of the change log": (
+        "ListWorkspaceBillingModes",
+        {"page_token": page_token.encode(page_token.list_name("changes", None), 7)},
+        "PAGE_TOKEN_INVALID",
+    ),
+    "a token of another filter": (
+        "ListWorkspaceBillingModes",
+        {
+            "resolved_mode": 2,
+            "page_token": page_token.encode(page_token.list_name("workspaces", None, 1, 0, 0, CHANGED), BYOK),
+        },
         "PAGE_TOKEN_INVALID",
     ),
 }

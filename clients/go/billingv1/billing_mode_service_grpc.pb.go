@@ -22,13 +22,14 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	BillingModeService_ResolveBillingMode_FullMethodName       = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
-	BillingModeService_BatchResolveBillingModes_FullMethodName = "/molecule.billing.v1.BillingModeService/BatchResolveBillingModes"
-	BillingModeService_GetWorkspaceBillingMode_FullMethodName  = "/molecule.billing.v1.BillingModeService/GetWorkspaceBillingMode"
-	BillingModeService_SetWorkspaceBillingMode_FullMethodName  = "/molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"
-	BillingModeService_ValidateSecretWrite_FullMethodName      = "/molecule.billing.v1.BillingModeService/ValidateSecretWrite"
-	BillingModeService_PlanProvisionEnv_FullMethodName         = "/molecule.billing.v1.BillingModeService/PlanProvisionEnv"
-	BillingModeService_ListBillingModeChanges_FullMethodName   = "/molecule.billing.v1.BillingModeService/ListBillingModeChanges"
+	BillingModeService_ResolveBillingMode_FullMethodName        = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
+	BillingModeService_BatchResolveBillingModes_FullMethodName  = "/molecule.billing.v1.BillingModeService/BatchResolveBillingModes"
+	BillingModeService_GetWorkspaceBillingMode_FullMethodName   = "/molecule.billing.v1.BillingModeService/GetWorkspaceBillingMode"
+	BillingModeService_SetWorkspaceBillingMode_FullMethodName   = "/molecule.billing.v1.BillingModeService/SetWorkspaceBillingMode"
+	BillingModeService_ValidateSecretWrite_FullMethodName       = "/molecule.billing.v1.BillingModeService/ValidateSecretWrite"
+	BillingModeService_PlanProvisionEnv_FullMethodName          = "/molecule.billing.v1.BillingModeService/PlanProvisionEnv"
+	BillingModeService_ListBillingModeChanges_FullMethodName    = "/molecule.billing.v1.BillingModeService/ListBillingModeChanges"
+	BillingModeService_ListWorkspaceBillingModes_FullMethodName = "/molecule.billing.v1.BillingModeService/ListWorkspaceBillingModes"
 )
 
 // BillingModeServiceClient is the client API for BillingModeService service.
@@ -44,7 +45,8 @@ const (
 // ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
 // answer OK with the closed answer and `resolution.error` set.
 // ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-// ListBillingModeChanges) tells the truth: UNAVAILABLE.
+// ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+// UNAVAILABLE.
 //
 // Every error of a handler carries one google.rpc.ErrorInfo with domain
 // `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -65,6 +67,8 @@ const (
 //	                         that is not a message of its method
 //	  SECRET_KEY_INVALID     a secret key with a space inside
 //	  PAGE_TOKEN_INVALID     a token of another list, or none of ours
+//	  FILTER_INVALID         a source that does not exist; `would_change`
+//	                         without an org default to suppose
 //	NOT_FOUND                WORKSPACE_NOT_FOUND
 //	ABORTED                  ETAG_STALE: somebody changed the workspace since
 //	UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -203,6 +207,24 @@ type BillingModeServiceClient interface {
 	// On a non-OK status the caller must not take the list as empty. UNAVAILABLE
 	// may be repeated with the same page token.
 	ListBillingModeChanges(ctx context.Context, in *ListBillingModeChangesRequest, opts ...grpc.CallOption) (*ListBillingModeChangesResponse, error)
+	// The existing workspaces in the order of their ids, each with its etag and
+	// its last change. Every filter narrows the list.
+	//
+	// Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+	// "page_size": 100}`
+	// Example request of what an org default would change: `{"org_default":
+	// "byok", "would_change": true}`
+	// Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+	// "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+	// "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+	// "nextPageToken": ""}`
+	//
+	// Database down: UNAVAILABLE. A single row that cannot be read (a text that
+	// is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+	// it: closed, with `resolution.error` set.
+	// On a non-OK status the caller must not take the list as empty or complete.
+	// UNAVAILABLE may be repeated with the same page token.
+	ListWorkspaceBillingModes(ctx context.Context, in *ListWorkspaceBillingModesRequest, opts ...grpc.CallOption) (*ListWorkspaceBillingModesResponse, error)
 }
 
 type billingModeServiceClient struct {
@@ -283,6 +305,16 @@ func (c *billingModeServiceClient) ListBillingModeChanges(ctx context.Context, i
 	return out, nil
 }
 
+func (c *billingModeServiceClient) ListWorkspaceBillingModes(ctx context.Context, in *ListWorkspaceBillingModesRequest, opts ...grpc.CallOption) (*ListWorkspaceBillingModesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListWorkspaceBillingModesResponse)
+	err := c.cc.Invoke(ctx, BillingModeService_ListWorkspaceBillingModes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BillingModeServiceServer is the server API for BillingModeService service.
 // All implementations must embed UnimplementedBillingModeServiceServer
 // for forward compatibility.
@@ -296,7 +328,8 @@ func (c *billingModeServiceClient) ListBillingModeChanges(ctx context.Context, i
 // ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
 // answer OK with the closed answer and `resolution.error` set.
 // ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-// ListBillingModeChanges) tells the truth: UNAVAILABLE.
+// ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+// UNAVAILABLE.
 //
 // Every error of a handler carries one google.rpc.ErrorInfo with domain
 // `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -317,6 +350,8 @@ func (c *billingModeServiceClient) ListBillingModeChanges(ctx context.Context, i
 //	                         that is not a message of its method
 //	  SECRET_KEY_INVALID     a secret key with a space inside
 //	  PAGE_TOKEN_INVALID     a token of another list, or none of ours
+//	  FILTER_INVALID         a source that does not exist; `would_change`
+//	                         without an org default to suppose
 //	NOT_FOUND                WORKSPACE_NOT_FOUND
 //	ABORTED                  ETAG_STALE: somebody changed the workspace since
 //	UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -455,6 +490,24 @@ type BillingModeServiceServer interface {
 	// On a non-OK status the caller must not take the list as empty. UNAVAILABLE
 	// may be repeated with the same page token.
 	ListBillingModeChanges(context.Context, *ListBillingModeChangesRequest) (*ListBillingModeChangesResponse, error)
+	// The existing workspaces in the order of their ids, each with its etag and
+	// its last change. Every filter narrows the list.
+	//
+	// Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+	// "page_size": 100}`
+	// Example request of what an org default would change: `{"org_default":
+	// "byok", "would_change": true}`
+	// Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+	// "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+	// "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+	// "nextPageToken": ""}`
+	//
+	// Database down: UNAVAILABLE. A single row that cannot be read (a text that
+	// is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+	// it: closed, with `resolution.error` set.
+	// On a non-OK status the caller must not take the list as empty or complete.
+	// UNAVAILABLE may be repeated with the same page token.
+	ListWorkspaceBillingModes(context.Context, *ListWorkspaceBillingModesRequest) (*ListWorkspaceBillingModesResponse, error)
 	mustEmbedUnimplementedBillingModeServiceServer()
 }
 
@@ -485,6 +538,9 @@ func (UnimplementedBillingModeServiceServer) PlanProvisionEnv(context.Context, *
 }
 func (UnimplementedBillingModeServiceServer) ListBillingModeChanges(context.Context, *ListBillingModeChangesRequest) (*ListBillingModeChangesResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListBillingModeChanges not implemented")
+}
+func (UnimplementedBillingModeServiceServer) ListWorkspaceBillingModes(context.Context, *ListWorkspaceBillingModesRequest) (*ListWorkspaceBillingModesResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListWorkspaceBillingModes not implemented")
 }
 func (UnimplementedBillingModeServiceServer) mustEmbedUnimplementedBillingModeServiceServer() {}
 func (UnimplementedBillingModeServiceServer) testEmbeddedByValue()                            {}
@@ -633,6 +689,24 @@ func _BillingModeService_ListBillingModeChanges_Handler(srv interface{}, ctx con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BillingModeService_ListWorkspaceBillingModes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListWorkspaceBillingModesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BillingModeServiceServer).ListWorkspaceBillingModes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BillingModeService_ListWorkspaceBillingModes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BillingModeServiceServer).ListWorkspaceBillingModes(ctx, req.(*ListWorkspaceBillingModesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BillingModeService_ServiceDesc is the grpc.ServiceDesc for BillingModeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -667,6 +741,10 @@ var BillingModeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListBillingModeChanges",
 			Handler:    _BillingModeService_ListBillingModeChanges_Handler,
+		},
+		{
+			MethodName: "ListWorkspaceBillingModes",
+			Handler:    _BillingModeService_ListWorkspaceBillingModes_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -45,6 +45,11 @@ def workspace(each: WorkspaceBillingMode) -> Object:
     }
 
 
+def listed(each: WorkspaceBillingMode) -> Object:
+    """Return a workspace of a list; `name` is empty if it has none."""
+    return {**workspace(each), "name": each.name}
+
+
 def update(each: BillingModeUpdate, *, validate_only: bool) -> Object:
     """Return the states after and before a write; with `validate_only` nothing was written."""
     return {

@@ -34,6 +34,7 @@ The connection's options may also stand after the command. Reference: docs/cli.m
 # Where each command is defined. Its docstring is its help.
 _COMMANDS: Final = {
     "resolve": "billing_grpc.cli.resolve:resolve",
+    "list": "billing_grpc.cli.workspaces:list_workspaces",
     "get": "billing_grpc.cli.get_set:get",
     "set": "billing_grpc.cli.get_set:set_mode",
     "inherit": "billing_grpc.cli.get_set:inherit",

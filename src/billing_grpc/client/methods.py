@@ -7,11 +7,12 @@ from billing_grpc.client.administration import Administration
 from billing_grpc.client.calls import Calls
 from billing_grpc.client.key_decisions import KeyDecisions, key_names
 from billing_grpc.client.resolutions import Resolutions
+from billing_grpc.client.workspace_lists import WorkspaceLists
 from billing_grpc.model import Catalogue
 from billing_grpc.secret_keys import KeyList, normalise
 
 
-class ClientMethods(Resolutions, KeyDecisions, Administration):
+class ClientMethods(Resolutions, KeyDecisions, Administration, WorkspaceLists):
     """The methods of one client.
 
     Args:
@@ -31,6 +32,7 @@ class ClientMethods(Resolutions, KeyDecisions, Administration):
             raise ValueError(f"blocked_keys: {blocked_keys} is no set of names; use {', '.join(NameSet)}")
         names = [name for name in extra.values() if name is not None]
         Administration.__init__(self, calls)
+        WorkspaceLists.__init__(self, calls)
         Resolutions.__init__(self, calls)
         KeyDecisions.__init__(self, calls, KeyList(names, name_set=NameSet(blocked_keys)))
 

@@ -4,8 +4,9 @@ A client acts on these answers with keys and money. An answer that names an unkn
 `AnswerInvalid`; the client then uses the `fallback`.
 """
 
+import re
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -20,8 +21,10 @@ from billing_grpc.model import (
     StoredOverride,
     WorkspaceBillingMode,
 )
-from billing_grpc.resolver import CLOSED, recognise_org_default, resolve
+from billing_grpc.resolver import CLOSED, recognise_org_default, recognise_override, resolve
 from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO
+
+_ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if: str | None = None) -> Resolution:
@@ -58,18 +61,49 @@ def resolution(message: pb.BillingModeResolution, workspace_id: str, *, what_if:
     return Resolution(message.workspace_id, mode, source, text, default, message.reason, error)
 
 
-def workspace(message: pb.WorkspaceBillingMode, workspace_id: str) -> WorkspaceBillingMode:
-    """Return a workspace with its etag and its last change.
+def workspace(
+    message: pb.WorkspaceBillingMode, workspace_id: str, *, what_if: str | None = None
+) -> WorkspaceBillingMode:
+    """Return a workspace with its etag and its last change; arguments as for `resolution`.
 
     Raises:
         AnswerInvalid: as for `resolution`, or its time is out of range.
     """
     return WorkspaceBillingMode(
-        resolution=resolution(message.resolution, workspace_id),
+        resolution=resolution(message.resolution, workspace_id, what_if=what_if),
         etag=message.etag,
         update_time=_time(message.update_time) if message.HasField("update_time") else None,
         updated_by=message.updated_by,
+        name=message.name,
     )
+
+
+def listed(
+    message: pb.WorkspaceBillingMode, request: service_pb.ListWorkspaceBillingModesRequest, *, after: str
+) -> WorkspaceBillingMode:
+    """Return a workspace of a list.
+
+    Args:
+        message: the answer.
+        request: the request of the list.
+        after: the workspace before it; empty for the first.
+
+    Raises:
+        AnswerInvalid: as for `workspace`, or its place in the list is wrong, or the filters exclude it.
+    """
+    named = message.resolution.workspace_id
+    if not _ID.fullmatch(named) or named <= after:
+        refuse("its workspaces are not in the order of their ids")
+    found = workspace(message, named, what_if=request.org_default if request.HasField("org_default") else None)
+    sent = message.resolution
+    if request.resolved_mode not in {0, sent.resolved_mode} or request.source not in {0, sent.source}:
+        refuse("it shows a workspace that the request left out")
+    text = found.resolution.workspace_override
+    if request.override and found.resolution.error is None:
+        recognised = recognise_override(text) is not None
+        if text is None or (recognised and request.override == service_pb.OVERRIDE_FILTER_UNRECOGNISED):
+            refuse("it shows a workspace that the request left out")
+    return found
 
 
 def update(

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from billing_grpc import page_token, provision, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.errors import DatabaseTimeout, EtagStale, StorageError, WorkspaceNotFound
+from billing_grpc.errors import EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.model import (
     NO_WORKSPACE,
     BillingMode,
@@ -25,12 +24,10 @@ from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.call import RequestContext
 from billing_grpc.server.decision_log import DecisionLog
 from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.workspace_lists import WorkspaceLists
 from billing_grpc.storage.repository import Repository
 from billing_grpc.suspects import suspect_keys
 from billing_grpc.wire import messages
-
-ANSWER_MARGIN: Final = 0.05
-"""Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
 
 
 @dataclass(slots=True)
@@ -42,7 +39,7 @@ class _Decided:
     workspaces: int = 0
 
 
-class BillingModeService:
+class BillingModeService(WorkspaceLists):
     """Implement the contract over a repository and an org default.
 
     Args:
@@ -61,10 +58,8 @@ class BillingModeService:
         storage_timeout: float,
         metrics: Metrics,
     ) -> None:
-        self._repository = repository
-        self._org_default = org_default
+        super().__init__(repository, org_default, storage_timeout)
         self._keys = keys
-        self._storage_timeout = storage_timeout
         self._log = DecisionLog(metrics)
 
     async def ResolveBillingMode(
@@ -198,8 +193,8 @@ class BillingModeService:
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
-        token_of = workspace_id or ""
-        before = page_token.decode(request.page_token, token_of) if request.page_token else None
+        of = page_token.list_name("changes", workspace_id)
+        before = page_token.number(request.page_token, of) if request.page_token else None
         # One change beyond the page tells whether another page follows.
         changes = await self._repository.list_changes(
             workspace_id, before=before, limit=size + 1, budget=self._budget(call)
@@ -207,7 +202,7 @@ class BillingModeService:
         shown, more = changes[:size], len(changes) > size
         return service_pb.ListBillingModeChangesResponse(
             changes=[messages.change_to_proto(change) for change in shown],
-            next_page_token=page_token.encode(token_of, shown[-1].change_id) if more else "",
+            next_page_token=page_token.encode(of, shown[-1].change_id) if more else "",
         )
 
     def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceBillingMode:
@@ -254,15 +249,3 @@ class BillingModeService:
             return await self._repository.load_overrides(wanted, budget=self._budget(call))
         except StorageError as error:
             return dict.fromkeys(wanted, ResolutionError(error.reason, error.message))
-
-    def _budget(self, call: RequestContext) -> float:
-        """Return the seconds of storage that this call may use.
-
-        Raises:
-            DatabaseTimeout: no time is left; the database is not asked.
-        """
-        left = call.time_remaining()
-        budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)
-        if budget <= 0:
-            raise DatabaseTimeout
-        return budget

@@ -12,13 +12,17 @@ from billing_grpc.model import (
     BillingMode,
     Change,
     ChangeNote,
+    ListedWorkspace,
     OverrideChange,
+    OverrideKinds,
     ResolutionError,
     StoredOverride,
+    WorkspacePage,
     WorkspaceRecord,
     author,
     unrecorded,
 )
+from billing_grpc.resolver import recognise_override
 
 _MAX_TEXT_LENGTH: Final = 256
 
@@ -29,6 +33,7 @@ class InMemoryRepository:
     Attributes:
         overrides: the stored text by workspace id; None if the workspace inherits. A test may change it, which adds no entry
             to `changes`.
+        names: the workspaces' names by id.
         changes: the change log, oldest first.
         failure: the error that every call raises; None for no error.
         delay: the seconds that every call takes. A delay longer than the call's budget raises `DatabaseTimeout`.
@@ -37,6 +42,7 @@ class InMemoryRepository:
 
     def __init__(self, overrides: Mapping[str, str | None] | None = None) -> None:
         self.overrides: dict[str, str | None] = dict(overrides or {})
+        self.names: dict[str, str] = {}
         self.changes: list[Change[int]] = []
         self.failure: StorageError | None = None
         self.delay = 0.0
@@ -88,6 +94,18 @@ class InMemoryRepository:
             if workspace_id in {None, change.workspace_id} and (before is None or change.change_id < before)
         ]
         return wanted[:limit]
+
+    async def list_workspaces(
+        self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float
+    ) -> WorkspacePage:
+        await self._answer(budget)
+        ids = [each for each in sorted(self.overrides) if after is None or each > after]
+        wanted = [each for each in ids if kinds.hold(recognise_override(self.overrides[each]), self.overrides[each])]
+        shown = [
+            ListedWorkspace(each, self._record(each), self.names.get(each, "")[:_MAX_TEXT_LENGTH])
+            for each in wanted[:limit]
+        ]
+        return WorkspacePage(shown, wanted[limit - 1] if len(wanted) > limit else None)
 
     async def check_administration(self, *, budget: float) -> None:
         await self._answer(budget)

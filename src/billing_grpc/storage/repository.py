@@ -8,8 +8,10 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideKinds,
     ResolutionError,
     StoredOverride,
+    WorkspacePage,
     WorkspaceRecord,
 )
 
@@ -50,6 +52,15 @@ class Repository(Protocol):
         self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
     ) -> Sequence[Change[int]]:
         """Return log entries, newest first: of one workspace or of all, and only those older than the entry `before`."""
+
+    async def list_workspaces(
+        self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float
+    ) -> WorkspacePage:
+        """Return at most `limit` workspaces of these kinds in the order of their ids: only those after the id `after`.
+
+        Workspaces that cannot be read come back with an error, whatever `kinds` says. One call looks at a bounded number of
+        workspaces, so a page may have fewer than `limit`, also none, although others follow.
+        """
 
     async def check_administration(self, *, budget: float) -> None:
         """Return if overrides and the change log can be read and written now; raise `StorageError` otherwise."""

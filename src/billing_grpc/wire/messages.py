@@ -1,21 +1,28 @@
 """Convert values of the model into messages of the contract, and the enums of both into each other."""
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, TypeVar
 
 from billing_grpc import validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.errors import FieldViolation, InvalidArgument
 from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
     Catalogue,
     Change,
+    OverrideFilter,
     ProvisionPlan,
     Resolution,
     SecretKeyVerdict,
     SecretVerdict,
     WorkspaceBillingMode,
 )
+from billing_grpc.selection import Selection
+
+_Filter = TypeVar("_Filter")
+_Number = TypeVar("_Number", bound=int)
 
 MODE_TO_PROTO: Final = {
     BillingMode.PLATFORM_MANAGED: pb.BILLING_MODE_PLATFORM_MANAGED,
@@ -29,6 +36,11 @@ SOURCE_TO_PROTO: Final = {
     BillingModeSource.CONSTANT_FALLBACK: pb.BILLING_MODE_SOURCE_CONSTANT_FALLBACK,
 }
 SOURCE_FROM_PROTO: Final = {number: source for source, number in SOURCE_TO_PROTO.items()}
+OVERRIDE_FILTER_TO_PROTO: Final = {
+    OverrideFilter.PRESENT: service_pb.OVERRIDE_FILTER_PRESENT,
+    OverrideFilter.UNRECOGNISED: service_pb.OVERRIDE_FILTER_UNRECOGNISED,
+}
+OVERRIDE_FILTER_FROM_PROTO: Final = {number: each for each, number in OVERRIDE_FILTER_TO_PROTO.items()}
 VERDICT_TO_PROTO: Final = {
     SecretVerdict.ALLOWED: pb.SECRET_VERDICT_ALLOWED,
     SecretVerdict.BLOCKED_PLATFORM_MANAGED: pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED,
@@ -56,7 +68,10 @@ def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
 def billing_mode_to_proto(mode: WorkspaceBillingMode) -> pb.WorkspaceBillingMode:
     """Return a workspace's billing mode as a message."""
     message = pb.WorkspaceBillingMode(
-        resolution=resolution_to_proto(mode.resolution), etag=mode.etag, updated_by=mode.updated_by
+        resolution=resolution_to_proto(mode.resolution),
+        etag=mode.etag,
+        updated_by=mode.updated_by,
+        name=mode.name,
     )
     if mode.update_time is not None:
         message.update_time.FromDatetime(mode.update_time)
@@ -119,3 +134,26 @@ def change_from_proto(request: service_pb.SetWorkspaceBillingModeRequest) -> Bil
         InvalidArgument: as `validation.change`.
     """
     return validation.change(request.WhichOneof("change"), MODE_FROM_PROTO.get(request.mode), int(request.mode))
+
+
+def selection_from_proto(request: service_pb.ListWorkspaceBillingModesRequest, org_default: str | None) -> Selection:
+    """Return the workspaces that a request asks for; `org_default` is the published one.
+
+    Raises:
+        InvalidArgument: FILTER_INVALID if a filter has a number that does not exist, or as `Selection`.
+    """
+    return Selection(
+        org_default=org_default,
+        supposed=request.org_default if request.HasField("org_default") else None,
+        mode=_filter("resolved_mode", request.resolved_mode, MODE_FROM_PROTO, pb.BillingMode.keys()),
+        source=_filter("source", request.source, SOURCE_FROM_PROTO, pb.BillingModeSource.keys()),
+        override=_filter("override", request.override, OVERRIDE_FILTER_FROM_PROTO, service_pb.OverrideFilter.keys()),
+        would_change=request.would_change,
+    )
+
+
+def _filter(field: str, number: _Number, known: Mapping[_Number, _Filter], names: Iterable[str]) -> _Filter | None:
+    if number and number not in known:
+        problem = f"must be one of {', '.join(names)}; got {number}"
+        raise InvalidArgument("FILTER_INVALID", FieldViolation(field, problem))
+    return known.get(number)

@@ -10,8 +10,10 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideKinds,
     ResolutionError,
     StoredOverride,
+    WorkspacePage,
     WorkspaceRecord,
 )
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -58,6 +60,12 @@ class ObservedRepository:
     ) -> Sequence[Change[int]]:
         work = self._repository.list_changes(workspace_id, before=before, limit=limit, budget=budget)
         return await self._observed(work, "list_changes", "SELECT", _CHANGES)
+
+    async def list_workspaces(
+        self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float
+    ) -> WorkspacePage:
+        work = self._repository.list_workspaces(kinds, after=after, limit=limit, budget=budget)
+        return await self._observed(work, "list_workspaces", "SELECT", _WORKSPACES)
 
     async def check_administration(self, *, budget: float) -> None:
         await self._observed(

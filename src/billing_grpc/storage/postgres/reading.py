@@ -89,7 +89,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
         return WorkspaceRecord(NO_WORKSPACE), now
     if found != key:
         raise UnexpectedAnswer
-    changed_by = "" if change_id is None else author(_shown(principal), _shown(database_user))
+    changed_by = "" if change_id is None else author(shown(principal), shown(database_user))
     text = None if override is None else as_text(override, errors)
     last = None if recorded is None else as_text(recorded, errors)
     return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by, unrecorded(text, last)), now
@@ -102,13 +102,13 @@ def changes_in(rows: Sequence[Row]) -> list[Change[int]]:
 
 def _change(entry: Sequence[Any]) -> Change[int]:
     change_id, workspace_id, change_time, previous, new, *texts = entry
-    principal, database_user, reason, request_id = map(_shown, texts)
+    principal, database_user, reason, request_id = map(shown, texts)
     return Change(
         change_id=change_id,
         workspace_id=str(workspace_id),
         change_time=change_time,
-        previous_override=None if previous is None else _shown(previous),
-        new_override=None if new is None else _shown(new),
+        previous_override=None if previous is None else shown(previous),
+        new_override=None if new is None else shown(new),
         principal=principal,
         database_user=database_user,
         reason=reason,
@@ -116,6 +116,6 @@ def _change(entry: Sequence[Any]) -> Change[int]:
     )
 
 
-def _shown(value: bytes | str) -> str:
+def shown(value: bytes | str) -> str:
     """Return a text of the log for display. A text that is not UTF-8 must not hide the other entries."""
     return as_text(value, "replace")

@@ -14,22 +14,29 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideKinds,
     ResolutionError,
     StoredOverride,
+    WorkspacePage,
     WorkspaceRecord,
 )
 from billing_grpc.storage.postgres.budgets import server_timeout
 from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.lending import Result, Work
+from billing_grpc.storage.postgres.listing import WorkspacesQuery, list_workspaces
 from billing_grpc.storage.postgres.overrides import load_overrides
 from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats
 from billing_grpc.storage.postgres.reading import changes_in, load_record, require_current_rows
 from billing_grpc.storage.postgres.shared_reads import SharedReads
+from billing_grpc.storage.postgres.slots import Slots
 from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF, LOG
 from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
 
 log = structlog.stdlib.get_logger(__name__)
 
 POOL_SIZE: Final = 8
+_MOST_SURVEYS: Final = 2
+"""How many reads of many workspaces run at a time. Decisions and writes need the other connections."""
 
 _NO_WORKSPACE_ID: Final = UUID(int=0)
 _MAX_CHANGE_ID: Final = 2**63 - 1
@@ -44,6 +51,7 @@ class PostgresRepository:
     def __init__(self, pool: BoundedPool) -> None:
         self._pool = pool
         self._shared_reads = SharedReads(pool)
+        self._surveys = Slots(_MOST_SURVEYS)
 
     @classmethod
     @asynccontextmanager
@@ -119,6 +127,23 @@ class PostgresRepository:
             return changes_in(rows)
 
         return await self._pool.run(work, budget=budget, counts_as_success=False)
+
+    async def list_workspaces(
+        self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float
+    ) -> WorkspacePage:
+        query = WorkspacesQuery(kinds, None if after is None else UUID(after), limit)
+        return await self._survey(lambda connection: list_workspaces(connection, query), budget)
+
+    async def _survey(self, work: Work[Result], budget: float) -> Result:
+        """Run a read of many workspaces."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        await self._pool.require_available()
+        await self._surveys.acquire(self._pool.deadline(budget), writes=False)
+        try:
+            return await self._pool.run(work, budget=budget - (clock() - began))
+        finally:
+            self._surveys.release(writes=False)
 
     async def check_administration(self, *, budget: float) -> None:
 

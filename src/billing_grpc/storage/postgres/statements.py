@@ -79,6 +79,52 @@ WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
     AND log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
 """
 
+# Whether workspaces have a name that the role may read. The table belongs to another server and need not have the column.
+HAVE_NAMES: Final = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute
+    WHERE attrelid = 'workspaces'::pg_catalog.regclass AND attname = 'name' AND NOT attisdropped
+        AND pg_catalog.has_column_privilege(attrelid, attnum, 'SELECT'))
+"""
+
+# One call looks at $2 ids, so that it ends in time however few workspaces are wanted. An id that a broken table holds more
+# than once is one row here, as in a decision. Texts are compared byte by byte: the column may ignore the case.
+_WORKSPACES: Final = f"""
+WITH seen AS MATERIALIZED (
+    SELECT id, pg_catalog.count(*) AS copies,
+           pg_catalog.min(pg_catalog.left(llm_billing_mode::pg_catalog.text, 256) COLLATE pg_catalog."C") AS override,
+           {{name}} AS name
+    FROM workspaces WHERE $1::pg_catalog.uuid IS NULL OR id > $1::pg_catalog.uuid
+    GROUP BY id ORDER BY id LIMIT $2::pg_catalog.int8
+), wanted AS (
+    SELECT id, copies, override, name FROM seen
+    WHERE copies > 1 OR CASE WHEN override IS NULL THEN $4::pg_catalog.bool
+        WHEN override = ANY($5::pg_catalog.text[]) THEN override = ANY($6::pg_catalog.text[])
+        ELSE $7::pg_catalog.bool END
+    ORDER BY id LIMIT $3::pg_catalog.int8
+)
+SELECT {_OF_WORKSPACES}, {_OF_LOG}, (SELECT pg_catalog.count(*) FROM seen),
+       (SELECT id::pg_catalog.uuid FROM seen ORDER BY id DESC LIMIT 1), found.*
+FROM pg_catalog.pg_class AS workspaces_class
+CROSS JOIN pg_catalog.pg_class AS log_class
+LEFT JOIN (
+    SELECT id::pg_catalog.uuid AS id, copies, override, pg_catalog.left(name::pg_catalog.text, 256),
+           last.change_id::pg_catalog.int8, last.change_time::pg_catalog.timestamptz,
+           last.principal::pg_catalog.text, last.database_user::pg_catalog.text,
+           pg_catalog.left(last.new_override::pg_catalog.text, 256)
+    FROM wanted
+    LEFT JOIN LATERAL (
+        SELECT change_id, change_time, principal, database_user, new_override FROM workspace_billing_mode_changes
+        WHERE workspace_id = wanted.id ORDER BY change_id DESC LIMIT 1
+    ) AS last ON true
+) AS found ON true
+WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
+    AND log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
+ORDER BY found.id
+"""
+LIST_WORKSPACES: Final = _WORKSPACES.format(name="NULL::pg_catalog.text")
+LIST_NAMED_WORKSPACES: Final = _WORKSPACES.format(name="pg_catalog.min(pg_catalog.left(name::pg_catalog.text, 256))")
+
 # At this level a statement that waited for a lock reads the state after the wait. At another level, which may be the role's
 # default, it would read the state before the first statement, and a table that was rewritten meanwhile would look empty.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"

@@ -69,16 +69,18 @@ class ResolutionError(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class WorkspaceBillingMode(_message.Message):
-    __slots__ = ("resolution", "etag", "update_time", "updated_by")
+    __slots__ = ("resolution", "etag", "update_time", "updated_by", "name")
     RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     UPDATED_BY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     resolution: BillingModeResolution
     etag: str
     update_time: _timestamp_pb2.Timestamp
     updated_by: str
-    def __init__(self, resolution: _Optional[_Union[BillingModeResolution, _Mapping]] = ..., etag: _Optional[str] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_by: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, resolution: _Optional[_Union[BillingModeResolution, _Mapping]] = ..., etag: _Optional[str] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_by: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class SecretKeyVerdict(_message.Message):
     __slots__ = ("secret_key", "verdict", "message")

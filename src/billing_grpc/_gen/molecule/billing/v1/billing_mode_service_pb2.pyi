@@ -1,11 +1,21 @@
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as _billing_mode_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class OverrideFilter(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OVERRIDE_FILTER_UNSPECIFIED: _ClassVar[OverrideFilter]
+    OVERRIDE_FILTER_PRESENT: _ClassVar[OverrideFilter]
+    OVERRIDE_FILTER_UNRECOGNISED: _ClassVar[OverrideFilter]
+OVERRIDE_FILTER_UNSPECIFIED: OverrideFilter
+OVERRIDE_FILTER_PRESENT: OverrideFilter
+OVERRIDE_FILTER_UNRECOGNISED: OverrideFilter
 
 class ResolveBillingModeRequest(_message.Message):
     __slots__ = ("workspace_id", "org_default")
@@ -139,3 +149,29 @@ class ListBillingModeChangesResponse(_message.Message):
     changes: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.BillingModeChange]
     next_page_token: str
     def __init__(self, changes: _Optional[_Iterable[_Union[_billing_mode_pb2.BillingModeChange, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListWorkspaceBillingModesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "org_default", "resolved_mode", "source", "override", "would_change")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ORG_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    RESOLVED_MODE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OVERRIDE_FIELD_NUMBER: _ClassVar[int]
+    WOULD_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    org_default: str
+    resolved_mode: _billing_mode_pb2.BillingMode
+    source: _billing_mode_pb2.BillingModeSource
+    override: OverrideFilter
+    would_change: bool
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., org_default: _Optional[str] = ..., resolved_mode: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., source: _Optional[_Union[_billing_mode_pb2.BillingModeSource, str]] = ..., override: _Optional[_Union[OverrideFilter, str]] = ..., would_change: _Optional[bool] = ...) -> None: ...
+
+class ListWorkspaceBillingModesResponse(_message.Message):
+    __slots__ = ("billing_modes", "next_page_token")
+    BILLING_MODES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    billing_modes: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.WorkspaceBillingMode]
+    next_page_token: str
+    def __init__(self, billing_modes: _Optional[_Iterable[_Union[_billing_mode_pb2.WorkspaceBillingMode, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

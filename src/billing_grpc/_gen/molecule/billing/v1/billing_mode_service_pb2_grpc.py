@@ -35,7 +35,8 @@ class BillingModeServiceStub:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -56,6 +57,8 @@ class BillingModeServiceStub:
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours
+    FILTER_INVALID         a source that does not exist; `would_change`
+    without an org default to suppose
     NOT_FOUND                WORKSPACE_NOT_FOUND
     ABORTED                  ETAG_STALE: somebody changed the workspace since
     UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -122,6 +125,11 @@ class BillingModeServiceStub:
                 request_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesRequest.SerializeToString,
                 response_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesResponse.FromString,
                 _registered_method=True)
+        self.ListWorkspaceBillingModes = channel.unary_unary(
+                '/molecule.billing.v1.BillingModeService/ListWorkspaceBillingModes',
+                request_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.SerializeToString,
+                response_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.FromString,
+                _registered_method=True)
 
 
 class BillingModeServiceServicer:
@@ -134,7 +142,8 @@ class BillingModeServiceServicer:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -155,6 +164,8 @@ class BillingModeServiceServicer:
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours
+    FILTER_INVALID         a source that does not exist; `would_change`
+    without an org default to suppose
     NOT_FOUND                WORKSPACE_NOT_FOUND
     ABORTED                  ETAG_STALE: somebody changed the workspace since
     UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -329,6 +340,29 @@ class BillingModeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkspaceBillingModes(self, request, context):
+        """The existing workspaces in the order of their ids, each with its etag and
+        its last change. Every filter narrows the list.
+
+        Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+        "page_size": 100}`
+        Example request of what an org default would change: `{"org_default":
+        "byok", "would_change": true}`
+        Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+        "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+        "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+        "nextPageToken": ""}`
+
+        Database down: UNAVAILABLE. A single row that cannot be read (a text that
+        is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+        it: closed, with `resolution.error` set.
+        On a non-OK status the caller must not take the list as empty or complete.
+        UNAVAILABLE may be repeated with the same page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BillingModeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -367,6 +401,11 @@ def add_BillingModeServiceServicer_to_server(servicer, server):
                     request_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesRequest.FromString,
                     response_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesResponse.SerializeToString,
             ),
+            'ListWorkspaceBillingModes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkspaceBillingModes,
+                    request_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.FromString,
+                    response_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'molecule.billing.v1.BillingModeService', rpc_method_handlers)
@@ -385,7 +424,8 @@ class BillingModeService:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -406,6 +446,8 @@ class BillingModeService:
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours
+    FILTER_INVALID         a source that does not exist; `would_change`
+    without an org default to suppose
     NOT_FOUND                WORKSPACE_NOT_FOUND
     ABORTED                  ETAG_STALE: somebody changed the workspace since
     UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -610,6 +652,33 @@ class BillingModeService:
             '/molecule.billing.v1.BillingModeService/ListBillingModeChanges',
             molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesRequest.SerializeToString,
             molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListBillingModeChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkspaceBillingModes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/molecule.billing.v1.BillingModeService/ListWorkspaceBillingModes',
+            molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.SerializeToString,
+            molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,8 @@ class BillingModeServiceStub:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -59,6 +60,8 @@ class BillingModeServiceStub:
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
+        FILTER_INVALID         a source that does not exist; `would_change`
+                               without an org default to suppose
       NOT_FOUND                WORKSPACE_NOT_FOUND
       ABORTED                  ETAG_STALE: somebody changed the workspace since
       UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -209,6 +212,25 @@ class BillingModeServiceStub:
     On a non-OK status the caller must not take the list as empty. UNAVAILABLE
     may be repeated with the same page token.
     """
+    ListWorkspaceBillingModes: _grpc.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListWorkspaceBillingModesRequest, _billing_mode_service_pb2.ListWorkspaceBillingModesResponse]
+    """The existing workspaces in the order of their ids, each with its etag and
+    its last change. Every filter narrows the list.
+
+    Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+    "page_size": 100}`
+    Example request of what an org default would change: `{"org_default":
+    "byok", "would_change": true}`
+    Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+    "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+    "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+    "nextPageToken": ""}`
+
+    Database down: UNAVAILABLE. A single row that cannot be read (a text that
+    is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+    it: closed, with `resolution.error` set.
+    On a non-OK status the caller must not take the list as empty or complete.
+    UNAVAILABLE may be repeated with the same page token.
+    """
 
 @_typing.type_check_only
 class BillingModeServiceAsyncStub(BillingModeServiceStub):
@@ -221,7 +243,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -242,6 +265,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
+        FILTER_INVALID         a source that does not exist; `would_change`
+                               without an org default to suppose
       NOT_FOUND                WORKSPACE_NOT_FOUND
       ABORTED                  ETAG_STALE: somebody changed the workspace since
       UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -389,6 +414,25 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     On a non-OK status the caller must not take the list as empty. UNAVAILABLE
     may be repeated with the same page token.
     """
+    ListWorkspaceBillingModes: _aio.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListWorkspaceBillingModesRequest, _billing_mode_service_pb2.ListWorkspaceBillingModesResponse]  # type: ignore[assignment]
+    """The existing workspaces in the order of their ids, each with its etag and
+    its last change. Every filter narrows the list.
+
+    Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+    "page_size": 100}`
+    Example request of what an org default would change: `{"org_default":
+    "byok", "would_change": true}`
+    Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+    "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+    "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+    "nextPageToken": ""}`
+
+    Database down: UNAVAILABLE. A single row that cannot be read (a text that
+    is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+    it: closed, with `resolution.error` set.
+    On a non-OK status the caller must not take the list as empty or complete.
+    UNAVAILABLE may be repeated with the same page token.
+    """
 
 class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides, for every workspace of one organisation, who pays for its
@@ -400,7 +444,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges) tells the truth: UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
+    UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -421,6 +466,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
+        FILTER_INVALID         a source that does not exist; `would_change`
+                               without an org default to suppose
       NOT_FOUND                WORKSPACE_NOT_FOUND
       ABORTED                  ETAG_STALE: somebody changed the workspace since
       UNAUTHENTICATED          CREDENTIALS_INVALID: no token, or a revoked one
@@ -607,6 +654,31 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         Database down: UNAVAILABLE.
         On a non-OK status the caller must not take the list as empty. UNAVAILABLE
         may be repeated with the same page token.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWorkspaceBillingModes(
+        self,
+        request: _billing_mode_service_pb2.ListWorkspaceBillingModesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_mode_service_pb2.ListWorkspaceBillingModesResponse, _abc.Awaitable[_billing_mode_service_pb2.ListWorkspaceBillingModesResponse]]:
+        """The existing workspaces in the order of their ids, each with its etag and
+        its last change. Every filter narrows the list.
+
+        Example request: `{"override": "OVERRIDE_FILTER_UNRECOGNISED",
+        "page_size": 100}`
+        Example request of what an org default would change: `{"org_default":
+        "byok", "would_change": true}`
+        Example answer: `{"billingModes": [{"resolution": {"workspaceId":
+        "7f1fc6a0-0000-4000-8000-000000000001", "resolvedMode":
+        "BILLING_MODE_BYOK", ...}, "etag": "42", "name": "checkout"}],
+        "nextPageToken": ""}`
+
+        Database down: UNAVAILABLE. A single row that cannot be read (a text that
+        is not UTF-8, two rows for one id) is listed as ResolveBillingMode answers
+        it: closed, with `resolution.error` set.
+        On a non-OK status the caller must not take the list as empty or complete.
+        UNAVAILABLE may be repeated with the same page token.
         """
 
 def add_BillingModeServiceServicer_to_server(servicer: BillingModeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,76 @@
+"""The RPCs that look at all workspaces: lists, without one call for each id."""
+
+from collections.abc import Callable
+from typing import Final
+
+from billing_grpc import page_token, validation
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
+from billing_grpc.errors import DatabaseTimeout
+from billing_grpc.model import ListedWorkspace, WorkspaceBillingMode
+from billing_grpc.resolver import resolve
+from billing_grpc.selection import Selection
+from billing_grpc.server.call import RequestContext
+from billing_grpc.storage.repository import Repository
+from billing_grpc.wire import messages
+
+ANSWER_MARGIN: Final = 0.05
+"""Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
+
+
+class WorkspaceLists:
+    """Implement the lists of the contract over a repository and an org default; the base of `BillingModeService`.
+
+    Args:
+        repository: where overrides are stored.
+        org_default: returns the organisation's default as it is published now.
+        storage_timeout: seconds of storage that a call may use, at most.
+    """
+
+    def __init__(self, repository: Repository, org_default: Callable[[], str | None], storage_timeout: float) -> None:
+        self._repository = repository
+        self._org_default = org_default
+        self._storage_timeout = storage_timeout
+
+    async def ListWorkspaceBillingModes(
+        self, request: service_pb.ListWorkspaceBillingModesRequest, call: RequestContext
+    ) -> service_pb.ListWorkspaceBillingModesResponse:
+        """List the existing workspaces in the order of their ids. Fails if the database cannot be read."""
+        size = validation.page_size(request.page_size, validation.MAX_WORKSPACES_PAGE)
+        selection = messages.selection_from_proto(request, self._org_default())
+        of = page_token.list_name(
+            "workspaces",
+            selection.supposed,
+            request.resolved_mode,
+            request.source,
+            request.override,
+            request.would_change,
+        )
+        after = page_token.workspace(request.page_token, of) if request.page_token else None
+        page = await self._repository.list_workspaces(
+            selection.kinds, after=after, limit=size, budget=self._budget(call)
+        )
+        # Storage skips by kinds of overrides. A row that cannot be read is of no kind, so it is judged here.
+        shown = [each for each in page.workspaces if selection.shows(each.override)]
+        return service_pb.ListWorkspaceBillingModesResponse(
+            billing_modes=[messages.billing_mode_to_proto(_listed(each, selection)) for each in shown],
+            next_page_token="" if page.last is None else page_token.encode(of, page.last),
+        )
+
+    def _budget(self, call: RequestContext) -> float:
+        """Return the seconds of storage that this call may use.
+
+        Raises:
+            DatabaseTimeout: no time is left; the database is not asked.
+        """
+        left = call.time_remaining()
+        budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)
+        if budget <= 0:
+            raise DatabaseTimeout
+        return budget
+
+
+def _listed(each: ListedWorkspace, selection: Selection) -> WorkspaceBillingMode:
+    what_if = selection.supposed is not None
+    resolution = resolve(each.workspace_id, each.override, selection.used_default, what_if=what_if)
+    record = each.record
+    return WorkspaceBillingMode(resolution, record.etag, record.change_time, record.changed_by, each.name)
