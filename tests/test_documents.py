@@ -12,7 +12,14 @@ from billing_grpc.setting_names import VARIABLES
 from billing_grpc.storage import migrations
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "conformance").glob("*.md")])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "conformance").glob("*.md"),
+        *(ROOT / "clients").rglob("*.md"),
+    ]
+)
 
 
 def test_the_grants_of_the_operations_page_are_the_ones_that_are_tested() -> None:

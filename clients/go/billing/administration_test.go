@@ -176,6 +176,9 @@ func TestTheReasonOfAFailureIsTheServicesOrTheClients(t *testing.T) {
 			if !errors.As(found, &general) || general.Reason != each.reason || status.Code(found) != status.Code(each.err) {
 				t.Errorf("%#v", found)
 			}
+			if unknown := each.reason == ServerUnreachable || each.reason == DatabaseTimeout; general.OutcomeUnknown() != unknown {
+				t.Errorf("%#v", found)
+			}
 		})
 	}
 }

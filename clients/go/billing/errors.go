@@ -30,6 +30,16 @@ type FieldError struct {
 
 func (e *Error) Error() string { return fmt.Sprintf("%s: %s: %s", e.Method, e.Reason, e.Message) }
 
+// OutcomeUnknown says whether a write may have happened although it failed. The call may be repeated.
+func (e *Error) OutcomeUnknown() bool {
+	switch e.Reason {
+	case ServerUnreachable, AnswerInvalid,
+		DatabaseUnreachable, DatabaseTimeout, DatabaseStale, SchemaNotReady, DatabaseDenied, ValueUnreadable:
+		return true
+	}
+	return false
+}
+
 // Unwrap returns the status with which the call ended.
 func (e *Error) Unwrap() error { return e.cause }
 
