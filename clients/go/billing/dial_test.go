@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
 
@@ -158,5 +159,49 @@ func TestOnlyWhatIsEncryptedGoesThroughAProxy(t *testing.T) {
 	}
 	if dialName(t, known, port, credentials.NewTLS(nil)).Resolve(context.Background(), ""); seen.Load() == 0 {
 		t.Error("TLS did not go through the proxy, so this test sees nothing")
+	}
+}
+
+func TestAPeerThatHasVanishedIsNoticed(t *testing.T) {
+	t.Parallel()
+	port, _ := refusing(t, "127.0.0.1:0")
+	var frozen atomic.Bool
+	// A connection through here hangs for ever once it is frozen, and the next one works.
+	through := func(ctx context.Context, _ string) (net.Conn, error) {
+		frozen.Store(false)
+		connection, err := new(net.Dialer).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		return &hanging{Conn: connection, frozen: &frozen}, err
+	}
+	pings := keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second} // gRPC allows no shorter time
+	options := append(dialOptions(insecure.NewCredentials(), pings), grpc.WithContextDialer(through))
+	connection, err := grpc.NewClient("passthrough:///relay", options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	client := New(connection, Options{Timeout: time.Second})
+	if answer := client.Resolve(context.Background(), ""); answer.Error != ServerRefused {
+		t.Fatalf("%+v", answer)
+	}
+	frozen.Store(true)
+	for started := time.Now(); client.Resolve(context.Background(), "").Error != ServerRefused; {
+		if time.Since(started) > 30*time.Second {
+			t.Fatal("it still asks a peer that has vanished")
+		}
+	}
+}
+
+// hanging is a connection on which nothing arrives while it is frozen.
+type hanging struct {
+	net.Conn
+	frozen *atomic.Bool
+}
+
+func (h *hanging) Read(into []byte) (int, error) {
+	for {
+		n, err := h.Conn.Read(into)
+		if err != nil || !h.frozen.Load() {
+			return n, err
+		}
 	}
 }
