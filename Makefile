@@ -126,7 +126,7 @@ $(DEV_READY): $(RUN_READY) requirements/dev.txt
 
 $(VALIDATORS_READY): $(DEV_READY) requirements/validators.txt
 	@echo "adding the tools that check deploy/ to $(VENV) (once)"
-	@$(PIP) --require-hashes --requirement requirements/validators.txt
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes --requirement requirements/validators.txt
 	@touch $@
 
 $(BENCHMARK_READY): $(RUN_READY) requirements/benchmark.txt

@@ -149,6 +149,7 @@ def cluster() -> Iterator[Victim]:
         rules.write_text(f"local all /^billing_grpc_[0-9] scram-sha-256\n{rules.read_text()}")
         with psycopg.connect(running.url, autocommit=True) as owner:
             owner.execute("SELECT pg_reload_conf()")
+            owner.execute("CREATE ROLE owner LOGIN SUPERUSER")
         yield running
 
 
@@ -199,6 +200,11 @@ def test_secrets_are_files_and_a_password_rotates_without_a_restart(
     workspace = add_workspace(cluster.url, "byok")
     for name in ("pg_service.conf", "owner.conf"):
         (folder / "secrets" / name).chmod(0o440)  # as in a pod
+    as_owner = {
+        "DATABASE_URL": f"postgresql:///billing?host={cluster.sockets}&service=owner",
+        "PGSERVICEFILE": str(folder / "secrets" / "owner.conf"),
+    }
+    assert run("billing-grpc migrate up", tmp_path, **as_owner) == "nothing to apply\n"
     server = serve(
         settings={
             "DATABASE_URL": f"postgresql:///billing?host={cluster.sockets}&service=billing_grpc",
