@@ -12,6 +12,7 @@ from billing_grpc.client import BillingClient
 from billing_grpc.model import BillingMode
 from billing_grpc.server.settings.config import Settings
 from billing_grpc.storage.postgres import parse_address
+from tests.scaling import failover, idle
 from tests.support.pooler import TRANSACTION, Pooler, running_pooler
 from tests.support.servers import Serve
 from tests.support.victim import Victim, running_victim
@@ -94,6 +95,14 @@ def test_the_connections_of_the_page_are_those_of_its_formula() -> None:
         (SERVERS + 1) * (2 + 1),
     ]
     assert of_pooler("max_client_conn") > 100 * (SERVERS + 1) * (connections + 1)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("idle", len(idle.POOLS)), ("failover", len(failover.WAYS))])
+def test_the_page_has_the_figures_of_every_measurement(name: str, rows: int) -> None:
+    table = re.findall(rf"<!-- {name}: written by make scaling -->(.*?)<!-- end of {name} -->", PAGE, re.DOTALL)
+
+    assert [len(each.strip().splitlines()) - len(("head", "line")) for each in table] == [rows]
+    assert name != "failover" or re.findall(r"\d of [\d,]+", table[0]) == re.findall(r"0 of [\d,]+", table[0])
 
 
 @pytest.mark.parametrize("url", re.findall(r"`(postgresql://\S+?)`", PAGE))
