@@ -18,6 +18,7 @@ type WorkspaceBillingMode struct {
 	Etag       string    // give it to Set, to write only if nothing has changed since
 	UpdateTime time.Time // of the last change; zero if none was ever recorded
 	UpdatedBy  string    // the principal, or "database_user:NAME"; empty if no change was ever recorded
+	Name       string    // for people; only Workspaces reads it, where the table has names
 }
 
 // Update is the states after and before a write.
@@ -159,12 +160,16 @@ func pages[P, I any](method string, fetch func(token string) ([]P, string, error
 }
 
 func readWorkspace(p *pb.WorkspaceBillingMode, asked string) (WorkspaceBillingMode, error) {
-	resolution, err := read(p.GetResolution(), asked, nil)
+	return readState(p, asked, nil)
+}
+
+func readState(p *pb.WorkspaceBillingMode, asked string, whatIf *string) (WorkspaceBillingMode, error) {
+	resolution, err := read(p.GetResolution(), asked, whatIf)
 	if err != nil {
 		return WorkspaceBillingMode{}, err
 	}
 	when, err := readTime(p.GetUpdateTime())
-	return WorkspaceBillingMode{resolution, p.GetEtag(), when, p.GetUpdatedBy()}, err
+	return WorkspaceBillingMode{resolution, p.GetEtag(), when, p.GetUpdatedBy(), p.GetName()}, err
 }
 
 func readChange(p *pb.BillingModeChange, asked string) (Change, error) {

@@ -28,6 +28,13 @@ type scripted struct {
 	get  func(*pb.GetWorkspaceBillingModeRequest) (*pb.GetWorkspaceBillingModeResponse, error)
 	set  func(*pb.SetWorkspaceBillingModeRequest) (*pb.SetWorkspaceBillingModeResponse, error)
 	list func(*pb.ListBillingModeChangesRequest) (*pb.ListBillingModeChangesResponse, error)
+	all  func(*pb.ListWorkspaceBillingModesRequest) (*pb.ListWorkspaceBillingModesResponse, error)
+}
+
+func (s scripted) ListWorkspaceBillingModes(
+	_ context.Context, q *pb.ListWorkspaceBillingModesRequest,
+) (*pb.ListWorkspaceBillingModesResponse, error) {
+	return s.all(q)
 }
 
 func (s scripted) GetWorkspaceBillingMode(

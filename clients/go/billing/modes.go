@@ -69,6 +69,15 @@ func (m Mode) Enum() pb.BillingMode {
 	return pb.BillingMode_BILLING_MODE_UNSPECIFIED
 }
 
+func (s Source) enum() pb.BillingModeSource {
+	for enum, source := range sources {
+		if source == s {
+			return enum
+		}
+	}
+	return pb.BillingModeSource_BILLING_MODE_SOURCE_UNSPECIFIED
+}
+
 // String returns the text of the mode.
 func (m Mode) String() string { return string(m) }
 

@@ -31,6 +31,7 @@ const (
 	TextInvalid        Reason = "TEXT_INVALID"
 	SecretKeyInvalid   Reason = "SECRET_KEY_INVALID"
 	PageTokenInvalid   Reason = "PAGE_TOKEN_INVALID"
+	FilterInvalid      Reason = "FILTER_INVALID"
 )
 
 // The other reasons, each with its status.
