@@ -95,7 +95,7 @@ validators: $(VALIDATORS_READY) ## add the tools that check deploy/, as far as P
 # No option that would write the address of a package index: versions and hashes are the pin.
 RESOLVE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --no-header --python-version 3.11 \
 	--system-certs
-COMPILE := $(RESOLVE) --extra embedded --extra tracing --group build pyproject.toml
+COMPILE := $(RESOLVE) --extra embedded --extra tracing --extra gateway --group build pyproject.toml
 lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
 	$(RESOLVE) --extra tracing pyproject.toml --constraint requirements/run.txt --output-file requirements/image.txt

@@ -20,6 +20,8 @@ ONLY_THERE: Final = {
     "rich": {"cli"},
     "pydantic": {"server/settings", "cli/serve"},
     "pydantic_settings": {"server/settings"},
+    "starlette": {"gateway"},
+    "uvicorn": {"gateway"},
     "psutil": {"storage/embedded"},
     "cryptography": {"server/auth", "server/net"},
     "opentelemetry": {"server/telemetry", "wire/trace_context", "client/trace_headers"},

@@ -10,6 +10,7 @@ class Extra(StrEnum):
     SERVER = "server"
     EMBEDDED = "embedded"
     TRACING = "tracing"
+    GATEWAY = "gateway"
 
     @property
     def install(self) -> str:

@@ -17,7 +17,17 @@ from tests.support.polling import PATIENCE
 
 GROUP: Final = command_line.cli
 CALLS: Final = ["resolve", "list", "get", "set", "inherit", "changes", "validate-secret", "plan", "run", "watch-health"]
-NAMES: Final = [*CALLS, "catalogue", "serve", "migrate", "grants", "token", "conformance-server", "completion"]
+NAMES: Final = [
+    *CALLS,
+    "catalogue",
+    "serve",
+    "gateway",
+    "migrate",
+    "grants",
+    "token",
+    "conformance-server",
+    "completion",
+]
 SERVER_PARTS: Final = {
     *(
         "psycopg",
@@ -66,7 +76,7 @@ def test_what_asks_nobody_loads_neither_grpc_nor_a_server(arguments: list[str]) 
     assert not loaded(*arguments) & {"grpc", "google.protobuf", "prometheus_client", *SERVER_PARTS}
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [*CALLS, "gateway"])
 def test_a_call_loads_no_part_of_a_server(name: str) -> None:
     modules = loaded("--address", "127.0.0.1:1", name, "--help")
 

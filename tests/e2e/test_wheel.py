@@ -189,6 +189,9 @@ def test_the_command_line_alone_asks_and_names_the_extra_of_a_server(wheel: Path
     assert "BILLING_GRPC_ADDRESS" in asked.stderr
     for name in ("serve", "migrate", "conformance-server"):
         assert f"`{name}` needs the extra `server`: pip install 'billing-grpc[server]'" in missing(python, place, name)
+    assert "`gateway` needs the extra `gateway`: pip install 'billing-grpc[gateway]'" in missing(
+        python, place, "gateway"
+    )
 
 
 def test_a_server_names_the_extras_of_the_embedded_database_and_of_traces(wheel: Path, place: Path) -> None:

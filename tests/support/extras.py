@@ -11,7 +11,7 @@ from typing import Final
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-EXTRAS: Final = ("cli", "server", "embedded", "tracing")
+EXTRAS: Final = ("cli", "server", "embedded", "tracing", "gateway")
 
 
 def lend(name: str, packages: Path) -> None:

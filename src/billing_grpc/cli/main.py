@@ -20,6 +20,7 @@ from billing_grpc.setting_names import VARIABLES, other_settings
 _LOOKS_LIKE: Final = 0.85
 """The similarity, of 1, from which a variable's name counts as a misspelt setting."""
 _SERVER_MODULES: Final = ("billing_grpc.cli.serve", "billing_grpc.conformance.command")
+_GATEWAY_MODULE: Final = "billing_grpc.cli.gateway"
 _EPILOG: Final = """\b
 Exit codes:
   0  done, or allowed
@@ -45,6 +46,7 @@ _COMMANDS: Final = {
     "watch-health": "billing_grpc.cli.watch_health:watch_health",
     "catalogue": "billing_grpc.cli.catalogue:catalogue",
     "serve": "billing_grpc.cli.serve:serve",
+    "gateway": "billing_grpc.cli.gateway:gateway",
     "migrate": "billing_grpc.cli.serve:migrate",
     "grants": "billing_grpc.cli.serve:grants",
     "token": "billing_grpc.cli.token:token",
@@ -80,8 +82,7 @@ class _Lazy(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("billing_grpc"):
                 raise
-            extra = Extra.SERVER if place.startswith(_SERVER_MODULES) else Extra.CLI
-            raise StartupError(f"`{cmd_name}` {extra.needed}") from error
+            raise StartupError(f"`{cmd_name}` {_extra(place).needed}") from error
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -96,6 +97,13 @@ class _Lazy(click.Group):
         added = {name: command.get_short_help_str() for name, command in self.commands.items()}
         with formatter.section("Commands"):
             formatter.write_dl([*((name, _summary(place)) for name, place in _COMMANDS.items()), *added.items()])
+
+
+def _extra(place: str) -> Extra:
+    """Return the extra that a command needs."""
+    if place.startswith(_SERVER_MODULES):
+        return Extra.SERVER
+    return Extra.GATEWAY if place.startswith(_GATEWAY_MODULE) else Extra.CLI
 
 
 def _warn_about_unknown_settings() -> None:

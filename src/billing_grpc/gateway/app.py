@@ -1,0 +1,70 @@
+"""Put the gateway's application together."""
+
+from collections.abc import Collection
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from billing_grpc.gateway import old_route
+from billing_grpc.gateway.guard import Guard
+from billing_grpc.gateway.upstream import Caller, Upstream
+from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
+
+_READ_BY_PAGES: Final = (
+    "etag",
+    REQUEST_ID,
+    f"trailer-{REQUEST_ID}",
+    "grpc-status",
+    "grpc-message",
+    "grpc-status-details-bin",
+)
+_SENT_BY_PAGES: Final = (
+    *(AUTHORIZATION, "content-type", "if-match", REQUEST_ID, "traceparent", "tracestate"),
+    *("connect-protocol-version", "connect-timeout-ms", "grpc-timeout", "x-grpc-web", "x-user-agent"),
+)
+_PREFLIGHT_SECONDS: Final = 7200
+
+
+def application(upstream: Upstream, *, hosts: Collection[str], origins: Collection[str]) -> ASGIApp:
+    """Return the ASGI application.
+
+    Args:
+        upstream: the server.
+        hosts: as in `Guard`.
+        origins: as in `Guard`.
+    """
+
+    def caller(request: Request) -> Caller:
+        return Caller.of(request.headers.getlist)
+
+    route = old_route.OldRoute(upstream, caller)
+    app = Starlette(
+        routes=[Route(old_route.PATH, route.answer, methods=["GET", "PUT"])],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=("GET", "PUT", "POST"),
+                allow_headers=_SENT_BY_PAGES,
+                expose_headers=_READ_BY_PAGES,
+                max_age=_PREFLIGHT_SECONDS,
+            )
+        ],
+        exception_handlers={HTTPException: _refused},
+    )
+    app.router.redirect_slashes = False
+    return Guard(app, hosts=hosts, origins=origins)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    del request
+    if not isinstance(error, HTTPException):
+        raise error
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)

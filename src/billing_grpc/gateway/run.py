@@ -1,0 +1,142 @@
+"""Run a gateway process: listen, serve until a signal says stop."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from billing_grpc.addresses import TcpAddress
+from billing_grpc.errors import ListenError
+from billing_grpc.gateway.app import application
+from billing_grpc.gateway.upstream import Upstream
+
+_HEADER_SECONDS: Final = 5.0
+"""Seconds in which the head of a request must arrive."""
+_MAX_HEADER_BYTES: Final = 16 << 10
+_MAX_CONNECTIONS: Final = 1000
+_GRACE_SECONDS: Final = 5
+_LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+def run(
+    upstream: Upstream,
+    listen: TcpAddress,
+    say: Callable[[str], None],
+    *,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        upstream: the server behind the gateway.
+        listen: where to listen; port 0 for a free one.
+        say: called with the lines for standard output, once the gateway answers.
+        hosts: the names by which callers reach the gateway, with or without a port; those of loopback are added.
+        origins: the origins of other sites whose pages may call.
+
+    Raises:
+        ListenError: the address is taken or cannot be used.
+    """
+    # A stranger's broken request is no event; what fails in the gateway is logged as an error, with its traceback.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    with _bound(listen) as listener, asyncio.Runner() as runner:
+        port = listener.getsockname()[1]
+        own = [f"{name}:{port}" for name in _LOOPBACK_NAMES] if listen.is_loopback else []
+        app = application(upstream, hosts=[*hosts, *own], origins=origins)
+        server = _Server(app, lambda: say(f"listening on http://{TcpAddress(listen.host, port).target}"))
+        try:
+            runner.run(server.serve(sockets=[listener]))
+        finally:
+            runner.run(upstream.close())
+
+
+@contextmanager
+def _bound(address: TcpAddress) -> Iterator[socket.socket]:
+    try:
+        family, _, _, _, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+    with listener:
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """The library's server, which says when it answers and ends without an error at the first signal."""
+
+    def __init__(self, app: Any, listening: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,  # the server writes the access line of a call
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        yield
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class _Protocol(H11Protocol):
+    """The library's HTTP/1.1, with a time limit for the head of a request: without one, silent connections use up all."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the library says it
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        # There is no cycle before the first request, against the library's annotation.
+        if not getattr(self.cycle, "response_complete", True):
+            self._unwatch()
+        elif self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(_HEADER_SECONDS, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
