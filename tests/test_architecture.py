@@ -20,6 +20,7 @@ ONLY_THERE: Final = {
     "rich": {"cli"},
     "pydantic": {"server/settings", "cli/serve"},
     "pydantic_settings": {"server/settings"},
+    "connectrpc": {"gateway"},
     "starlette": {"gateway"},
     "uvicorn": {"gateway"},
     "psutil": {"storage/embedded"},

@@ -196,6 +196,17 @@ def test_an_if_match_that_cannot_be_checked_changes_nothing(
     assert stored(module_database_url, workspace) is None
 
 
+def test_two_etags_in_two_headers_change_nothing(http: Gateway, module_database_url: str, workspace: str) -> None:
+    with socket.create_connection(("127.0.0.1", http.process.port), timeout=PATIENCE) as connection:
+        head = (
+            f"PUT {path(workspace)} HTTP/1.1\r\nHost: {http.authority}\r\nAuthorization: Bearer {TOKENS['admin']}\r\n"
+        )
+        both = 'If-Match: "0"\r\nIf-Match: "1"\r\nContent-Length: 16\r\n\r\n{"mode": "byok"}'
+        connection.sendall((head + both).encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    assert stored(module_database_url, workspace) is None
+
+
 def test_a_corrupt_override_is_closed_and_shown(http: Gateway, empty_row: str) -> None:
     answer = http.ask("GET", path(empty_row)).json
     assert (answer["resolved_mode"], answer["workspace_override"]) == ("platform_managed", "BYOK <b>")

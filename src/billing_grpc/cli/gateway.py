@@ -11,7 +11,7 @@ from billing_grpc.client.channel import Dialer, is_local
 from billing_grpc.gateway.guard import is_host, is_origin
 from billing_grpc.gateway.run import run
 from billing_grpc.gateway.upstream import Upstream
-from billing_grpc.standing_reader import announcing
+from billing_grpc.stalled_reader import announcing
 
 _STDOUT: Final = 1
 _EPILOG: Final = """\b

@@ -9,10 +9,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from billing_grpc.gateway import old_route
+from billing_grpc.gateway import old_route, rpcs
 from billing_grpc.gateway.guard import Guard
 from billing_grpc.gateway.upstream import Caller, Upstream
 from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
@@ -46,7 +46,10 @@ def application(upstream: Upstream, *, hosts: Collection[str], origins: Collecti
 
     route = old_route.OldRoute(upstream, caller)
     app = Starlette(
-        routes=[Route(old_route.PATH, route.answer, methods=["GET", "PUT"])],
+        routes=[
+            Route(old_route.PATH, route.answer, methods=["GET", "PUT"]),
+            *(Mount(place, app) for place, app in rpcs.applications(upstream).items()),
+        ],
         middleware=[
             Middleware(
                 CORSMiddleware,
