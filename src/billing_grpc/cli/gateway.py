@@ -7,7 +7,8 @@ import click
 from billing_grpc.addresses import parse_tcp
 from billing_grpc.cli.options import Call, Connection, Text
 from billing_grpc.cli.session import check_files, client_tls
-from billing_grpc.client.channel import Dialer, is_local
+from billing_grpc.client.channel import Dialer
+from billing_grpc.client.endpoint import is_local
 from billing_grpc.gateway.guard import is_host, is_origin
 from billing_grpc.gateway.run import run
 from billing_grpc.gateway.upstream import Upstream
