@@ -33,6 +33,7 @@ _CHANGED_SESSION: Final = (
     "a session of the pooler has another search path or role than a new one, or may lack the options of DATABASE_URL:"
     " set them with ALTER ROLE billing_grpc SET ... alone, and let no other client use the pooler with this role"
 )
+_STATEMENT_MODE: Final = "statement pooling mode"
 _NO_TRANSACTIONS: Final = (
     "a pooler in statement mode keeps no transaction, so no mode can be set: use pool_mode = transaction or session"
 )
@@ -183,6 +184,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             await self.execute(BEGIN)
             await self.execute(COMMIT)
         except psycopg.errors.ProtocolViolation as error:
+            if _STATEMENT_MODE not in str(error):
+                raise  # PgBouncer gives this code to each of its errors, an outage included
             log.warning("storage failed", reason=SchemaNotReady.reason, text=_NO_TRANSACTIONS)
             raise SchemaNotReady from error
 
