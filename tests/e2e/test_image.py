@@ -5,7 +5,6 @@ stage and its `pip uninstall` are not tried here.
 """
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,9 +45,8 @@ def pinned(file: str) -> set[str]:
 @pytest.fixture(scope="module")
 def image() -> Iterator[Path]:
     """Where the first stage left what the second takes."""
-    place = Path(tempfile.mkdtemp(prefix="billing-e2e-image-"))
-    yield containerfile.build(place, {"UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"})
-    shutil.rmtree(place)
+    with tempfile.TemporaryDirectory(prefix="billing-e2e-image-") as place:
+        yield containerfile.build(Path(place), {"UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"})
 
 
 def test_the_image_migrates_and_serves_as_it_is_configured(image: Path, empty_database_url: str) -> None:
