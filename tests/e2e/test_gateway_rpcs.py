@@ -58,6 +58,7 @@ def requests(workspace: str) -> dict[str, dict[str, Any]]:
         "ValidateSecretWrite": {"org_wide": {}, "secret_keys": ["OPENAI_API_KEY"]},
         "PlanProvisionEnv": {"workspace_id": workspace, "env_keys": ["openai_api_key"]},
         "ListBillingModeChanges": {"page_size": 1},
+        "ListWorkspaceBillingModes": {"page_size": 1},
     }
 
 
