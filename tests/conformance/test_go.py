@@ -22,7 +22,9 @@ SERVER: Final = shlex.join([sys.executable, "-m", "billing_grpc", "conformance-s
 
 
 def test_the_go_client_passes_every_vector(go: str) -> None:
-    done = run(go, "test", "-count=1", "-v", "-skip=^TestARealServer$", "./...", CONFORMANCE_SERVER=SERVER)
+    done = run(
+        go, "test", "-count=1", "-v", "-parallel=8", "-skip=^TestARealServer$", "./...", CONFORMANCE_SERVER=SERVER
+    )
     said = done.stdout + done.stderr
 
     assert done.returncode == 0, said

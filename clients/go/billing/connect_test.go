@@ -223,7 +223,7 @@ func TestATokenFileThatCannotBeUsedIsAnErrorAtOnce(t *testing.T) {
 	folder := t.TempDir()
 	for name, path := range map[string]string{
 		"missing": filepath.Join(folder, "none"), "a folder": folder, "empty": write(t, folder, "empty", nil),
-		"two words": write(t, folder, "words", []byte("secret word")), "endless": write(t, folder, "long", make([]byte, maxFileBytes+1)),
+		"two words": write(t, folder, "words", []byte("secret word")), "too long": write(t, folder, "long", bytes.Repeat([]byte("a"), maxFileBytes+1)),
 	} {
 		if _, err := Dial("localhost:1", Credentials{TokenFile: path}, Options{}); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Error(name, err)
@@ -260,6 +260,10 @@ func TestARenewedCertificateIsUsedWithoutARestart(t *testing.T) {
 	write(t, folder, "tls.key", key)
 	time.Sleep(lookAgain)
 	asked("second")
+	certificate, key = signer.sign(t, "third")
+	write(t, folder, "tls.crt", certificate)
+	write(t, folder, "tls.key", key)
+	time.Sleep(lookAgain)
 	if err := client.Close(); err != nil {
 		t.Error(err)
 	}
@@ -285,6 +289,13 @@ func TestAServerOfAnotherAuthorityGetsNoToken(t *testing.T) {
 	}
 }
 
+func TestWhatIsNoRegularFileIsNotRead(t *testing.T) {
+	// A pipe would block, and a device may never end.
+	if _, err := readFile(os.DevNull); err == nil {
+		t.Error("it was read")
+	}
+}
+
 func TestTLSFilesThatCannotBeUsedAreAnErrorAtOnce(t *testing.T) {
 	folder, signer := t.TempDir(), newAuthority(t)
 	certificate, key := signer.sign(t, "client")
@@ -292,7 +303,7 @@ func TestTLSFilesThatCannotBeUsedAreAnErrorAtOnce(t *testing.T) {
 	_, other := signer.sign(t, "other")
 	for name, files := range map[string]TLS{
 		"missing": {CAFile: filepath.Join(folder, "none")}, "no PEM": {CAFile: write(t, folder, "ca.crt", []byte("none"))},
-		"without its key": {CertFile: cert}, "another's key": {CertFile: cert, KeyFile: write(t, folder, "other.key", other)},
+		"without its key": {CertFile: cert}, "a key alone": {KeyFile: filepath.Join(folder, "tls.key")}, "another's key": {CertFile: cert, KeyFile: write(t, folder, "other.key", other)},
 	} {
 		if _, err := Dial("billing.internal:1", Credentials{TLS: &files}, Options{}); err == nil {
 			t.Error(name)
