@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,41 @@ def test_every_go_snippet_of_the_documents_compiles(go: str, tmp_path: Path) -> 
 
     assert built.returncode == 0, built.stderr
     assert len(snippets(PAGES[0])) >= 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_documented_command_gets_all_that_a_program_needs(go: str, tmp_path: Path, page: Path) -> None:
+    program, published = tmp_path / "program", tmp_path / "published"
+    program.mkdir()
+    (program / "main.go").write_text(
+        f'package main\n\nimport _ "{PATH}/billing"\n\nfunc main() {{}}\n', encoding="utf-8"
+    )
+    publish(published, "v0.1.0")
+    at_hand = Path(run(go, "env", "GOMODCACHE").stdout.strip()) / "cache" / "download"
+    variables = {
+        "GOPROXY": f"file://{published},file://{at_hand}",
+        "GOMODCACHE": str(tmp_path / "modules"),
+        "GOFLAGS": "-modcacherw",
+        "GOSUMDB": "off",
+    }
+    (command,) = re.findall(r"go get \S*[\w/]", page.read_text(encoding="utf-8"))
+
+    for arguments in (("mod", "init", "example.org/program"), tuple(command.split()[1:]), ("list", "-deps", ".")):
+        done = run(go, *arguments, folder=program, **variables)
+        assert done.returncode == 0, done.stderr
+
+
+def publish(folder: Path, version: str) -> None:
+    """Write the module of this tree as a proxy for Go modules would serve it."""
+    versions = folder / PATH / "@v"
+    versions.mkdir(parents=True)
+    (versions / "list").write_text(version + "\n")
+    (versions / f"{version}.info").write_text(f'{{"Version": "{version}", "Time": "2026-01-01T00:00:00Z"}}')
+    shutil.copy(MODULE / "go.mod", versions / f"{version}.mod")
+    with zipfile.ZipFile(versions / f"{version}.zip", "w") as archive:
+        for path in MODULE.rglob("*"):
+            if path.is_file():
+                archive.write(path, f"{PATH}@{version}/{path.relative_to(MODULE)}")
 
 
 @pytest.fixture(scope="module")
