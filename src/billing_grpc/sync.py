@@ -51,15 +51,12 @@ def _each(items: AsyncGenerator[Item, None]) -> Iterator[Item]:
     async def following() -> Item:
         return await anext(items)
 
-    try:
-        while True:
-            try:
-                item = run(following())
-            except StopAsyncIteration:
-                return
-            yield item
-    finally:
-        run(items.aclose())
+    while True:
+        try:
+            item = run(following())
+        except StopAsyncIteration:
+            return
+        yield item
 
 
 class BillingClient:
