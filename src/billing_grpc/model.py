@@ -1,6 +1,6 @@
 """The values of the service: frozen dataclasses and enums of the standard library. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -205,6 +205,74 @@ class WorkspacePage:
 
     workspaces: Sequence[ListedWorkspace]
     last: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideCounts:
+    """How many workspaces have which override, as of one moment.
+
+    Attributes:
+        workspaces: the number of workspaces by override, never 0. Storage may count all unrecognised texts as one of them.
+            Overrides that cannot be read are counted under their error.
+        read_time: the moment, with time zone.
+    """
+
+    workspaces: Mapping[StoredOverride | ResolutionError, int]
+    read_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ModeCount:
+    """How many workspaces resolve to one mode by one rule.
+
+    Attributes:
+        mode: the mode.
+        source: the rule that decides.
+        workspaces: how many.
+    """
+
+    mode: BillingMode
+    source: BillingModeSource
+    workspaces: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModeMove:
+    """How many workspaces would go from one mode to another.
+
+    Attributes:
+        from_mode: the mode now.
+        to_mode: the mode that it would be.
+        workspaces: how many.
+    """
+
+    from_mode: BillingMode
+    to_mode: BillingMode
+    workspaces: int
+
+
+@dataclass(frozen=True, slots=True)
+class BillingModeSummary:
+    """How many workspaces have which mode, as of one moment.
+
+    Attributes:
+        counts: by mode and source, in the order of the enums; together all workspaces.
+        unrecognised_overrides: how many workspaces have an override that is not a mode, or cannot be read.
+        org_default: the organisation's default as used for the counts; `platform_managed` if it is unset or unrecognised.
+        read_time: the moment, with time zone.
+        moves: what the supposed org default would change; empty without one.
+    """
+
+    counts: tuple[ModeCount, ...]
+    unrecognised_overrides: int
+    org_default: BillingMode
+    read_time: datetime
+    moves: tuple[ModeMove, ...] = ()
+
+    @property
+    def workspaces(self) -> int:
+        """Return the number of all workspaces."""
+        return sum(each.workspaces for each in self.counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
-"""Select the workspaces of a list, by the rule of `resolver`. Pure.
+"""Select the workspaces of a list and summarise all workspaces, by the rule of `resolver`. Pure.
 
 A resolution depends on nothing of a workspace but its override, and every unrecognised text resolves as every other. So a
 filter is a set of kinds of overrides, and storage can skip the other workspaces without knowing the rule.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,17 +12,21 @@ from billing_grpc.errors import FieldViolation, InvalidArgument, ValueUnreadable
 from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
+    BillingModeSummary,
+    ModeCount,
+    ModeMove,
+    OverrideCounts,
     OverrideFilter,
     OverrideKinds,
     ResolutionError,
     StoredOverride,
 )
-from billing_grpc.resolver import recognise_override, resolve
+from billing_grpc.resolver import CLOSED, recognise_org_default, recognise_override, resolve
 
 UNREADABLE: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
 """Why one row of a list has no override that could be read."""
 
-_UNRECOGNISED: Final = StoredOverride("")
+UNRECOGNISED: Final = StoredOverride("")
 """Stands for every text that is not a mode."""
 _INHERITS: Final = StoredOverride(None)
 
@@ -77,5 +82,39 @@ class Selection:
         return OverrideKinds(
             inheriting=self.shows(_INHERITS),
             modes=frozenset(mode for mode in BillingMode if self.shows(StoredOverride(mode.value))),
-            unrecognised=self.shows(_UNRECOGNISED) or self.shows(UNREADABLE),
+            unrecognised=self.shows(UNRECOGNISED) or self.shows(UNREADABLE),
         )
+
+
+def summarise(stored: OverrideCounts, org_default: str | None, supposed: str | None) -> BillingModeSummary:
+    """Return how many workspaces have which mode.
+
+    Args:
+        stored: how many workspaces have which override.
+        org_default: the organisation's default as published, untrimmed; None if unset.
+        supposed: the default whose moves to count; None for no what-if.
+    """
+    counts: Counter[tuple[BillingMode, BillingModeSource]] = Counter()
+    moves: Counter[tuple[BillingMode, BillingMode]] = Counter()
+    unrecognised = 0
+    for override, workspaces in stored.workspaces.items():
+        now = resolve("", override, org_default)
+        counts[now.mode, now.source] += workspaces
+        if isinstance(override, ResolutionError) or (
+            override.text is not None and recognise_override(override.text) is None
+        ):
+            unrecognised += workspaces
+        if supposed is not None and (then := resolve("", override, supposed)).mode is not now.mode:
+            moves[now.mode, then.mode] += workspaces
+    return BillingModeSummary(
+        counts=tuple(
+            ModeCount(mode, source, counts[mode, source])
+            for mode in BillingMode
+            for source in BillingModeSource
+            if counts[mode, source]
+        ),
+        unrecognised_overrides=unrecognised,
+        org_default=recognise_org_default(org_default) or CLOSED,
+        read_time=stored.read_time,
+        moves=tuple(ModeMove(before, after, workspaces) for (before, after), workspaces in sorted(moves.items())),
+    )

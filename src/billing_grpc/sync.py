@@ -91,6 +91,7 @@ class BillingClient:
     inherit = _blocking(ClientMethods.inherit)
     changes = _iterating(ClientMethods.changes)
     workspaces = _iterating(ClientMethods.workspaces)
+    summary = _blocking(ClientMethods.summary)
     close = _blocking(ClientMethods.close)
 
     def __enter__(self) -> Self:

@@ -40,6 +40,7 @@ ROLES_MAY: Final = {
         "GetWorkspaceBillingMode",
         "ListBillingModeChanges",
         "ListWorkspaceBillingModes",
+        "SummarizeBillingModes",
     },
     Role.PROVISIONER: {
         "ResolveBillingMode",
@@ -56,6 +57,7 @@ ROLES_MAY: Final = {
         "PlanProvisionEnv",
         "ListBillingModeChanges",
         "ListWorkspaceBillingModes",
+        "SummarizeBillingModes",
     },
 }
 OPEN_PREFIXES: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.v1")

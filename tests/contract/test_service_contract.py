@@ -40,6 +40,7 @@ ADMINISTRATION: Final[dict[str, Any]] = {
     "SetWorkspaceBillingMode": service_pb.SetWorkspaceBillingModeRequest(workspace_id=BYOK, inherit=pb.Inherit()),
     "ListBillingModeChanges": service_pb.ListBillingModeChangesRequest(),
     "ListWorkspaceBillingModes": service_pb.ListWorkspaceBillingModesRequest(),
+    "SummarizeBillingModes": service_pb.SummarizeBillingModesRequest(org_default="byok"),
 }
 RETRYABLE: Final = {"DATABASE_UNREACHABLE", "DATABASE_TIMEOUT"}
 

@@ -90,7 +90,6 @@ FAILURES: Final[dict[str, tuple[list[str], int, str]]] = {
     "a reason of two lines": (["inherit", UNKNOWN, "--reason", "a\nb"], USAGE, "'--reason': must be one line"),
     "no id": (["resolve"], USAGE, "give a WORKSPACE_ID or --file"),
     "an id and a file": (["resolve", UNKNOWN, "--file", "-"], USAGE, "give a WORKSPACE_ID or --file"),
-    "what if for a file": (["resolve", "--file", "-", "--org-default", "byok"], USAGE, "--org-default is for one"),
     "a mode that is none": (["set", UNKNOWN, "BYOK"], USAGE, "'BYOK' is not one of"),
     "an unknown command": (["clear", UNKNOWN], USAGE, "No such command 'clear'"),
     "a value in place of a key": (["validate-secret", "A=secret"], USAGE, "secret_keys[0]: must be a name"),

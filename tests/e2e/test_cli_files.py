@@ -58,7 +58,8 @@ def test_ten_thousand_ids_are_answered_in_their_order(server: Server, module_dat
 
     assert (ended.returncode, ended.stderr, as_json.returncode, as_json.stderr) == (0, "", 0, "")
     assert ended.stdout.splitlines() == [
-        f"{each}\tbyok\tworkspace_override\t" if each in own else f"{each}\tdisabled\torg_default\t" for each in ids
+        f"{each}\tbyok\tworkspace_override\t\tbyok" if each in own else f"{each}\tdisabled\torg_default\t\t"
+        for each in ids
     ]
     assert [each["workspace_id"] for each in objects] == ids
     assert {each["workspace_id"] for each in objects if each["resolved_mode"] == "byok"} == own

@@ -16,7 +16,19 @@ from tests.support.commands import billing_grpc, environment
 from tests.support.polling import PATIENCE
 
 GROUP: Final = command_line.cli
-CALLS: Final = ["resolve", "list", "get", "set", "inherit", "changes", "validate-secret", "plan", "run", "watch-health"]
+CALLS: Final = [
+    "resolve",
+    "list",
+    "summary",
+    "get",
+    "set",
+    "inherit",
+    "changes",
+    "validate-secret",
+    "plan",
+    "run",
+    "watch-health",
+]
 NAMES: Final = [
     *CALLS,
     "catalogue",

@@ -1,6 +1,7 @@
 """The commands about all workspaces: what a person at a terminal and a script see, and how they exit."""
 
 import json
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -99,3 +100,32 @@ def test_what_would_change_needs_a_default_to_suppose(server: Server) -> None:
 def test_a_list_without_a_server_is_no_empty_list() -> None:
     ended = billing_grpc("--address", "127.0.0.1:1", "list")
     assert (ended.returncode, ended.stdout) == (UNAVAILABLE, "")
+
+
+def test_a_summary_counts_and_supposes(server: Server) -> None:
+    assert lines(server, "summary", "--org-default", "byok") == [
+        "count\tplatform_managed\tconstant_fallback\t3",
+        "count\tbyok\tworkspace_override\t1",
+        "count\tdisabled\tworkspace_override\t1",
+        "move\tplatform_managed\tbyok\t2",
+        "unrecognised\t\t\t1",
+    ]
+    (found,) = objects(server, "summary", "--org-default", "byok")
+    assert (found["workspaces"], found["unrecognised_overrides"], found["org_default"]) == (5, 1, "platform_managed")
+    assert found["moves"] == [{"from_mode": "platform_managed", "to_mode": "byok", "workspaces": 2}]
+
+
+def test_a_summary_at_a_terminal_is_a_table_and_sentences(server: Server) -> None:
+    seen = at_terminal("--address", server.address, "summary", "--org-default", "byok", columns=100)
+    assert seen.lines[0].split() == ["mode", "source", "workspaces"]
+    assert seen.lines[-1].strip() == 'With "byok" as the default, 2 would go from platform_managed to byok.'
+
+
+def test_a_file_of_ids_is_resolved_with_a_supposed_default(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "ids"
+    file.write_text("\n".join(W.format(number) for number in (1, 2, 5)))
+    assert lines(server, "resolve", "--file", str(file), "--org-default", "byok") == [
+        f"{W.format(1)}\tbyok\torg_default\t\t",
+        f"{W.format(2)}\tbyok\tworkspace_override\t\tbyok",
+        f"{W.format(5)}\tplatform_managed\tconstant_fallback\t\tBYOK",
+    ]

@@ -70,6 +70,7 @@ def exposed(module_serve: Serve, module_database_url: str) -> Exposed:
         ("SetWorkspaceBillingMode", set_it),
         ("ListBillingModeChanges", service_pb.ListBillingModeChangesRequest()),
         ("ListWorkspaceBillingModes", service_pb.ListWorkspaceBillingModesRequest()),
+        ("SummarizeBillingModes", service_pb.SummarizeBillingModesRequest()),
         ("PlanProvisionEnv", service_pb.PlanProvisionEnvRequest(workspace_id=workspace)),
         ("ValidateSecretWrite", service_pb.ValidateSecretWriteRequest(org_wide=pb.OrgWide(), secret_keys=["HF_TOKEN"])),
     ]

@@ -59,6 +59,7 @@ def requests(workspace: str) -> dict[str, dict[str, Any]]:
         "PlanProvisionEnv": {"workspace_id": workspace, "env_keys": ["openai_api_key"]},
         "ListBillingModeChanges": {"page_size": 1},
         "ListWorkspaceBillingModes": {"page_size": 1},
+        "SummarizeBillingModes": {"org_default": "byok"},
     }
 
 

@@ -34,6 +34,7 @@ RPCS: Final = [
     "PlanProvisionEnv",
     "ResolveBillingMode",
     "SetWorkspaceBillingMode",
+    "SummarizeBillingModes",
     "ValidateSecretWrite",
 ]
 DETAILS: Final = [

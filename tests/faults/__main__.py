@@ -57,6 +57,7 @@ _SHORT: Final = {
     "SetWorkspaceBillingMode": "Set",
     "ListBillingModeChanges": "List",
     "ListWorkspaceBillingModes": "ListWorkspaces",
+    "SummarizeBillingModes": "Summarize",
 }
 
 

@@ -19,11 +19,13 @@ ADMINISTRATION: Final = (
     "SetWorkspaceBillingMode",
     "ListBillingModeChanges",
     "ListWorkspaceBillingModes",
+    "SummarizeBillingModes",
 )
 RPCS: Final = DECISIONS + ADMINISTRATION
 SET: Final = "SetWorkspaceBillingMode"
 LIST: Final = "ListBillingModeChanges"
 LIST_WORKSPACES: Final = "ListWorkspaceBillingModes"
+SUMMARIZE: Final = "SummarizeBillingModes"
 
 TRUTH: Final = "truth"
 CORRUPT_SHOWN: Final = "corrupt, shown"
@@ -149,6 +151,7 @@ class Caller:
             SET: self._set,
             LIST: self._list,
             LIST_WORKSPACES: self._list_workspaces,
+            SUMMARIZE: self._summarize,
         }[rpc]
 
     async def once(self) -> Call:
@@ -257,3 +260,17 @@ class Caller:
         require(found.resolution.workspace_id == self.workspace_id, "another workspace")
         require(found.etag, "no etag")
         return self._judge(found.resolution)
+
+    async def _summarize(self) -> tuple[str, str]:
+        answer = await self._stub.SummarizeBillingModes(
+            service_pb.SummarizeBillingModesRequest(), timeout=self.deadline
+        )
+        require(
+            answer.workspaces == sum(each.workspaces for each in answer.counts), "numbers that contradict each other"
+        )
+        own = pb.BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE
+        if answer.unrecognised_overrides:
+            return CORRUPT_SHOWN, ""
+        require(all(each.source == own for each in answer.counts), "not the overrides, and no error")
+        require(self._stored in {each.mode for each in answer.counts}, "no workspace of a mode that is stored")
+        return TRUTH, ""

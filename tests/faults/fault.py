@@ -8,14 +8,14 @@ from typing import Final
 
 import psycopg
 
-from tests.faults.calls import DECISIONS, LIST_WORKSPACES, RPCS
+from tests.faults.calls import DECISIONS, LIST_WORKSPACES, RPCS, SUMMARIZE
 from tests.faults.pair import Pair
 from tests.support.pooler import Pooler
 from tests.support.victim import Victim
 
 _PATIENCE: Final = 10.0
 
-READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode", LIST_WORKSPACES})
+READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode", LIST_WORKSPACES, SUMMARIZE})
 ALL: Final = frozenset(RPCS)
 
 

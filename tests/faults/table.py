@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from tests.faults.calls import CORRUPT, LIST, LIST_WORKSPACES, SET
+from tests.faults.calls import CORRUPT, LIST, LIST_WORKSPACES, SET, SUMMARIZE
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
 from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
 from tests.faults.pair import is_primary
@@ -275,7 +275,13 @@ _DIRECT: Final[dict[str, Fault]] = {
         READERS | {SET},
     ),
     "corrupt": Fault("a stored text that is no mode", _corrupt, frozenset(), frozenset(), shows=READERS),
-    "undecodable": Fault("a stored text that is not UTF-8", _undecodable, reasons("VALUE_UNREADABLE"), READERS),
+    "undecodable": Fault(
+        "a stored text that is not UTF-8",
+        _undecodable,
+        reasons("VALUE_UNREADABLE"),
+        READERS - {SUMMARIZE},
+        shows=frozenset({SUMMARIZE}),  # as a number
+    ),
 }
 _OTHERWISE_BEHIND: Final = {"lost": BEHIND, "paused": BEHIND, "undecodable": ANY_BYTES}
 _IN_EVERY_MODE: Final = ("killed", "restarted", "stopped", "locked", "busy", "no_column", "corrupt")

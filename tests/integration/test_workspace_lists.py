@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,8 +16,23 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
 from billing_grpc.client import BillingClient
-from billing_grpc.errors import DatabaseDenied, DatabaseStale, InvalidArgument, SchemaNotReady, StorageError
-from billing_grpc.model import BillingMode, BillingModeSource, OverrideFilter, Resolution, WorkspaceBillingMode
+from billing_grpc.errors import (
+    DatabaseDenied,
+    DatabaseStale,
+    InvalidArgument,
+    SchemaNotReady,
+    StorageError,
+    ValueUnreadable,
+)
+from billing_grpc.model import (
+    BillingMode,
+    BillingModeSource,
+    BillingModeSummary,
+    ModeCount,
+    OverrideFilter,
+    Resolution,
+    WorkspaceBillingMode,
+)
 from billing_grpc.resolver import is_corrupt
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository, listing
@@ -104,6 +120,12 @@ class Organisation:
 
         return self.run.run(everything())
 
+    def summary(self, org_default: str | None) -> BillingModeSummary:
+        return self.run.run(self.client.summary(org_default=org_default))
+
+    def batch(self, ids: list[str], org_default: str | None) -> list[Resolution]:
+        return self.run.run(self.client.resolve_many(ids, org_default=org_default))
+
     def resolved(self, ids: list[str], org_default: str | None = None) -> list[Resolution]:
         async def one_by_one() -> list[Resolution]:
             return [await self.client.resolve(each, org_default=org_default) for each in ids]
@@ -160,7 +182,7 @@ def organisation(request: pytest.FixtureRequest) -> Iterator[Organisation]:
     supposed=st.sampled_from(DEFAULTS),
     page_size=st.sampled_from([1, 2, 3, 1000]),
 )
-def test_a_list_is_the_resolution_of_each_workspace_one_by_one(
+def test_lists_and_counts_are_the_resolution_of_each_workspace_one_by_one(
     organisation: Organisation,
     texts: list[str | bytes | None],
     published: str | None,
@@ -180,6 +202,15 @@ def test_a_list_is_the_resolution_of_each_workspace_one_by_one(
         return [each.resolution for each in organisation.listed(page_size=page_size, **filters)]
 
     assert listed() == now
+    summary = organisation.summary(supposed)
+    counted = Counter((each.mode, each.source) for each in now)
+    assert {(each.mode, each.source): each.workspaces for each in summary.counts} == counted
+    assert (summary.workspaces, summary.unrecognised_overrides) == (len(ids), sum(map(unusual, now)))
+    moves = Counter(
+        (a.mode, b.mode) for a, b in zip(now, then, strict=True) if supposed is not None and a.mode is not b.mode
+    )
+    assert {(each.from_mode, each.to_mode): each.workspaces for each in summary.moves} == moves
+    assert organisation.batch(ids, supposed) == then
     for mode, source in itertools.product((None, *BillingMode), (None, *BillingModeSource)):
         wanted = [each for each in now if mode in {None, each.mode} and source in {None, each.source}]
         assert listed(mode=mode, source=source) == wanted
@@ -306,6 +337,61 @@ async def test_a_list_that_may_be_wrong_is_an_error_with_a_reason(
     async with asking(database_url) as client:
         with pytest.raises(error):
             await everything(client)
+        if "changes" not in change:  # which a summary does not read
+            with pytest.raises(error):
+                await client.summary()
+
+
+async def test_an_id_with_several_rows_is_counted_once_and_closed(
+    owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    doubled, _ = add(owner, "byok"), add(owner, "byok")
+    owner.execute("CREATE TABLE more () INHERITS (workspaces)")
+    owner.execute("INSERT INTO more (id, llm_billing_mode) VALUES (%s, 'byok'), (%s, NULL)", [doubled, doubled])
+    async with asking(database_url) as client:
+        found = await client.summary(org_default="byok")
+    closed = ModeCount(BillingMode.PLATFORM_MANAGED, BillingModeSource.CONSTANT_FALLBACK, 1)
+    own = ModeCount(BillingMode.BYOK, BillingModeSource.WORKSPACE_OVERRIDE, 1)
+    assert (found.counts, found.unrecognised_overrides, found.moves) == ((closed, own), 1, ())
+
+
+@pytest.mark.parametrize("table", ["id uuid", "id uuid PRIMARY KEY"], ids=["no key", "a key"])
+async def test_a_summary_needs_no_primary_key(table: str, empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute(f"CREATE TABLE workspaces ({table}, llm_billing_mode text)".encode())
+        await asyncio.to_thread(migrations.up, empty_database_url, allow_unsafe_table=True)
+        migrations.run_script(empty_database_url, migrations.grants())
+        for _ in range(3):
+            add(owner, "byok")
+    async with asking(empty_database_url) as client:
+        found = await client.summary()
+        assert (found.workspaces, len(found.counts)) == (3, 1)
+        assert len(await everything(client)) == 3
+
+
+async def test_a_million_different_texts_are_one_row_of_the_summary(
+    owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    owner.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    owner.execute(
+        "INSERT INTO workspaces SELECT gen_random_uuid(), '', now(), now(), i::text FROM generate_series(1, 5000) AS i"
+    )
+    async with asking(database_url) as client:
+        assert (await client.summary()).unrecognised_overrides == 5000
+
+
+async def test_too_many_different_texts_of_any_bytes_are_an_error(sql_ascii_url: str) -> None:
+    with psycopg.connect(sql_ascii_url, autocommit=True) as owner:
+        owner.execute(
+            "INSERT INTO workspaces (id, llm_billing_mode)"
+            " SELECT gen_random_uuid(), convert_from('\\xc3a9', 'SQL_ASCII') || i FROM generate_series(1, 1500) AS i"
+        )
+        try:
+            async with asking(sql_ascii_url) as client:
+                with pytest.raises(ValueUnreadable):
+                    await client.summary()
+        finally:
+            owner.execute("DELETE FROM workspaces")
 
 
 async def test_few_workspaces_among_many_are_found_over_pages_that_may_be_empty(

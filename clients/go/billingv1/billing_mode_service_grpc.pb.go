@@ -30,6 +30,7 @@ const (
 	BillingModeService_PlanProvisionEnv_FullMethodName          = "/molecule.billing.v1.BillingModeService/PlanProvisionEnv"
 	BillingModeService_ListBillingModeChanges_FullMethodName    = "/molecule.billing.v1.BillingModeService/ListBillingModeChanges"
 	BillingModeService_ListWorkspaceBillingModes_FullMethodName = "/molecule.billing.v1.BillingModeService/ListWorkspaceBillingModes"
+	BillingModeService_SummarizeBillingModes_FullMethodName     = "/molecule.billing.v1.BillingModeService/SummarizeBillingModes"
 )
 
 // BillingModeServiceClient is the client API for BillingModeService service.
@@ -45,8 +46,8 @@ const (
 // ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
 // answer OK with the closed answer and `resolution.error` set.
 // ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-// ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-// UNAVAILABLE.
+// ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+// tells the truth: UNAVAILABLE.
 //
 // Every error of a handler carries one google.rpc.ErrorInfo with domain
 // `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -225,6 +226,25 @@ type BillingModeServiceClient interface {
 	// On a non-OK status the caller must not take the list as empty or complete.
 	// UNAVAILABLE may be repeated with the same page token.
 	ListWorkspaceBillingModes(ctx context.Context, in *ListWorkspaceBillingModesRequest, opts ...grpc.CallOption) (*ListWorkspaceBillingModesResponse, error)
+	// How many existing workspaces have which mode, and by which rule, as of one
+	// moment; and how many another org default would move. The numbers are those
+	// of a ResolveBillingMode for each workspace.
+	//
+	// Example request: `{"org_default": "byok"}`
+	// Example answer: `{"workspaces": "31", "counts": [{"mode":
+	// "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+	// "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+	// "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+	// "unrecognisedOverrides": "0", "orgDefault":
+	// "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+	// "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+	// "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+	//
+	// Database down: UNAVAILABLE. The call reads every workspace, so a table of
+	// many millions may need more time than the server gives storage
+	// (DATABASE_TIMEOUT).
+	// On a non-OK status the caller must not assume any number.
+	SummarizeBillingModes(ctx context.Context, in *SummarizeBillingModesRequest, opts ...grpc.CallOption) (*SummarizeBillingModesResponse, error)
 }
 
 type billingModeServiceClient struct {
@@ -315,6 +335,16 @@ func (c *billingModeServiceClient) ListWorkspaceBillingModes(ctx context.Context
 	return out, nil
 }
 
+func (c *billingModeServiceClient) SummarizeBillingModes(ctx context.Context, in *SummarizeBillingModesRequest, opts ...grpc.CallOption) (*SummarizeBillingModesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SummarizeBillingModesResponse)
+	err := c.cc.Invoke(ctx, BillingModeService_SummarizeBillingModes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BillingModeServiceServer is the server API for BillingModeService service.
 // All implementations must embed UnimplementedBillingModeServiceServer
 // for forward compatibility.
@@ -328,8 +358,8 @@ func (c *billingModeServiceClient) ListWorkspaceBillingModes(ctx context.Context
 // ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
 // answer OK with the closed answer and `resolution.error` set.
 // ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-// ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-// UNAVAILABLE.
+// ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+// tells the truth: UNAVAILABLE.
 //
 // Every error of a handler carries one google.rpc.ErrorInfo with domain
 // `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -508,6 +538,25 @@ type BillingModeServiceServer interface {
 	// On a non-OK status the caller must not take the list as empty or complete.
 	// UNAVAILABLE may be repeated with the same page token.
 	ListWorkspaceBillingModes(context.Context, *ListWorkspaceBillingModesRequest) (*ListWorkspaceBillingModesResponse, error)
+	// How many existing workspaces have which mode, and by which rule, as of one
+	// moment; and how many another org default would move. The numbers are those
+	// of a ResolveBillingMode for each workspace.
+	//
+	// Example request: `{"org_default": "byok"}`
+	// Example answer: `{"workspaces": "31", "counts": [{"mode":
+	// "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+	// "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+	// "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+	// "unrecognisedOverrides": "0", "orgDefault":
+	// "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+	// "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+	// "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+	//
+	// Database down: UNAVAILABLE. The call reads every workspace, so a table of
+	// many millions may need more time than the server gives storage
+	// (DATABASE_TIMEOUT).
+	// On a non-OK status the caller must not assume any number.
+	SummarizeBillingModes(context.Context, *SummarizeBillingModesRequest) (*SummarizeBillingModesResponse, error)
 	mustEmbedUnimplementedBillingModeServiceServer()
 }
 
@@ -541,6 +590,9 @@ func (UnimplementedBillingModeServiceServer) ListBillingModeChanges(context.Cont
 }
 func (UnimplementedBillingModeServiceServer) ListWorkspaceBillingModes(context.Context, *ListWorkspaceBillingModesRequest) (*ListWorkspaceBillingModesResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListWorkspaceBillingModes not implemented")
+}
+func (UnimplementedBillingModeServiceServer) SummarizeBillingModes(context.Context, *SummarizeBillingModesRequest) (*SummarizeBillingModesResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method SummarizeBillingModes not implemented")
 }
 func (UnimplementedBillingModeServiceServer) mustEmbedUnimplementedBillingModeServiceServer() {}
 func (UnimplementedBillingModeServiceServer) testEmbeddedByValue()                            {}
@@ -707,6 +759,24 @@ func _BillingModeService_ListWorkspaceBillingModes_Handler(srv interface{}, ctx 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BillingModeService_SummarizeBillingModes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SummarizeBillingModesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BillingModeServiceServer).SummarizeBillingModes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BillingModeService_SummarizeBillingModes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BillingModeServiceServer).SummarizeBillingModes(ctx, req.(*SummarizeBillingModesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BillingModeService_ServiceDesc is the grpc.ServiceDesc for BillingModeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -745,6 +815,10 @@ var BillingModeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListWorkspaceBillingModes",
 			Handler:    _BillingModeService_ListWorkspaceBillingModes_Handler,
+		},
+		{
+			MethodName: "SummarizeBillingModes",
+			Handler:    _BillingModeService_SummarizeBillingModes_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -5,6 +5,7 @@ from typing import Any
 
 from billing_grpc.catalogue import Entry
 from billing_grpc.model import (
+    BillingModeSummary,
     BillingModeUpdate,
     Catalogue,
     Change,
@@ -48,6 +49,23 @@ def workspace(each: WorkspaceBillingMode) -> Object:
 def listed(each: WorkspaceBillingMode) -> Object:
     """Return a workspace of a list; `name` is empty if it has none."""
     return {**workspace(each), "name": each.name}
+
+
+def summary(each: BillingModeSummary) -> Object:
+    """Return the counts of all workspaces; `moves` is empty without a supposed org default."""
+    return {
+        "workspaces": each.workspaces,
+        "counts": [
+            {"mode": one.mode.value, "source": one.source.value, "workspaces": one.workspaces} for one in each.counts
+        ],
+        "unrecognised_overrides": each.unrecognised_overrides,
+        "org_default": each.org_default.value,
+        "read_time": time(each.read_time),
+        "moves": [
+            {"from_mode": one.from_mode.value, "to_mode": one.to_mode.value, "workspaces": one.workspaces}
+            for one in each.moves
+        ],
+    }
 
 
 def update(each: BillingModeUpdate, *, validate_only: bool) -> Object:

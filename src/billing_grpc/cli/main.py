@@ -36,6 +36,7 @@ The connection's options may also stand after the command. Reference: docs/cli.m
 _COMMANDS: Final = {
     "resolve": "billing_grpc.cli.resolve:resolve",
     "list": "billing_grpc.cli.workspaces:list_workspaces",
+    "summary": "billing_grpc.cli.summary:summary",
     "get": "billing_grpc.cli.get_set:get",
     "set": "billing_grpc.cli.get_set:set_mode",
     "inherit": "billing_grpc.cli.get_set:inherit",

@@ -38,16 +38,14 @@ def resolve(
 ) -> int:
     """Say who pays for workspaces, and why.
 
-    An empty id ("") asks for a workspace that does not exist yet. With --file, each answer is a line: id, mode, source, and
-    the reason of an error. With --json, each answer is an object on its own line.
+    An empty id ("") asks for a workspace that does not exist yet. With --file, each answer is a line: id, mode, source, the
+    reason of an error, and the stored override. With --json, each answer is an object on its own line.
     """
     if (workspace_id is None) == (file is None):
         raise click.UsageError("give a WORKSPACE_ID or --file, not both")
-    if file is not None and org_default is not None:
-        raise click.UsageError("--org-default is for one WORKSPACE_ID, not for --file")
     with open_session(connection) as session:
         if file is not None:
-            return _resolve_all(session, IdLines(file), as_json=as_json)
+            return _resolve_all(session, IdLines(file), org_default, as_json=as_json)
         answer = session.run(session.client.resolve(workspace_id or "", org_default=org_default))
         _show(answer, as_json=as_json)
         exit_codes.flush()
@@ -62,11 +60,11 @@ def _show(answer: Resolution, *, as_json: bool) -> None:
     output.resolution(answer)
 
 
-def _resolve_all(session: Session, ids: IdLines, *, as_json: bool) -> int:
+def _resolve_all(session: Session, ids: IdLines, org_default: str | None, *, as_json: bool) -> int:
     fallbacks: dict[str, int] = {}
     with Progress(ids.total) as progress:
         for batch in ids.batches(MAX_BATCH):
-            answers = session.run(session.client.resolve_many(batch))
+            answers = session.run(session.client.resolve_many(batch, org_default=org_default))
             for each in answers:
                 if each.error is not None:
                     why = session.why_fallback(each.error)
@@ -88,5 +86,11 @@ def _show_row(each: Resolution, *, as_json: bool) -> None:
         output.json_line(json_output.resolution(each))
         return
     error = "" if each.error is None else each.error.reason
-    cells: list[Any] = [(each.workspace_id, 36), (each.mode.value, 16), (each.source.value, 18), (error, 0)]
+    cells: list[Any] = [
+        (each.workspace_id, 36),
+        (each.mode.value, 16),
+        (each.source.value, 18),
+        (error, 0),
+        (each.workspace_override or "", 0),
+    ]
     output.row(cells, output.STYLES[each.mode.value] if each.error is None else "bold red")

@@ -55,7 +55,11 @@ class Resolutions:
         return await decide("ResolveBillingMode", ask, lambda error: fallback.resolution(asked, error))
 
     async def resolve_many(
-        self, workspace_ids: Iterable[WorkspaceId], *, timeout: float | None = None
+        self,
+        workspace_ids: Iterable[WorkspaceId],
+        *,
+        org_default: str | None = None,
+        timeout: float | None = None,
     ) -> list[Resolution]:
         """Return who pays for each of these workspaces, in their order, duplicates included. Never raises.
 
@@ -64,6 +68,7 @@ class Resolutions:
 
         Args:
             workspace_ids: the workspaces.
+            org_default: assume this org default instead of the published one.
             timeout: seconds for each call, instead of the client's.
         """
         ids = [workspace_ids] if isinstance(workspace_ids, str) else [str(each) for each in workspace_ids]
@@ -76,18 +81,20 @@ class Resolutions:
         found = _fallbacks(ids, wrong)
         askable = [position for position in range(len(ids)) if position not in wrong]
         for batch in batches(askable, validation.MAX_BATCH):
-            answered = await self._resolve_batch([ids[position] for position in batch], timeout)
+            answered = await self._resolve_batch([ids[position] for position in batch], org_default, timeout)
             found.update(zip(batch, answered, strict=True))
         return [found[position] for position in range(len(ids))]
 
-    async def _resolve_batch(self, batch: Sequence[str], timeout: float | None) -> list[Resolution]:
+    async def _resolve_batch(
+        self, batch: Sequence[str], org_default: str | None, timeout: float | None
+    ) -> list[Resolution]:
         async def ask() -> list[Resolution]:
-            request = service_pb.BatchResolveBillingModesRequest(workspace_ids=batch)
+            request = service_pb.BatchResolveBillingModesRequest(workspace_ids=batch, org_default=org_default)
             answer = await self._calls.call(lambda stub: stub.BatchResolveBillingModes, _RESOLVE_MANY, request, timeout)
             about = [each.workspace_id for each in answer.resolutions]
             if about != [each.lower() for each in batch]:
                 raise AnswerInvalid("the server's answer cannot be used: it is not about the workspaces of the request")
-            return _verified_each(answer.resolutions, batch)
+            return _verified_each(answer.resolutions, batch, org_default)
 
         def fall_back(error: ResolutionError) -> list[Resolution]:
             return [fallback.resolution(each, error) for each in batch]
@@ -95,13 +102,15 @@ class Resolutions:
         return await decide(_RESOLVE_MANY, ask, fall_back, decisions=len(batch))
 
 
-def _verified_each(messages: Iterable[pb.BillingModeResolution], asked: Sequence[str]) -> list[Resolution]:
+def _verified_each(
+    messages: Iterable[pb.BillingModeResolution], asked: Sequence[str], what_if: str | None
+) -> list[Resolution]:
     """Return each usable resolution, and the fallback for each that is not usable."""
     found: dict[int, Resolution] = {}
     wrong: dict[int, AnswerInvalid] = {}
     for position, message in enumerate(messages):
         try:
-            found[position] = verified.resolution(message, asked[position])
+            found[position] = verified.resolution(message, asked[position], what_if=what_if)
         except AnswerInvalid as error:
             wrong[position] = error
     found |= _fallbacks(asked, wrong)

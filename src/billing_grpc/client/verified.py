@@ -14,8 +14,12 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import (
+    BillingModeSource,
+    BillingModeSummary,
     BillingModeUpdate,
     Change,
+    ModeCount,
+    ModeMove,
     Resolution,
     ResolutionError,
     StoredOverride,
@@ -123,6 +127,44 @@ def update(
     if current.resolution.workspace_override != wanted:
         refuse("it shows another mode than the request wrote")
     return BillingModeUpdate(current, resolution(answer.previous, workspace_id))
+
+
+def summary(answer: service_pb.SummarizeBillingModesResponse, what_if: str | None) -> BillingModeSummary:
+    """Return how many workspaces have which mode.
+
+    Args:
+        answer: the answer.
+        what_if: the org default that the request assumed.
+
+    Raises:
+        AnswerInvalid: it names an unknown mode or source, its numbers contradict each other, or its time is out of range.
+    """
+    try:
+        default = MODE_FROM_PROTO[answer.org_default]
+        counts = tuple(
+            ModeCount(MODE_FROM_PROTO[each.mode], SOURCE_FROM_PROTO[each.source], each.workspaces)
+            for each in answer.counts
+        )
+        moves = tuple(
+            ModeMove(MODE_FROM_PROTO[each.from_mode], MODE_FROM_PROTO[each.to_mode], each.workspaces)
+            for each in answer.moves
+        )
+    except KeyError:
+        refuse("it names a mode or a source that this version does not know")
+    found = BillingModeSummary(counts, answer.unrecognised_overrides, default, _time(answer.read_time), moves)
+    numbers = [each.workspaces for each in counts] + [each.workspaces for each in moves]
+    if found.workspaces != answer.workspaces or min(numbers, default=1) < 1:
+        refuse("its numbers contradict each other")
+    others = [each for each in counts if each.source is not BillingModeSource.WORKSPACE_OVERRIDE]
+    inherited = {BillingModeSource.ORG_DEFAULT: default, BillingModeSource.CONSTANT_FALLBACK: CLOSED}
+    if any(each.mode is not inherited[each.source] for each in others):
+        refuse("it does not follow from its own parts")
+    # Only workspaces without a mode of their own move, all from one default to the other.
+    supposed = None if what_if is None else recognise_org_default(what_if) or CLOSED
+    may_move = sum(each.workspaces for each in others)
+    if any((each.from_mode, each.to_mode) != (default, supposed) or each.workspaces > may_move for each in moves):
+        refuse("it does not follow from its own parts")
+    return found
 
 
 def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:

@@ -1,4 +1,4 @@
-"""List the existing workspaces; every failure raises one of `billing_grpc.errors`."""
+"""List and count the existing workspaces; every failure raises one of `billing_grpc.errors`."""
 
 from collections.abc import AsyncGenerator
 
@@ -6,7 +6,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import verified
 from billing_grpc.client.calls import Calls
 from billing_grpc.errors import AnswerInvalid
-from billing_grpc.model import BillingMode, BillingModeSource, OverrideFilter, WorkspaceBillingMode
+from billing_grpc.model import BillingMode, BillingModeSource, BillingModeSummary, OverrideFilter, WorkspaceBillingMode
 from billing_grpc.wire.messages import MODE_TO_PROTO, OVERRIDE_FILTER_TO_PROTO, SOURCE_TO_PROTO
 
 
@@ -67,3 +67,16 @@ class WorkspaceLists:
                 raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
             seen.add(answer.next_page_token)
             request.page_token = answer.next_page_token
+
+    async def summary(self, *, org_default: str | None = None) -> BillingModeSummary:
+        """Return how many existing workspaces have which mode, as of one moment.
+
+        Args:
+            org_default: also count what this default of the organisation would change.
+
+        Raises:
+            BillingError: a `StorageError`, or another of `errors`.
+        """
+        request = service_pb.SummarizeBillingModesRequest(org_default=org_default)
+        answer = await self._calls.call(lambda stub: stub.SummarizeBillingModes, "SummarizeBillingModes", request)
+        return verified.summary(answer, org_default)

@@ -79,7 +79,8 @@ class BillingModeService(WorkspaceLists):
         """Answer who pays for several workspaces, with one read. Never fails for want of the database."""
         ids = validation.batch_ids(request.workspace_ids)
         call.workspace = len(ids)
-        org_default = self._org_default()
+        what_if = request.HasField("org_default")
+        org_default = request.org_default if what_if else self._org_default()
         overrides = await self._load_many(ids, call)
         response = service_pb.BatchResolveBillingModesResponse()
         # The rule looks at nothing but the override, so each different override is decided once.
@@ -87,13 +88,13 @@ class BillingModeService(WorkspaceLists):
         for each in ids:
             override = overrides.get(each, NO_WORKSPACE)
             if (same := decided.get(override)) is None:
-                resolution = resolve(each, override, org_default)
+                resolution = resolve(each, override, org_default, what_if=what_if)
                 same = decided[override] = _Decided(resolution, messages.resolution_to_proto(resolution))
             same.workspaces += 1
             message = response.resolutions.add()
             message.CopyFrom(same.message)
             message.workspace_id = each
-        self._log.resolved([(each.resolution, each.workspaces) for each in decided.values()])
+        self._log.resolved([(each.resolution, each.workspaces) for each in decided.values()], what_if=what_if)
         return response
 
     async def GetWorkspaceBillingMode(

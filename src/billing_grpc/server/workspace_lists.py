@@ -1,4 +1,4 @@
-"""The RPCs that look at all workspaces: lists, without one call for each id."""
+"""The RPCs that look at all workspaces: lists and counts, without one call for each id."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,7 +8,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import DatabaseTimeout
 from billing_grpc.model import ListedWorkspace, WorkspaceBillingMode
 from billing_grpc.resolver import resolve
-from billing_grpc.selection import Selection
+from billing_grpc.selection import Selection, summarise
 from billing_grpc.server.call import RequestContext
 from billing_grpc.storage.repository import Repository
 from billing_grpc.wire import messages
@@ -55,6 +55,14 @@ class WorkspaceLists:
             billing_modes=[messages.billing_mode_to_proto(_listed(each, selection)) for each in shown],
             next_page_token="" if page.last is None else page_token.encode(of, page.last),
         )
+
+    async def SummarizeBillingModes(
+        self, request: service_pb.SummarizeBillingModesRequest, call: RequestContext
+    ) -> service_pb.SummarizeBillingModesResponse:
+        """Count the existing workspaces by mode and source. Fails if the database cannot be read."""
+        supposed = request.org_default if request.HasField("org_default") else None
+        stored = await self._repository.count_overrides(budget=self._budget(call))
+        return messages.summary_to_proto(summarise(stored, self._org_default(), supposed))
 
     def _budget(self, call: RequestContext) -> float:
         """Return the seconds of storage that this call may use.

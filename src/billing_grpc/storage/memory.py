@@ -1,6 +1,7 @@
 """The `Repository` in memory, for tests."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from billing_grpc.model import (
     ChangeNote,
     ListedWorkspace,
     OverrideChange,
+    OverrideCounts,
     OverrideKinds,
     ResolutionError,
     StoredOverride,
@@ -106,6 +108,10 @@ class InMemoryRepository:
             for each in wanted[:limit]
         ]
         return WorkspacePage(shown, wanted[limit - 1] if len(wanted) > limit else None)
+
+    async def count_overrides(self, *, budget: float) -> OverrideCounts:
+        await self._answer(budget)
+        return OverrideCounts(Counter(map(self._stored, self.overrides)), datetime.now(UTC))
 
     async def check_administration(self, *, budget: float) -> None:
         await self._answer(budget)

@@ -8,6 +8,7 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideCounts,
     OverrideKinds,
     ResolutionError,
     StoredOverride,
@@ -61,6 +62,9 @@ class Repository(Protocol):
         Workspaces that cannot be read come back with an error, whatever `kinds` says. One call looks at a bounded number of
         workspaces, so a page may have fewer than `limit`, also none, although others follow.
         """
+
+    async def count_overrides(self, *, budget: float) -> OverrideCounts:
+        """Return how many workspaces have which override, from one read."""
 
     async def check_administration(self, *, budget: float) -> None:
         """Return if overrides and the change log can be read and written now; raise `StorageError` otherwise."""

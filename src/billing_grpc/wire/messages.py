@@ -10,6 +10,7 @@ from billing_grpc.errors import FieldViolation, InvalidArgument
 from billing_grpc.model import (
     BillingMode,
     BillingModeSource,
+    BillingModeSummary,
     Catalogue,
     Change,
     OverrideFilter,
@@ -134,6 +135,29 @@ def change_from_proto(request: service_pb.SetWorkspaceBillingModeRequest) -> Bil
         InvalidArgument: as `validation.change`.
     """
     return validation.change(request.WhichOneof("change"), MODE_FROM_PROTO.get(request.mode), int(request.mode))
+
+
+def summary_to_proto(summary: BillingModeSummary) -> service_pb.SummarizeBillingModesResponse:
+    """Return a summary as a message."""
+    message = service_pb.SummarizeBillingModesResponse(
+        workspaces=summary.workspaces,
+        counts=[
+            service_pb.BillingModeCount(
+                mode=MODE_TO_PROTO[each.mode], source=SOURCE_TO_PROTO[each.source], workspaces=each.workspaces
+            )
+            for each in summary.counts
+        ],
+        unrecognised_overrides=summary.unrecognised_overrides,
+        org_default=MODE_TO_PROTO[summary.org_default],
+        moves=[
+            service_pb.BillingModeMove(
+                from_mode=MODE_TO_PROTO[each.from_mode], to_mode=MODE_TO_PROTO[each.to_mode], workspaces=each.workspaces
+            )
+            for each in summary.moves
+        ],
+    )
+    message.read_time.FromDatetime(summary.read_time)
+    return message
 
 
 def selection_from_proto(request: service_pb.ListWorkspaceBillingModesRequest, org_default: str | None) -> Selection:

@@ -15,6 +15,7 @@ MAY_CALL: Final[dict[str, frozenset[Role]]] = {
     f"{_SERVICE}PlanProvisionEnv": frozenset({Role.PROVISIONER, Role.ADMIN}),
     f"{_SERVICE}ListBillingModeChanges": frozenset({Role.READER, Role.ADMIN}),
     f"{_SERVICE}ListWorkspaceBillingModes": frozenset({Role.READER, Role.ADMIN}),
+    f"{_SERVICE}SummarizeBillingModes": frozenset({Role.READER, Role.ADMIN}),
 }
 """The roles that may call each method. No role, admin included, may call a method that is not in this table."""
 

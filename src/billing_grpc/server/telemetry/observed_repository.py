@@ -10,6 +10,7 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideCounts,
     OverrideKinds,
     ResolutionError,
     StoredOverride,
@@ -66,6 +67,10 @@ class ObservedRepository:
     ) -> WorkspacePage:
         work = self._repository.list_workspaces(kinds, after=after, limit=limit, budget=budget)
         return await self._observed(work, "list_workspaces", "SELECT", _WORKSPACES)
+
+    async def count_overrides(self, *, budget: float) -> OverrideCounts:
+        work = self._repository.count_overrides(budget=budget)
+        return await self._observed(work, "count_overrides", "SELECT", _WORKSPACES)
 
     async def check_administration(self, *, budget: float) -> None:
         await self._observed(

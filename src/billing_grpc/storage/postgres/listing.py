@@ -12,13 +12,13 @@ from billing_grpc.model import (
     BillingMode,
     ListedWorkspace,
     OverrideKinds,
-    ResolutionError,
     StoredOverride,
     WorkspacePage,
     WorkspaceRecord,
     author,
     unrecorded,
 )
+from billing_grpc.selection import UNREADABLE
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.reading import DOUBLED, Row, UnexpectedAnswer, require_current_rows, shown
 from billing_grpc.storage.postgres.statements import (
@@ -34,7 +34,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 _MOST_SEEN: Final = 10_000
 """The most workspaces that one call looks at in search of those that are wanted."""
-_UNREADABLE: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +101,10 @@ def _workspace(row: Sequence[Any]) -> ListedWorkspace:
     error = None
     if copies > 1:
         log.warning("storage failed", reason=ValueUnreadable.reason, text=DOUBLED, workspace=workspace)
-        error = _UNREADABLE
+        error = UNREADABLE
     elif override is not None and not _is_text(override):
         log.warning("stored override is not UTF-8", workspace=workspace)
-        error = _UNREADABLE
+        error = UNREADABLE
     text = None if override is None else shown(override)
     last = None if recorded is None else shown(recorded)
     changed_by = "" if change_id is None else author(shown(principal), shown(database_user))

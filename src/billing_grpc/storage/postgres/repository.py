@@ -14,6 +14,7 @@ from billing_grpc.model import (
     Change,
     ChangeNote,
     OverrideChange,
+    OverrideCounts,
     OverrideKinds,
     ResolutionError,
     StoredOverride,
@@ -22,6 +23,7 @@ from billing_grpc.model import (
 )
 from billing_grpc.storage.postgres.budgets import server_timeout
 from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.counting import count_overrides
 from billing_grpc.storage.postgres.lending import Result, Work
 from billing_grpc.storage.postgres.listing import WorkspacesQuery, list_workspaces
 from billing_grpc.storage.postgres.overrides import load_overrides
@@ -133,6 +135,9 @@ class PostgresRepository:
     ) -> WorkspacePage:
         query = WorkspacesQuery(kinds, None if after is None else UUID(after), limit)
         return await self._survey(lambda connection: list_workspaces(connection, query), budget)
+
+    async def count_overrides(self, *, budget: float) -> OverrideCounts:
+        return await self._survey(count_overrides, budget)
 
     async def _survey(self, work: Work[Result], budget: float) -> Result:
         """Run a read of many workspaces."""

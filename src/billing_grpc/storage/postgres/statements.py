@@ -125,6 +125,45 @@ ORDER BY found.id
 LIST_WORKSPACES: Final = _WORKSPACES.format(name="NULL::pg_catalog.text")
 LIST_NAMED_WORKSPACES: Final = _WORKSPACES.format(name="pg_catalog.min(pg_catalog.left(name::pg_catalog.text, 256))")
 
+# Counts by override. An unrecognised text counts as the empty one, so that a million different ones are one row. Only in a
+# database that takes any bytes those outside ASCII stay apart, because Python finds out whether they are text. Ids that are
+# certainly unique need no grouping by id, which takes several times as long.
+COUNT_OVERRIDES: Final = f"""
+WITH ids (are_unique) AS MATERIALIZED (
+    SELECT EXISTS (
+        SELECT FROM pg_catalog.pg_index
+        JOIN pg_catalog.pg_class ON pg_class.oid = indrelid
+        JOIN pg_catalog.pg_attribute ON attrelid = indrelid AND attnum = indkey[0] AND attname = 'id'
+        WHERE indrelid = 'workspaces'::pg_catalog.regclass AND indisunique AND indisvalid AND indnkeyatts = 1
+            AND indpred IS NULL AND (relkind = 'p' OR NOT relhassubclass))
+), bytes (are_possible) AS MATERIALIZED (
+    SELECT pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'
+), kinds (id, override) AS NOT MATERIALIZED (
+    SELECT id, CASE
+        WHEN llm_billing_mode IS NULL THEN NULL
+        WHEN llm_billing_mode::pg_catalog.text COLLATE pg_catalog."C" = ANY($1::pg_catalog.text[])
+            THEN llm_billing_mode::pg_catalog.text COLLATE pg_catalog."C"
+        WHEN (SELECT are_possible FROM bytes)
+            AND llm_billing_mode::pg_catalog.text COLLATE pg_catalog."C" ~ '[^\\x01-\\x7f]'
+            THEN pg_catalog.left(llm_billing_mode::pg_catalog.text, 256) COLLATE pg_catalog."C"
+        ELSE '' END
+    FROM workspaces
+)
+SELECT {_OF_WORKSPACES}, pg_catalog.statement_timestamp(), counted.*
+FROM pg_catalog.pg_class AS workspaces_class
+LEFT JOIN (
+    SELECT 1::pg_catalog.int8 AS copies, override, pg_catalog.count(*) AS workspaces
+    FROM kinds WHERE (SELECT are_unique FROM ids) GROUP BY override
+    UNION ALL
+    SELECT least(copies, 2), override, pg_catalog.count(*) FROM (
+        SELECT pg_catalog.count(*) AS copies, pg_catalog.min(override) AS override
+        FROM kinds WHERE NOT (SELECT are_unique FROM ids) GROUP BY id
+    ) AS by_id GROUP BY least(copies, 2), override
+    LIMIT $2::pg_catalog.int8
+) AS counted ON true
+WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
+"""
+
 # At this level a statement that waited for a lock reads the state after the wait. At another level, which may be the role's
 # default, it would read the state before the first statement, and a table that was rewritten meanwhile would look empty.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as molecule_dot_billing_dot_v1_dot_billing__mode__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.molecule/billing/v1/billing_mode_service.proto\x12\x13molecule.billing.v1\x1a&molecule/billing/v1/billing_mode.proto\"t\n\x19ResolveBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12$\n\x0borg_default\x18\x02 \x01(\tH\x00R\norgDefault\x88\x01\x01\x42\x0e\n\x0c_org_default\"h\n\x1aResolveBillingModeResponse\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\"F\n\x1f\x42\x61tchResolveBillingModesRequest\x12#\n\rworkspace_ids\x18\x01 \x03(\tR\x0cworkspaceIds\"p\n BatchResolveBillingModesResponse\x12L\n\x0bresolutions\x18\x01 \x03(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\x0bresolutions\"C\n\x1eGetWorkspaceBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\"o\n\x1fGetWorkspaceBillingModeResponse\x12L\n\x0c\x62illing_mode\x18\x01 \x01(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0b\x62illingMode\"\x90\x02\n\x1eSetWorkspaceBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x36\n\x04mode\x18\x02 \x01(\x0e\x32 .molecule.billing.v1.BillingModeH\x00R\x04mode\x12\x38\n\x07inherit\x18\x03 \x01(\x0b\x32\x1c.molecule.billing.v1.InheritH\x00R\x07inherit\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12#\n\rvalidate_only\x18\x06 \x01(\x08R\x0cvalidateOnlyB\x08\n\x06\x63hange\"\xb7\x01\n\x1fSetWorkspaceBillingModeResponse\x12L\n\x0c\x62illing_mode\x18\x01 \x01(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0b\x62illingMode\x12\x46\n\x08previous\x18\x02 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\x08previous\"\xa6\x01\n\x1aValidateSecretWriteRequest\x12#\n\x0cworkspace_id\x18\x01 \x01(\tH\x00R\x0bworkspaceId\x12\x39\n\x08org_wide\x18\x02 \x01(\x0b\x32\x1c.molecule.billing.v1.OrgWideH\x00R\x07orgWide\x12\x1f\n\x0bsecret_keys\x18\x03 \x03(\tR\nsecretKeysB\x07\n\x05scope\"\x84\x02\n\x1bValidateSecretWriteResponse\x12\x18\n\x07\x61llowed\x18\x01 \x01(\x08R\x07\x61llowed\x12\x41\n\x08verdicts\x18\x02 \x03(\x0b\x32%.molecule.billing.v1.SecretKeyVerdictR\x08verdicts\x12J\n\nresolution\x18\x03 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12<\n\tcatalogue\x18\x04 \x01(\x0b\x32\x1e.molecule.billing.v1.CatalogueR\tcatalogue\"W\n\x17PlanProvisionEnvRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x19\n\x08\x65nv_keys\x18\x02 \x03(\tR\x07\x65nvKeys\"\xae\x03\n\x18PlanProvisionEnvResponse\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12\x1d\n\nstrip_keys\x18\x02 \x03(\tR\tstripKeys\x12R\n\x07set_env\x18\x03 \x03(\x0b\x32\x39.molecule.billing.v1.PlanProvisionEnvResponse.SetEnvEntryR\x06setEnv\x12\x37\n\x18route_via_platform_proxy\x18\x04 \x01(\x08R\x15routeViaPlatformProxy\x12<\n\tcatalogue\x18\x05 \x01(\x0b\x32\x1e.molecule.billing.v1.CatalogueR\tcatalogue\x12!\n\x0csuspect_keys\x18\x06 \x03(\tR\x0bsuspectKeys\x1a\x39\n\x0bSetEnvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"~\n\x1dListBillingModeChangesRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x8a\x01\n\x1eListBillingModeChangesResponse\x12@\n\x07\x63hanges\x18\x01 \x03(\x0b\x32&.molecule.billing.v1.BillingModeChangeR\x07\x63hanges\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xff\x02\n ListWorkspaceBillingModesRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\x12$\n\x0borg_default\x18\x03 \x01(\tH\x00R\norgDefault\x88\x01\x01\x12\x45\n\rresolved_mode\x18\x04 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x0cresolvedMode\x12>\n\x06source\x18\x05 \x01(\x0e\x32&.molecule.billing.v1.BillingModeSourceR\x06source\x12?\n\x08override\x18\x06 \x01(\x0e\x32#.molecule.billing.v1.OverrideFilterR\x08override\x12!\n\x0cwould_change\x18\x07 \x01(\x08R\x0bwouldChangeB\x0e\n\x0c_org_default\"\x9b\x01\n!ListWorkspaceBillingModesResponse\x12N\n\rbilling_modes\x18\x01 \x03(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0c\x62illingModes\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*p\n\x0eOverrideFilter\x12\x1f\n\x1bOVERRIDE_FILTER_UNSPECIFIED\x10\x00\x12\x1b\n\x17OVERRIDE_FILTER_PRESENT\x10\x01\x12 \n\x1cOVERRIDE_FILTER_UNRECOGNISED\x10\x02\x32\x9f\x08\n\x12\x42illingModeService\x12u\n\x12ResolveBillingMode\x12..molecule.billing.v1.ResolveBillingModeRequest\x1a/.molecule.billing.v1.ResolveBillingModeResponse\x12\x87\x01\n\x18\x42\x61tchResolveBillingModes\x12\x34.molecule.billing.v1.BatchResolveBillingModesRequest\x1a\x35.molecule.billing.v1.BatchResolveBillingModesResponse\x12\x84\x01\n\x17GetWorkspaceBillingMode\x12\x33.molecule.billing.v1.GetWorkspaceBillingModeRequest\x1a\x34.molecule.billing.v1.GetWorkspaceBillingModeResponse\x12\x84\x01\n\x17SetWorkspaceBillingMode\x12\x33.molecule.billing.v1.SetWorkspaceBillingModeRequest\x1a\x34.molecule.billing.v1.SetWorkspaceBillingModeResponse\x12x\n\x13ValidateSecretWrite\x12/.molecule.billing.v1.ValidateSecretWriteRequest\x1a\x30.molecule.billing.v1.ValidateSecretWriteResponse\x12o\n\x10PlanProvisionEnv\x12,.molecule.billing.v1.PlanProvisionEnvRequest\x1a-.molecule.billing.v1.PlanProvisionEnvResponse\x12\x81\x01\n\x16ListBillingModeChanges\x12\x32.molecule.billing.v1.ListBillingModeChangesRequest\x1a\x33.molecule.billing.v1.ListBillingModeChangesResponse\x12\x8a\x01\n\x19ListWorkspaceBillingModes\x12\x35.molecule.billing.v1.ListWorkspaceBillingModesRequest\x1a\x36.molecule.billing.v1.ListWorkspaceBillingModesResponseB:Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.molecule/billing/v1/billing_mode_service.proto\x12\x13molecule.billing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&molecule/billing/v1/billing_mode.proto\"t\n\x19ResolveBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12$\n\x0borg_default\x18\x02 \x01(\tH\x00R\norgDefault\x88\x01\x01\x42\x0e\n\x0c_org_default\"h\n\x1aResolveBillingModeResponse\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\"|\n\x1f\x42\x61tchResolveBillingModesRequest\x12#\n\rworkspace_ids\x18\x01 \x03(\tR\x0cworkspaceIds\x12$\n\x0borg_default\x18\x02 \x01(\tH\x00R\norgDefault\x88\x01\x01\x42\x0e\n\x0c_org_default\"p\n BatchResolveBillingModesResponse\x12L\n\x0bresolutions\x18\x01 \x03(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\x0bresolutions\"C\n\x1eGetWorkspaceBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\"o\n\x1fGetWorkspaceBillingModeResponse\x12L\n\x0c\x62illing_mode\x18\x01 \x01(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0b\x62illingMode\"\x90\x02\n\x1eSetWorkspaceBillingModeRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x36\n\x04mode\x18\x02 \x01(\x0e\x32 .molecule.billing.v1.BillingModeH\x00R\x04mode\x12\x38\n\x07inherit\x18\x03 \x01(\x0b\x32\x1c.molecule.billing.v1.InheritH\x00R\x07inherit\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12#\n\rvalidate_only\x18\x06 \x01(\x08R\x0cvalidateOnlyB\x08\n\x06\x63hange\"\xb7\x01\n\x1fSetWorkspaceBillingModeResponse\x12L\n\x0c\x62illing_mode\x18\x01 \x01(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0b\x62illingMode\x12\x46\n\x08previous\x18\x02 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\x08previous\"\xa6\x01\n\x1aValidateSecretWriteRequest\x12#\n\x0cworkspace_id\x18\x01 \x01(\tH\x00R\x0bworkspaceId\x12\x39\n\x08org_wide\x18\x02 \x01(\x0b\x32\x1c.molecule.billing.v1.OrgWideH\x00R\x07orgWide\x12\x1f\n\x0bsecret_keys\x18\x03 \x03(\tR\nsecretKeysB\x07\n\x05scope\"\x84\x02\n\x1bValidateSecretWriteResponse\x12\x18\n\x07\x61llowed\x18\x01 \x01(\x08R\x07\x61llowed\x12\x41\n\x08verdicts\x18\x02 \x03(\x0b\x32%.molecule.billing.v1.SecretKeyVerdictR\x08verdicts\x12J\n\nresolution\x18\x03 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12<\n\tcatalogue\x18\x04 \x01(\x0b\x32\x1e.molecule.billing.v1.CatalogueR\tcatalogue\"W\n\x17PlanProvisionEnvRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x19\n\x08\x65nv_keys\x18\x02 \x03(\tR\x07\x65nvKeys\"\xae\x03\n\x18PlanProvisionEnvResponse\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12\x1d\n\nstrip_keys\x18\x02 \x03(\tR\tstripKeys\x12R\n\x07set_env\x18\x03 \x03(\x0b\x32\x39.molecule.billing.v1.PlanProvisionEnvResponse.SetEnvEntryR\x06setEnv\x12\x37\n\x18route_via_platform_proxy\x18\x04 \x01(\x08R\x15routeViaPlatformProxy\x12<\n\tcatalogue\x18\x05 \x01(\x0b\x32\x1e.molecule.billing.v1.CatalogueR\tcatalogue\x12!\n\x0csuspect_keys\x18\x06 \x03(\tR\x0bsuspectKeys\x1a\x39\n\x0bSetEnvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"~\n\x1dListBillingModeChangesRequest\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x1b\n\tpage_size\x18\x02 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x03 \x01(\tR\tpageToken\"\x8a\x01\n\x1eListBillingModeChangesResponse\x12@\n\x07\x63hanges\x18\x01 \x03(\x0b\x32&.molecule.billing.v1.BillingModeChangeR\x07\x63hanges\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xff\x02\n ListWorkspaceBillingModesRequest\x12\x1b\n\tpage_size\x18\x01 \x01(\x05R\x08pageSize\x12\x1d\n\npage_token\x18\x02 \x01(\tR\tpageToken\x12$\n\x0borg_default\x18\x03 \x01(\tH\x00R\norgDefault\x88\x01\x01\x12\x45\n\rresolved_mode\x18\x04 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x0cresolvedMode\x12>\n\x06source\x18\x05 \x01(\x0e\x32&.molecule.billing.v1.BillingModeSourceR\x06source\x12?\n\x08override\x18\x06 \x01(\x0e\x32#.molecule.billing.v1.OverrideFilterR\x08override\x12!\n\x0cwould_change\x18\x07 \x01(\x08R\x0bwouldChangeB\x0e\n\x0c_org_default\"\x9b\x01\n!ListWorkspaceBillingModesResponse\x12N\n\rbilling_modes\x18\x01 \x03(\x0b\x32).molecule.billing.v1.WorkspaceBillingModeR\x0c\x62illingModes\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"T\n\x1cSummarizeBillingModesRequest\x12$\n\x0borg_default\x18\x01 \x01(\tH\x00R\norgDefault\x88\x01\x01\x42\x0e\n\x0c_org_default\"\xed\x02\n\x1dSummarizeBillingModesResponse\x12\x1e\n\nworkspaces\x18\x01 \x01(\x03R\nworkspaces\x12=\n\x06\x63ounts\x18\x02 \x03(\x0b\x32%.molecule.billing.v1.BillingModeCountR\x06\x63ounts\x12\x35\n\x16unrecognised_overrides\x18\x03 \x01(\x03R\x15unrecognisedOverrides\x12\x41\n\x0borg_default\x18\x04 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\norgDefault\x12\x37\n\tread_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08readTime\x12:\n\x05moves\x18\x06 \x03(\x0b\x32$.molecule.billing.v1.BillingModeMoveR\x05moves\"\xa8\x01\n\x10\x42illingModeCount\x12\x34\n\x04mode\x18\x01 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x04mode\x12>\n\x06source\x18\x02 \x01(\x0e\x32&.molecule.billing.v1.BillingModeSourceR\x06source\x12\x1e\n\nworkspaces\x18\x03 \x01(\x03R\nworkspaces\"\xab\x01\n\x0f\x42illingModeMove\x12=\n\tfrom_mode\x18\x01 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x08\x66romMode\x12\x39\n\x07to_mode\x18\x02 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x06toMode\x12\x1e\n\nworkspaces\x18\x03 \x01(\x03R\nworkspaces*p\n\x0eOverrideFilter\x12\x1f\n\x1bOVERRIDE_FILTER_UNSPECIFIED\x10\x00\x12\x1b\n\x17OVERRIDE_FILTER_PRESENT\x10\x01\x12 \n\x1cOVERRIDE_FILTER_UNRECOGNISED\x10\x02\x32\x9f\t\n\x12\x42illingModeService\x12u\n\x12ResolveBillingMode\x12..molecule.billing.v1.ResolveBillingModeRequest\x1a/.molecule.billing.v1.ResolveBillingModeResponse\x12\x87\x01\n\x18\x42\x61tchResolveBillingModes\x12\x34.molecule.billing.v1.BatchResolveBillingModesRequest\x1a\x35.molecule.billing.v1.BatchResolveBillingModesResponse\x12\x84\x01\n\x17GetWorkspaceBillingMode\x12\x33.molecule.billing.v1.GetWorkspaceBillingModeRequest\x1a\x34.molecule.billing.v1.GetWorkspaceBillingModeResponse\x12\x84\x01\n\x17SetWorkspaceBillingMode\x12\x33.molecule.billing.v1.SetWorkspaceBillingModeRequest\x1a\x34.molecule.billing.v1.SetWorkspaceBillingModeResponse\x12x\n\x13ValidateSecretWrite\x12/.molecule.billing.v1.ValidateSecretWriteRequest\x1a\x30.molecule.billing.v1.ValidateSecretWriteResponse\x12o\n\x10PlanProvisionEnv\x12,.molecule.billing.v1.PlanProvisionEnvRequest\x1a-.molecule.billing.v1.PlanProvisionEnvResponse\x12\x81\x01\n\x16ListBillingModeChanges\x12\x32.molecule.billing.v1.ListBillingModeChangesRequest\x1a\x33.molecule.billing.v1.ListBillingModeChangesResponse\x12\x8a\x01\n\x19ListWorkspaceBillingModes\x12\x35.molecule.billing.v1.ListWorkspaceBillingModesRequest\x1a\x36.molecule.billing.v1.ListWorkspaceBillingModesResponse\x12~\n\x15SummarizeBillingModes\x12\x31.molecule.billing.v1.SummarizeBillingModesRequest\x1a\x32.molecule.billing.v1.SummarizeBillingModesResponseB:Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +36,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1'
   _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._loaded_options = None
   _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._serialized_options = b'8\001'
-  _globals['_OVERRIDEFILTER']._serialized_start=2931
-  _globals['_OVERRIDEFILTER']._serialized_end=3043
-  _globals['_RESOLVEBILLINGMODEREQUEST']._serialized_start=111
-  _globals['_RESOLVEBILLINGMODEREQUEST']._serialized_end=227
-  _globals['_RESOLVEBILLINGMODERESPONSE']._serialized_start=229
-  _globals['_RESOLVEBILLINGMODERESPONSE']._serialized_end=333
-  _globals['_BATCHRESOLVEBILLINGMODESREQUEST']._serialized_start=335
-  _globals['_BATCHRESOLVEBILLINGMODESREQUEST']._serialized_end=405
-  _globals['_BATCHRESOLVEBILLINGMODESRESPONSE']._serialized_start=407
-  _globals['_BATCHRESOLVEBILLINGMODESRESPONSE']._serialized_end=519
-  _globals['_GETWORKSPACEBILLINGMODEREQUEST']._serialized_start=521
-  _globals['_GETWORKSPACEBILLINGMODEREQUEST']._serialized_end=588
-  _globals['_GETWORKSPACEBILLINGMODERESPONSE']._serialized_start=590
-  _globals['_GETWORKSPACEBILLINGMODERESPONSE']._serialized_end=701
-  _globals['_SETWORKSPACEBILLINGMODEREQUEST']._serialized_start=704
-  _globals['_SETWORKSPACEBILLINGMODEREQUEST']._serialized_end=976
-  _globals['_SETWORKSPACEBILLINGMODERESPONSE']._serialized_start=979
-  _globals['_SETWORKSPACEBILLINGMODERESPONSE']._serialized_end=1162
-  _globals['_VALIDATESECRETWRITEREQUEST']._serialized_start=1165
-  _globals['_VALIDATESECRETWRITEREQUEST']._serialized_end=1331
-  _globals['_VALIDATESECRETWRITERESPONSE']._serialized_start=1334
-  _globals['_VALIDATESECRETWRITERESPONSE']._serialized_end=1594
-  _globals['_PLANPROVISIONENVREQUEST']._serialized_start=1596
-  _globals['_PLANPROVISIONENVREQUEST']._serialized_end=1683
-  _globals['_PLANPROVISIONENVRESPONSE']._serialized_start=1686
-  _globals['_PLANPROVISIONENVRESPONSE']._serialized_end=2116
-  _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._serialized_start=2059
-  _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._serialized_end=2116
-  _globals['_LISTBILLINGMODECHANGESREQUEST']._serialized_start=2118
-  _globals['_LISTBILLINGMODECHANGESREQUEST']._serialized_end=2244
-  _globals['_LISTBILLINGMODECHANGESRESPONSE']._serialized_start=2247
-  _globals['_LISTBILLINGMODECHANGESRESPONSE']._serialized_end=2385
-  _globals['_LISTWORKSPACEBILLINGMODESREQUEST']._serialized_start=2388
-  _globals['_LISTWORKSPACEBILLINGMODESREQUEST']._serialized_end=2771
-  _globals['_LISTWORKSPACEBILLINGMODESRESPONSE']._serialized_start=2774
-  _globals['_LISTWORKSPACEBILLINGMODESRESPONSE']._serialized_end=2929
-  _globals['_BILLINGMODESERVICE']._serialized_start=3046
-  _globals['_BILLINGMODESERVICE']._serialized_end=4101
+  _globals['_OVERRIDEFILTER']._serialized_start=3817
+  _globals['_OVERRIDEFILTER']._serialized_end=3929
+  _globals['_RESOLVEBILLINGMODEREQUEST']._serialized_start=144
+  _globals['_RESOLVEBILLINGMODEREQUEST']._serialized_end=260
+  _globals['_RESOLVEBILLINGMODERESPONSE']._serialized_start=262
+  _globals['_RESOLVEBILLINGMODERESPONSE']._serialized_end=366
+  _globals['_BATCHRESOLVEBILLINGMODESREQUEST']._serialized_start=368
+  _globals['_BATCHRESOLVEBILLINGMODESREQUEST']._serialized_end=492
+  _globals['_BATCHRESOLVEBILLINGMODESRESPONSE']._serialized_start=494
+  _globals['_BATCHRESOLVEBILLINGMODESRESPONSE']._serialized_end=606
+  _globals['_GETWORKSPACEBILLINGMODEREQUEST']._serialized_start=608
+  _globals['_GETWORKSPACEBILLINGMODEREQUEST']._serialized_end=675
+  _globals['_GETWORKSPACEBILLINGMODERESPONSE']._serialized_start=677
+  _globals['_GETWORKSPACEBILLINGMODERESPONSE']._serialized_end=788
+  _globals['_SETWORKSPACEBILLINGMODEREQUEST']._serialized_start=791
+  _globals['_SETWORKSPACEBILLINGMODEREQUEST']._serialized_end=1063
+  _globals['_SETWORKSPACEBILLINGMODERESPONSE']._serialized_start=1066
+  _globals['_SETWORKSPACEBILLINGMODERESPONSE']._serialized_end=1249
+  _globals['_VALIDATESECRETWRITEREQUEST']._serialized_start=1252
+  _globals['_VALIDATESECRETWRITEREQUEST']._serialized_end=1418
+  _globals['_VALIDATESECRETWRITERESPONSE']._serialized_start=1421
+  _globals['_VALIDATESECRETWRITERESPONSE']._serialized_end=1681
+  _globals['_PLANPROVISIONENVREQUEST']._serialized_start=1683
+  _globals['_PLANPROVISIONENVREQUEST']._serialized_end=1770
+  _globals['_PLANPROVISIONENVRESPONSE']._serialized_start=1773
+  _globals['_PLANPROVISIONENVRESPONSE']._serialized_end=2203
+  _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._serialized_start=2146
+  _globals['_PLANPROVISIONENVRESPONSE_SETENVENTRY']._serialized_end=2203
+  _globals['_LISTBILLINGMODECHANGESREQUEST']._serialized_start=2205
+  _globals['_LISTBILLINGMODECHANGESREQUEST']._serialized_end=2331
+  _globals['_LISTBILLINGMODECHANGESRESPONSE']._serialized_start=2334
+  _globals['_LISTBILLINGMODECHANGESRESPONSE']._serialized_end=2472
+  _globals['_LISTWORKSPACEBILLINGMODESREQUEST']._serialized_start=2475
+  _globals['_LISTWORKSPACEBILLINGMODESREQUEST']._serialized_end=2858
+  _globals['_LISTWORKSPACEBILLINGMODESRESPONSE']._serialized_start=2861
+  _globals['_LISTWORKSPACEBILLINGMODESRESPONSE']._serialized_end=3016
+  _globals['_SUMMARIZEBILLINGMODESREQUEST']._serialized_start=3018
+  _globals['_SUMMARIZEBILLINGMODESREQUEST']._serialized_end=3102
+  _globals['_SUMMARIZEBILLINGMODESRESPONSE']._serialized_start=3105
+  _globals['_SUMMARIZEBILLINGMODESRESPONSE']._serialized_end=3470
+  _globals['_BILLINGMODECOUNT']._serialized_start=3473
+  _globals['_BILLINGMODECOUNT']._serialized_end=3641
+  _globals['_BILLINGMODEMOVE']._serialized_start=3644
+  _globals['_BILLINGMODEMOVE']._serialized_end=3815
+  _globals['_BILLINGMODESERVICE']._serialized_start=3932
+  _globals['_BILLINGMODESERVICE']._serialized_end=5115
 # @@protoc_insertion_point(module_scope)

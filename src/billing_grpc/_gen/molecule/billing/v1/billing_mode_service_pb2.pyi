@@ -1,3 +1,6 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as _billing_mode_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -32,10 +35,12 @@ class ResolveBillingModeResponse(_message.Message):
     def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ...) -> None: ...
 
 class BatchResolveBillingModesRequest(_message.Message):
-    __slots__ = ("workspace_ids",)
+    __slots__ = ("workspace_ids", "org_default")
     WORKSPACE_IDS_FIELD_NUMBER: _ClassVar[int]
+    ORG_DEFAULT_FIELD_NUMBER: _ClassVar[int]
     workspace_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, workspace_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    org_default: str
+    def __init__(self, workspace_ids: _Optional[_Iterable[str]] = ..., org_default: _Optional[str] = ...) -> None: ...
 
 class BatchResolveBillingModesResponse(_message.Message):
     __slots__ = ("resolutions",)
@@ -175,3 +180,45 @@ class ListWorkspaceBillingModesResponse(_message.Message):
     billing_modes: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.WorkspaceBillingMode]
     next_page_token: str
     def __init__(self, billing_modes: _Optional[_Iterable[_Union[_billing_mode_pb2.WorkspaceBillingMode, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class SummarizeBillingModesRequest(_message.Message):
+    __slots__ = ("org_default",)
+    ORG_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    org_default: str
+    def __init__(self, org_default: _Optional[str] = ...) -> None: ...
+
+class SummarizeBillingModesResponse(_message.Message):
+    __slots__ = ("workspaces", "counts", "unrecognised_overrides", "org_default", "read_time", "moves")
+    WORKSPACES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    UNRECOGNISED_OVERRIDES_FIELD_NUMBER: _ClassVar[int]
+    ORG_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    READ_TIME_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    workspaces: int
+    counts: _containers.RepeatedCompositeFieldContainer[BillingModeCount]
+    unrecognised_overrides: int
+    org_default: _billing_mode_pb2.BillingMode
+    read_time: _timestamp_pb2.Timestamp
+    moves: _containers.RepeatedCompositeFieldContainer[BillingModeMove]
+    def __init__(self, workspaces: _Optional[int] = ..., counts: _Optional[_Iterable[_Union[BillingModeCount, _Mapping]]] = ..., unrecognised_overrides: _Optional[int] = ..., org_default: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., read_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., moves: _Optional[_Iterable[_Union[BillingModeMove, _Mapping]]] = ...) -> None: ...
+
+class BillingModeCount(_message.Message):
+    __slots__ = ("mode", "source", "workspaces")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACES_FIELD_NUMBER: _ClassVar[int]
+    mode: _billing_mode_pb2.BillingMode
+    source: _billing_mode_pb2.BillingModeSource
+    workspaces: int
+    def __init__(self, mode: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., source: _Optional[_Union[_billing_mode_pb2.BillingModeSource, str]] = ..., workspaces: _Optional[int] = ...) -> None: ...
+
+class BillingModeMove(_message.Message):
+    __slots__ = ("from_mode", "to_mode", "workspaces")
+    FROM_MODE_FIELD_NUMBER: _ClassVar[int]
+    TO_MODE_FIELD_NUMBER: _ClassVar[int]
+    WORKSPACES_FIELD_NUMBER: _ClassVar[int]
+    from_mode: _billing_mode_pb2.BillingMode
+    to_mode: _billing_mode_pb2.BillingMode
+    workspaces: int
+    def __init__(self, from_mode: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., to_mode: _Optional[_Union[_billing_mode_pb2.BillingMode, str]] = ..., workspaces: _Optional[int] = ...) -> None: ...

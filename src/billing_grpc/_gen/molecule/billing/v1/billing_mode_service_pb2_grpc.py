@@ -35,8 +35,8 @@ class BillingModeServiceStub:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -130,6 +130,11 @@ class BillingModeServiceStub:
                 request_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.SerializeToString,
                 response_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.FromString,
                 _registered_method=True)
+        self.SummarizeBillingModes = channel.unary_unary(
+                '/molecule.billing.v1.BillingModeService/SummarizeBillingModes',
+                request_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesRequest.SerializeToString,
+                response_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesResponse.FromString,
+                _registered_method=True)
 
 
 class BillingModeServiceServicer:
@@ -142,8 +147,8 @@ class BillingModeServiceServicer:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -363,6 +368,30 @@ class BillingModeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SummarizeBillingModes(self, request, context):
+        """How many existing workspaces have which mode, and by which rule, as of one
+        moment; and how many another org default would move. The numbers are those
+        of a ResolveBillingMode for each workspace.
+
+        Example request: `{"org_default": "byok"}`
+        Example answer: `{"workspaces": "31", "counts": [{"mode":
+        "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+        "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+        "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+        "unrecognisedOverrides": "0", "orgDefault":
+        "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+        "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+        "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+
+        Database down: UNAVAILABLE. The call reads every workspace, so a table of
+        many millions may need more time than the server gives storage
+        (DATABASE_TIMEOUT).
+        On a non-OK status the caller must not assume any number.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BillingModeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -406,6 +435,11 @@ def add_BillingModeServiceServicer_to_server(servicer, server):
                     request_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.FromString,
                     response_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.SerializeToString,
             ),
+            'SummarizeBillingModes': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeBillingModes,
+                    request_deserializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesRequest.FromString,
+                    response_serializer=molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'molecule.billing.v1.BillingModeService', rpc_method_handlers)
@@ -424,8 +458,8 @@ class BillingModeService:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -679,6 +713,33 @@ class BillingModeService:
             '/molecule.billing.v1.BillingModeService/ListWorkspaceBillingModes',
             molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesRequest.SerializeToString,
             molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.ListWorkspaceBillingModesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeBillingModes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/molecule.billing.v1.BillingModeService/SummarizeBillingModes',
+            molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesRequest.SerializeToString,
+            molecule_dot_billing_dot_v1_dot_billing__mode__service__pb2.SummarizeBillingModesResponse.FromString,
             options,
             channel_credentials,
             insecure,

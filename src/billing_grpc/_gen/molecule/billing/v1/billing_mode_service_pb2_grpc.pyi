@@ -38,8 +38,8 @@ class BillingModeServiceStub:
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -231,6 +231,26 @@ class BillingModeServiceStub:
     On a non-OK status the caller must not take the list as empty or complete.
     UNAVAILABLE may be repeated with the same page token.
     """
+    SummarizeBillingModes: _grpc.UnaryUnaryMultiCallable[_billing_mode_service_pb2.SummarizeBillingModesRequest, _billing_mode_service_pb2.SummarizeBillingModesResponse]
+    """How many existing workspaces have which mode, and by which rule, as of one
+    moment; and how many another org default would move. The numbers are those
+    of a ResolveBillingMode for each workspace.
+
+    Example request: `{"org_default": "byok"}`
+    Example answer: `{"workspaces": "31", "counts": [{"mode":
+    "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+    "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+    "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+    "unrecognisedOverrides": "0", "orgDefault":
+    "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+    "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+    "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+
+    Database down: UNAVAILABLE. The call reads every workspace, so a table of
+    many millions may need more time than the server gives storage
+    (DATABASE_TIMEOUT).
+    On a non-OK status the caller must not assume any number.
+    """
 
 @_typing.type_check_only
 class BillingModeServiceAsyncStub(BillingModeServiceStub):
@@ -243,8 +263,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -433,6 +453,26 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     On a non-OK status the caller must not take the list as empty or complete.
     UNAVAILABLE may be repeated with the same page token.
     """
+    SummarizeBillingModes: _aio.UnaryUnaryMultiCallable[_billing_mode_service_pb2.SummarizeBillingModesRequest, _billing_mode_service_pb2.SummarizeBillingModesResponse]  # type: ignore[assignment]
+    """How many existing workspaces have which mode, and by which rule, as of one
+    moment; and how many another org default would move. The numbers are those
+    of a ResolveBillingMode for each workspace.
+
+    Example request: `{"org_default": "byok"}`
+    Example answer: `{"workspaces": "31", "counts": [{"mode":
+    "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+    "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+    "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+    "unrecognisedOverrides": "0", "orgDefault":
+    "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+    "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+    "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+
+    Database down: UNAVAILABLE. The call reads every workspace, so a table of
+    many millions may need more time than the server gives storage
+    (DATABASE_TIMEOUT).
+    On a non-OK status the caller must not assume any number.
+    """
 
 class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides, for every workspace of one organisation, who pays for its
@@ -444,8 +484,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
     ValidateSecretWrite, PlanProvisionEnv) are total: with the database down they
     answer OK with the closed answer and `resolution.error` set.
     ADMINISTRATION (GetWorkspaceBillingMode, SetWorkspaceBillingMode,
-    ListBillingModeChanges, ListWorkspaceBillingModes) tells the truth:
-    UNAVAILABLE.
+    ListBillingModeChanges, ListWorkspaceBillingModes, SummarizeBillingModes)
+    tells the truth: UNAVAILABLE.
 
     Every error of a handler carries one google.rpc.ErrorInfo with domain
     `billing.molecule` and an UPPER_SNAKE reason; bad input adds a
@@ -679,6 +719,32 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         it: closed, with `resolution.error` set.
         On a non-OK status the caller must not take the list as empty or complete.
         UNAVAILABLE may be repeated with the same page token.
+        """
+
+    @_abc_1.abstractmethod
+    def SummarizeBillingModes(
+        self,
+        request: _billing_mode_service_pb2.SummarizeBillingModesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_mode_service_pb2.SummarizeBillingModesResponse, _abc.Awaitable[_billing_mode_service_pb2.SummarizeBillingModesResponse]]:
+        """How many existing workspaces have which mode, and by which rule, as of one
+        moment; and how many another org default would move. The numbers are those
+        of a ResolveBillingMode for each workspace.
+
+        Example request: `{"org_default": "byok"}`
+        Example answer: `{"workspaces": "31", "counts": [{"mode":
+        "BILLING_MODE_PLATFORM_MANAGED", "source": "BILLING_MODE_SOURCE_ORG_DEFAULT",
+        "workspaces": "30"}, {"mode": "BILLING_MODE_BYOK", "source":
+        "BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE", "workspaces": "1"}],
+        "unrecognisedOverrides": "0", "orgDefault":
+        "BILLING_MODE_PLATFORM_MANAGED", "readTime": "2026-05-26T12:00:00Z",
+        "moves": [{"fromMode": "BILLING_MODE_PLATFORM_MANAGED", "toMode":
+        "BILLING_MODE_BYOK", "workspaces": "30"}]}`
+
+        Database down: UNAVAILABLE. The call reads every workspace, so a table of
+        many millions may need more time than the server gives storage
+        (DATABASE_TIMEOUT).
+        On a non-OK status the caller must not assume any number.
         """
 
 def add_BillingModeServiceServicer_to_server(servicer: BillingModeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
