@@ -29,6 +29,13 @@ type scripted struct {
 	set  func(*pb.SetWorkspaceBillingModeRequest) (*pb.SetWorkspaceBillingModeResponse, error)
 	list func(*pb.ListBillingModeChangesRequest) (*pb.ListBillingModeChangesResponse, error)
 	all  func(*pb.ListWorkspaceBillingModesRequest) (*pb.ListWorkspaceBillingModesResponse, error)
+	sum  func(*pb.SummarizeBillingModesRequest) (*pb.SummarizeBillingModesResponse, error)
+}
+
+func (s scripted) SummarizeBillingModes(
+	_ context.Context, q *pb.SummarizeBillingModesRequest,
+) (*pb.SummarizeBillingModesResponse, error) {
+	return s.sum(q)
 }
 
 func (s scripted) ListWorkspaceBillingModes(
