@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 RUN_READY := $(VENV)/run.ready
 DEV_READY := $(VENV)/dev.ready
+BROWSER_READY := $(VENV)/browser.ready
 BENCHMARK_READY := $(VENV)/benchmark.ready
 VALIDATORS_READY := $(VENV)/validators.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
@@ -15,8 +16,9 @@ WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-run: $(RUN_READY) ## set up, start a database and the server on 127.0.0.1:50051
-	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve
+PAGE ?= 127.0.0.1:8080
+run: $(RUN_READY) ## set up, start a database, the server on 127.0.0.1:50051 and a page
+	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve --page $(PAGE)
 
 # The fault matrix measures time to the tenth of a second, so it runs after all others, in two processes that mostly wait. The
 # tests that ARGS names run in one process.
@@ -101,6 +103,7 @@ lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer ve
 	$(RESOLVE) --extra tracing pyproject.toml --constraint requirements/run.txt --output-file requirements/image.txt
 	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
 	$(COMPILE) $(UPGRADE) --group benchmark --constraint requirements/dev.txt --output-file requirements/benchmark.txt
+	$(COMPILE) $(UPGRADE) --group browser --constraint requirements/dev.txt --output-file requirements/browser.txt
 	$(RESOLVE) --group image --constraint requirements/dev.txt --output-file requirements/build.txt
 	$(RESOLVE) $(UPGRADE) --group validators --constraint requirements/dev.txt --output-file requirements/validators.txt
 
@@ -132,4 +135,15 @@ $(VALIDATORS_READY): $(DEV_READY) requirements/validators.txt
 $(BENCHMARK_READY): $(RUN_READY) requirements/benchmark.txt
 	@echo "adding what the benchmark needs to $(VENV) (once)"
 	@$(PIP) --require-hashes --requirement requirements/benchmark.txt
+	@touch $@
+
+# What the tests in a browser need beside Chromium: what drives it, and connect-web with stubs of the contract (needs npm).
+$(BROWSER_READY): $(DEV_READY) requirements/browser.txt
+	@$(PIP) --require-hashes --requirement requirements/browser.txt
+	@touch $@
+
+.tools/browser.ready: $(BROWSER_READY) tests/browser/package.json tests/browser/package-lock.json
+	@mkdir -p .tools/browser
+	@cp tests/browser/package.json tests/browser/package-lock.json .tools/browser
+	npm ci --prefix .tools/browser --ignore-scripts --no-audit --no-fund
 	@touch $@

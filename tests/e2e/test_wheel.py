@@ -86,7 +86,11 @@ def test_the_wheel_holds_the_migrations_the_stubs_the_vectors_and_the_types(whee
     vectors = {f"billing_grpc/_conformance/{path.name}" for path in (CHECKOUT / "conformance").glob("*.json")}
     assert vectors
     assert vectors == {name for name in names if "_conformance" in name}
-    assert {"billing_grpc/py.typed", f"billing_grpc-{__version__}.dist-info/licenses/LICENSE"} <= names
+    assert {
+        "billing_grpc/py.typed",
+        "billing_grpc/gateway/page.html",
+        f"billing_grpc-{__version__}.dist-info/licenses/LICENSE",
+    } <= names
     assert [
         name for name in names if name.split("/")[0] not in {"billing_grpc", f"billing_grpc-{__version__}.dist-info"}
     ] == []

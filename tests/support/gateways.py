@@ -41,9 +41,9 @@ class Answer:
 class Gateway:
     """A running gateway."""
 
-    def __init__(self, process: Server) -> None:
+    def __init__(self, process: Server, url: str | None = None) -> None:
         self.process = process
-        self.url = process.address
+        self.url = url or process.address
 
     @property
     def authority(self) -> str:

@@ -6,6 +6,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from billing_grpc.cli import exit_codes
+from billing_grpc.cli.gateway_process import gateway_beside
 from billing_grpc.server.run import run
 from billing_grpc.server.settings.config import Settings, load_database_url, load_settings
 from billing_grpc.server.settings.limits import Limits
@@ -88,9 +89,14 @@ def _flags() -> list[click.Parameter]:
 
 
 @click.command(params=_flags())
-def serve(**flags: str | None) -> None:
+@click.option(
+    "--page",
+    metavar="HOST:PORT",
+    help="Also start a gateway there, whose page shows and changes the modes. For a laptop.",
+)
+def serve(page: str | None, **flags: str | None) -> None:
     """Serve until SIGINT or SIGTERM."""
     by_setting = {_setting(field): flags[name] for name, field in Settings.model_fields.items()}
     settings = load_settings(by_setting)
-    with announcing(_STDOUT) as say:
-        run(settings, say)
+    with announcing(_STDOUT) as say, gateway_beside(page, local_admin=settings.local_admin) as started:
+        run(settings, say, started)

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
-from billing_grpc.gateway import old_route, rpcs
+from billing_grpc.gateway import old_route, page, rpcs
 from billing_grpc.gateway.guard import Guard
-from billing_grpc.gateway.upstream import Caller, Upstream
+from billing_grpc.gateway.local_admin import LocalAdmin
+from billing_grpc.gateway.upstream import Caller, LetIn, Upstream
 from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
 
 _READ_BY_PAGES: Final = (
@@ -32,23 +33,28 @@ _SENT_BY_PAGES: Final = (
 _PREFLIGHT_SECONDS: Final = 7200
 
 
-def application(upstream: Upstream, *, hosts: Collection[str], origins: Collection[str]) -> ASGIApp:
+def application(
+    upstream: Upstream, local_admin: LocalAdmin | None, *, hosts: Collection[str], origins: Collection[str]
+) -> ASGIApp:
     """Return the ASGI application.
 
     Args:
         upstream: the server.
+        local_admin: lets the page in under local admin; `None` elsewhere.
         hosts: as in `Guard`.
         origins: as in `Guard`.
     """
+    let_in: LetIn = _nobody if local_admin is None else local_admin.let_in
 
     def caller(request: Request) -> Caller:
-        return Caller.of(request.headers.getlist)
+        return Caller.of(request.headers.getlist, let_in)
 
     route = old_route.OldRoute(upstream, caller)
     app = Starlette(
         routes=[
             Route(old_route.PATH, route.answer, methods=["GET", "PUT"]),
-            *(Mount(place, app) for place, app in rpcs.applications(upstream).items()),
+            *(Mount(place, app) for place, app in rpcs.applications(upstream, let_in).items()),
+            *page.routes(local_admin),
         ],
         middleware=[
             Middleware(
@@ -64,6 +70,11 @@ def application(upstream: Upstream, *, hosts: Collection[str], origins: Collecti
     )
     app.router.redirect_slashes = False
     return Guard(app, hosts=hosts, origins=origins)
+
+
+def _nobody(authorization: str) -> bool:
+    del authorization
+    return False
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -26,7 +26,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import FieldViolation, InvalidArgument, quoted
 from billing_grpc.gateway.guard import MAX_BODY_BYTES
 from billing_grpc.gateway.rpc_errors import of_call, of_status
-from billing_grpc.gateway.upstream import Caller, Upstream, path, request_id
+from billing_grpc.gateway.upstream import Caller, LetIn, Upstream, path, request_id
 from billing_grpc.wire.metadata import REQUEST_ID
 from billing_grpc.wire.statuses import error_to_status
 
@@ -43,9 +43,9 @@ _UNKNOWN_FIELD: Final = re.compile(r'has no field named "(.*?)"')
 _Context: TypeAlias = RequestContext[Message, Message]
 
 
-def applications(upstream: Upstream) -> dict[str, ASGIApp]:
+def applications(upstream: Upstream, let_in: LetIn) -> dict[str, ASGIApp]:
     """Return an ASGI application for each service, by its path."""
-    return {f"/{each.full_name}": _without_grpc(_Service(each, upstream)) for each in SERVICES}
+    return {f"/{each.full_name}": _without_grpc(_Service(each, upstream, let_in)) for each in SERVICES}
 
 
 def _without_grpc(app: ASGIApp) -> ASGIApp:
@@ -65,11 +65,11 @@ def _without_grpc(app: ASGIApp) -> ASGIApp:
 class _Service(ConnectASGIApplication[None]):
     """The library's application for one service."""
 
-    def __init__(self, service: ServiceDescriptor, upstream: Upstream) -> None:
+    def __init__(self, service: ServiceDescriptor, upstream: Upstream, let_in: LetIn) -> None:
         json = google_protobuf_json_codec(ignore_unknown_fields=False)
         super().__init__(
             service=None,
-            endpoints=lambda _: {path(method): _endpoint(method, upstream) for method in service.methods},
+            endpoints=lambda _: {path(method): _endpoint(method, upstream, let_in) for method in service.methods},
             codecs=(_Strict(google_protobuf_binary_codec()), _Strict(json)),
             read_max_bytes=MAX_BODY_BYTES,
         )
@@ -110,7 +110,7 @@ def _not_a_message(error: Exception) -> InvalidArgument:
     return InvalidArgument("TEXT_INVALID", FieldViolation("request", f"is not a message of this method{why}"))
 
 
-def _endpoint(method: MethodDescriptor, upstream: Upstream) -> Any:
+def _endpoint(method: MethodDescriptor, upstream: Upstream, let_in: LetIn) -> Any:
     """Return the library's endpoint for a method; the types of its two kinds are not public."""
     if method.client_streaming:
         raise NotImplementedError(f"{method.full_name}: a browser cannot stream requests")
@@ -118,12 +118,16 @@ def _endpoint(method: MethodDescriptor, upstream: Upstream) -> Any:
 
     async def once(request: Message, context: _Context) -> Message:
         with _errors(context):
-            answer, sent_id = await upstream.call(method, request, answer_type, _caller(context), _seconds(context))
+            answer, sent_id = await upstream.call(
+                method, request, answer_type, Caller.of(context.request_headers.getall, let_in), _seconds(context)
+            )
         context.response_headers[REQUEST_ID] = sent_id
         return answer
 
     async def often(request: Message, context: _Context) -> AsyncIterator[Message]:
-        answers = upstream.stream(method, request, answer_type, _caller(context), _seconds(context))
+        answers = upstream.stream(
+            method, request, answer_type, Caller.of(context.request_headers.getall, let_in), _seconds(context)
+        )
         async with aclosing(answers):
             with _errors(context):
                 async for answer in answers:
@@ -138,10 +142,6 @@ def _endpoint(method: MethodDescriptor, upstream: Upstream) -> Any:
         stream_type=StreamType.SERVER_STREAM if method.server_streaming else StreamType.UNARY,
     )
     return Endpoint.server_stream(info, often) if method.server_streaming else Endpoint.unary(info, once)
-
-
-def _caller(context: _Context) -> Caller:
-    return Caller.of(context.request_headers.getall)
 
 
 def _seconds(context: _Context) -> float | None:

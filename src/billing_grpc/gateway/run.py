@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from billing_grpc.addresses import TcpAddress
 from billing_grpc.errors import ListenError
 from billing_grpc.gateway.app import application
+from billing_grpc.gateway.local_admin import LocalAdmin
 from billing_grpc.gateway.upstream import Upstream
 
 _HEADER_SECONDS: Final = 5.0
@@ -31,6 +33,8 @@ def run(
     *,
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
+    local_admin: bool = False,
+    until: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -40,6 +44,8 @@ def run(
         say: called with the lines for standard output, once the gateway answers.
         hosts: the names by which callers reach the gateway, with or without a port; those of loopback are added.
         origins: the origins of other sites whose pages may call.
+        local_admin: whether the page may act as the server's principal `local`, opened by an address that works once.
+        until: waits in a thread of its own; when it returns, the gateway ends too.
 
     Raises:
         ListenError: the address is taken or cannot be used.
@@ -49,12 +55,32 @@ def run(
     with _bound(listen) as listener, asyncio.Runner() as runner:
         port = listener.getsockname()[1]
         own = [f"{name}:{port}" for name in _LOOPBACK_NAMES] if listen.is_loopback else []
-        app = application(upstream, hosts=[*hosts, *own], origins=origins)
-        server = _Server(app, lambda: say(f"listening on http://{TcpAddress(listen.host, port).target}"))
+        url = f"http://{TcpAddress(listen.host, port).target}"
+        pages = LocalAdmin(lambda secret: say(f"page: {url}/#{secret}")) if local_admin else None
+        app = application(upstream, pages, hosts=[*hosts, *own], origins=origins)
+
+        def listening() -> None:
+            say(f"listening on {url}")
+            if pages is not None:
+                pages.renew()
+
+        server = _Server(app, listening)
+        if until is not None:
+            _ending_with(until, server)
         try:
             runner.run(server.serve(sockets=[listener]))
         finally:
             runner.run(upstream.close())
+
+
+def _ending_with(until: Callable[[], None], server: uvicorn.Server) -> None:
+    """End the server when `until` returns."""
+
+    def wait() -> None:
+        until()
+        server.should_exit = True
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -16,6 +16,8 @@ from billing_grpc.errors import ServerUnreachable
 from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
 
 Answer = TypeVar("Answer", bound=Message)
+LetIn: TypeAlias = Callable[[str], bool]
+"""Returns whether an `authorization` is that of a page that acts as the server's local admin."""
 NO_CREDENTIALS: Final = "none"
 """The `authorization` of a call whose caller sent none that can be sent on.
 
@@ -41,17 +43,23 @@ class Caller:
     metadata: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, values: Callable[[str], Sequence[str]]) -> "Caller":
+    def of(cls, values: Callable[[str], Sequence[str]], let_in: LetIn) -> "Caller":
         """Return the caller of an HTTP request.
 
         Args:
             values: returns the values of a header.
+            let_in: as described there.
         """
         given = values(AUTHORIZATION)
+        if len(given) == 1 and let_in(given[0]):
+            return cls(_handed_on(values))
         sendable = all(_SENDABLE.fullmatch(value) for value in given)
         credentials = [(AUTHORIZATION, value) for value in given if sendable] or [(AUTHORIZATION, NO_CREDENTIALS)]
-        others = [(key, value) for key in _HANDED_ON for value in values(key)[:1] if _SENDABLE.fullmatch(value)]
-        return cls((*credentials, *others))
+        return cls((*credentials, *_handed_on(values)))
+
+
+def _handed_on(values: Callable[[str], Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((key, value) for key in _HANDED_ON for value in values(key)[:1] if _SENDABLE.fullmatch(value))
 
 
 class Upstream:

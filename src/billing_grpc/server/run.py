@@ -40,12 +40,15 @@ _FORCED_EXIT_FLUSH: Final = 0.2
 """Seconds that the log's reader gets to take a line when a second signal ends the process."""
 
 
-def run(settings: Settings, say: Callable[[str], None]) -> None:
+def run(
+    settings: Settings, say: Callable[[str], None], started: Callable[[Sequence[Address]], None] = lambda _: None
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         settings: the settings of the server.
         say: called with the lines for standard output; must not wait for their reader.
+        started: called with the addresses and their real ports once they answer.
 
     Raises:
         StartupError: the server cannot start; the message names the cause and the remedy.
@@ -61,6 +64,7 @@ def run(settings: Settings, say: Callable[[str], None]) -> None:
         def announce(bound: Sequence[Address]) -> None:
             lines = [f"listening on {address}" for address in bound]
             say("\n".join([*lines, demo.hints(bound[0])] if embedded else lines))
+            started(bound)
 
         if settings.workers > 1:
             _run_workers(settings, database_url, signals, announce)
