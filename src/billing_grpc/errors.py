@@ -274,7 +274,7 @@ class AnswerInvalid(CallError):
 
 
 class ClientMisused(CallError):
-    """The client was used on two event loops at once, or in a process forked after gRPC was used. Nothing was sent."""
+    """The client was used on two event loops at once, or in a forked process in which gRPC does not work."""
 
     reason = "CLIENT_MISUSED"
 

@@ -128,12 +128,14 @@ BUILD: Final = {"hatchling", "packaging", "pathspec", "pluggy", "tomlkit", "trov
 
 ASK: Final = """
 import asyncio, logging, sys
-from billing_grpc import catalogue, errors, model, provision, resolver, service_config, suspects
+from billing_grpc import catalogue, errors, model, provision, resolver, service_config, suspects, sync
 from billing_grpc.client import BillingClient
 async def main():
     async with BillingClient(sys.argv[1]) as client:
         plan = await client.plan_provision_env(env_keys=["OPENAI_API_KEY"])
         return plan, (await client.resolve("no id")).error.reason
+with sync.BillingClient(sys.argv[1]) as blocking:
+    print(blocking.resolve().mode)
 plan, refused = asyncio.run(main())
 print(plan.resolution.mode, refused, *provision.apply(plan, {"OPENAI_API_KEY": "x"}))
 """
@@ -164,7 +166,7 @@ def test_without_an_extra_the_wheel_is_the_client_alone(wheel: Path, place: Path
         asked = subprocess.run(
             [python, "-c", ASK, server.address], cwd=place, capture_output=True, text=True, timeout=PATIENCE, check=True
         )
-    said = "byok SERVER_REFUSED MOLECULE_LLM_BILLING_MODE MOLECULE_LLM_BILLING_MODE_RESOLVED OPENAI_API_KEY"
+    said = "byok byok SERVER_REFUSED MOLECULE_LLM_BILLING_MODE MOLECULE_LLM_BILLING_MODE_RESOLVED OPENAI_API_KEY"
     assert sorted(asked.stdout.split()) == sorted(said.split())
     error = missing(python, place, "resolve", "")
     assert "billing-grpc[cli]" in error
