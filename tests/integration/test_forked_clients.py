@@ -125,7 +125,7 @@ import signal
 def fork(*_):
     began = time.monotonic()
     in_child(lambda: say(ask(client())))
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 4
 signal.signal(signal.SIGALRM, fork)
 signal.setitimer(signal.ITIMER_REAL, 0.5)
 say(ask(client(HANGS)))
@@ -138,7 +138,7 @@ began = time.monotonic()
 def child():
     say(ask(shared))
     shared.close()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2
 in_child(child)
 say(ask(shared))
 """
@@ -151,7 +151,7 @@ def child():
     for seconds in (2 + 0.5, 0):
         began = time.monotonic()
         say(ask(shared))
-        assert time.monotonic() - began < seconds + 1
+        assert time.monotonic() - began < seconds + 2
     shared.close()
 in_child(child)
 say(ask(shared))
@@ -166,7 +166,7 @@ def child():
         for seconds in (2 + 0.5, 0):
             began = time.monotonic()
             say(ask(shared))
-            assert time.monotonic() - began < seconds + 1
+            assert time.monotonic() - began < seconds + 2
     time.sleep(0.5)
     say(ask(shared))
 in_child(child)
