@@ -37,23 +37,56 @@ TWICE: Final = f"""package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
-	"log/slog"
+	"net"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"{PATH}/billing"
 
-	other "example.org/twice/stubs"
+	other "team.example/twice/stubs"
 )
 
+const id = "7f1fc6a0-0000-4000-8000-00000000000a"
+
+// stale is a server of the other copy's: every etag is stale.
+type stale struct {{
+	other.UnimplementedBillingModeServiceServer
+}}
+
+func (stale) SetWorkspaceBillingMode(
+	context.Context, *other.SetWorkspaceBillingModeRequest,
+) (*other.SetWorkspaceBillingModeResponse, error) {{
+	current := &other.WorkspaceBillingMode{{
+		Etag: "42", Resolution: &other.BillingModeResolution{{WorkspaceId: id, ResolvedMode: 1, Source: 3, OrgDefault: 1}},
+	}}
+	info := &errdetails.ErrorInfo{{Domain: "billing.molecule", Reason: "ETAG_STALE"}}
+	failed, _ := status.New(codes.Aborted, "stale").WithDetails(info, current)
+	return nil, failed.Err()
+}}
+
 func main() {{
-	quiet := billing.Options{{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}}
-	client, err := billing.Dial("127.0.0.1:1", billing.Credentials{{}}, quiet)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {{
 		panic(err)
 	}}
-	request := &other.ResolveBillingModeRequest{{WorkspaceId: "theirs"}}
-	fmt.Println(client.Resolve(context.Background(), "").Mode, request.GetWorkspaceId())
+	server := grpc.NewServer()
+	other.RegisterBillingModeServiceServer(server, stale{{}})
+	go server.Serve(listener)
+	client, err := billing.Dial(listener.Addr().String(), billing.Credentials{{}}, billing.Options{{}})
+	if err != nil {{
+		panic(err)
+	}}
+	_, err = client.Set(context.Background(), id, billing.BYOK, billing.SetOptions{{Etag: "41"}})
+	var stale *billing.EtagStaleError
+	if !errors.As(err, &stale) {{
+		panic(err)
+	}}
+	fmt.Println(stale.Current.Etag)
 }}
 """
 
@@ -123,7 +156,7 @@ def publish(folder: Path, version: str) -> None:
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A module that holds a copy of the stubs of its own."""
-    module = other_module(tmp_path_factory.mktemp("twice"), "example.org/twice")
+    module = other_module(tmp_path_factory.mktemp("twice"), "team.example/twice")
     shutil.copytree(MODULE / "billingv1", module / "stubs")
     (module / "main.go").write_text(TWICE, encoding="utf-8")
     return module
@@ -143,7 +176,7 @@ def test_two_copies_of_the_stubs_end_a_program_unless_it_is_told(go: str, twice:
     assert ended.returncode != 0
     # The library varies the space before it.
     assert 'file "molecule/billing/v1/billing_mode.proto" is already registered' in ended.stderr
-    assert (told.returncode, told.stdout) == (0, "platform_managed theirs\n")
+    assert (told.returncode, told.stdout) == (0, "42\n")
 
 
 def test_a_program_with_two_copies_starts_if_it_is_linked_as_documented(go: str, twice: Path) -> None:
@@ -152,11 +185,11 @@ def test_a_program_with_two_copies_starts_if_it_is_linked_as_documented(go: str,
 
     ended = run("./linked", folder=twice)
 
-    assert (ended.returncode, ended.stdout) == (0, "platform_managed theirs\n")
+    assert (ended.returncode, ended.stdout) == (0, "42\n")
 
 
 def test_the_stubs_of_the_module_replace_a_copy_under_the_same_names(go: str, twice: Path) -> None:
-    text = TWICE.replace("example.org/twice/stubs", f"{PATH}/billingv1")
+    text = TWICE.replace("team.example/twice/stubs", f"{PATH}/billingv1")
     (twice / "one").mkdir()
     (twice / "one" / "main.go").write_text(text, encoding="utf-8")
     assert run(go, "build", "-o", "single", "./one", folder=twice).returncode == 0

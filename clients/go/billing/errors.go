@@ -6,6 +6,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/molecule-ai/billing-grpc/clients/go/billingv1"
 )
@@ -70,27 +71,32 @@ func callError(method, workspaceID string, err error) error {
 	} else if unreachable[said.Code()] {
 		e.Reason = ServerUnreachable
 	}
-	var current *pb.WorkspaceBillingMode
-	for _, detail := range said.Details() {
-		switch detail := detail.(type) {
-		case *errdetails.ErrorInfo:
-			if detail.GetDomain() == errorDomain && detail.GetReason() != "" {
-				e.Reason = Reason(detail.GetReason())
-			}
-		case *errdetails.BadRequest:
-			for _, each := range detail.GetFieldViolations() {
-				e.Fields = append(e.Fields, FieldError{each.GetField(), each.GetDescription()})
-			}
-		case *pb.WorkspaceBillingMode:
-			current = detail
+	info, bad, current := &errdetails.ErrorInfo{}, &errdetails.BadRequest{}, &pb.WorkspaceBillingMode{}
+	if detail(said, info) && info.GetDomain() == errorDomain && info.GetReason() != "" {
+		e.Reason = Reason(info.GetReason())
+	}
+	if detail(said, bad) {
+		for _, each := range bad.GetFieldViolations() {
+			e.Fields = append(e.Fields, FieldError{each.GetField(), each.GetDescription()})
 		}
 	}
-	if e.Reason == EtagStale && current != nil {
+	if e.Reason == EtagStale && detail(said, current) {
 		if state, err := readWorkspace(current, workspaceID); err == nil {
 			return &EtagStaleError{state, e}
 		}
 	}
 	return e
+}
+
+// detail reads a detail of a status. It does not ask the registry, as Status.Details does, which knows the types of the other
+// copy where a program holds two copies of the stubs.
+func detail(of *status.Status, into proto.Message) bool {
+	for _, each := range of.Proto().GetDetails() {
+		if each.MessageIs(into) {
+			return each.UnmarshalTo(into) == nil
+		}
+	}
+	return false
 }
 
 func invalidAnswer(method string, err error) error {
