@@ -59,6 +59,16 @@ def test_the_go_client_has_nothing_to_complain_of(go: str) -> None:
     assert run(gofmt, "-l", ".").stdout == ""
 
 
+def test_the_documents_name_the_oldest_go_and_grpc_that_the_module_takes() -> None:
+    module = (MODULE / "go.mod").read_text(encoding="utf-8")
+    oldest = re.findall(r"^go (\S+)$|google.golang.org/grpc v(\d+\.\d+)", module, re.MULTILINE)
+    (go, _), (_, grpc) = oldest
+
+    assert f"Go {go} and later, and with grpc-go {grpc} and later" in (MODULE / "README.md").read_text(encoding="utf-8")
+    assert f"for Go {go} and later" in (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    assert f"Go {go} or later" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
 def test_the_go_stubs_are_those_of_the_contract(tmp_path_factory: pytest.TempPathFactory) -> None:
     missing = [each for each in PLUGINS if not (ROOT / ".tools" / each).exists()]
     if missing:
