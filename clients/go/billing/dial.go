@@ -15,7 +15,7 @@ var serviceConfig string
 
 // DialOptions give a connection its credentials, the retries that ship with the contract, and bring it back within a second
 // or so, also where the server's name leads elsewhere: by default gRPC waits for up to two minutes, and every decision
-// would stay closed for as long.
+// would be the fallback for as long.
 //
 // Without TLS the connection never goes through a proxy of the environment (HTTPS_PROXY), which would read its token.
 func DialOptions(transport credentials.TransportCredentials) []grpc.DialOption {

@@ -48,7 +48,7 @@ func (c *Client) PlanProvisionEnv(ctx context.Context, workspaceID string, envKe
 			}
 		}
 		if reason != "" {
-			return c.closedPlan(closedResolution(workspaceID, reason), envKeys, strip)
+			return c.fallbackPlan(fallbackResolution(workspaceID, reason), envKeys, strip)
 		}
 		c.compare(ctx, method, plan.Catalogue)
 		// The first answer decides; the others add what the server strips of further names.
@@ -97,8 +97,8 @@ func (c *Client) readPlan(a *pb.PlanProvisionEnvResponse, asked string) (Plan, e
 	return plan, nil
 }
 
-// closedPlan strips all it knows of, and what an answer that cannot be used would have stripped.
-func (c *Client) closedPlan(r Resolution, env, server []string) Plan {
+// fallbackPlan strips all it knows of, and what an answer that cannot be used would have stripped.
+func (c *Client) fallbackPlan(r Resolution, env, server []string) Plan {
 	wanted := slices.DeleteFunc(slices.Clone(server), func(key string) bool {
 		name := normalise(key)
 		return name == "" || reserved(name)

@@ -41,11 +41,11 @@ func (c *Client) resolve(ctx context.Context, workspaceID string, whatIf *string
 	request := &pb.ResolveBillingModeRequest{WorkspaceId: workspaceID, OrgDefault: whatIf}
 	answer, reason := ask(ctx, c, method, 1, request, c.stub.ResolveBillingMode)
 	if reason != "" {
-		return closedResolution(workspaceID, reason)
+		return fallbackResolution(workspaceID, reason)
 	}
 	resolution, err := read(answer.GetResolution(), workspaceID, whatIf)
 	if err != nil {
-		return closedResolution(workspaceID, c.invalid(ctx, method, 1, err))
+		return fallbackResolution(workspaceID, c.invalid(ctx, method, 1, err))
 	}
 	return resolution
 }
@@ -61,7 +61,7 @@ func (c *Client) ResolveMany(ctx context.Context, workspaceIDs []string) []Resol
 			askable = append(askable, i)
 			continue
 		}
-		resolutions[i] = closedResolution(id, ServerRefused)
+		resolutions[i] = fallbackResolution(id, ServerRefused)
 	}
 	if malformed := len(workspaceIDs) - len(askable); malformed > 0 {
 		first := slices.IndexFunc(workspaceIDs, func(id string) bool { return !uuid.MatchString(id) })
@@ -89,12 +89,12 @@ func (c *Client) resolveBatch(ctx context.Context, method string, ids []string) 
 	var wrong []error
 	for i, id := range ids {
 		if reason != "" {
-			resolutions[i] = closedResolution(id, reason)
+			resolutions[i] = fallbackResolution(id, reason)
 			continue
 		}
 		var err error
 		if resolutions[i], err = read(answer.GetResolutions()[i], id, nil); err != nil {
-			resolutions[i] = closedResolution(id, AnswerInvalid)
+			resolutions[i] = fallbackResolution(id, AnswerInvalid)
 			wrong = append(wrong, fmt.Errorf("resolutions[%d]: %w", i, err))
 		}
 	}
@@ -148,7 +148,7 @@ func read(p *pb.BillingModeResolution, asked string, whatIf *string) (Resolution
 	return r, nil
 }
 
-func closedResolution(asked string, reason Reason) Resolution {
+func fallbackResolution(asked string, reason Reason) Resolution {
 	if !uuid.MatchString(asked) {
 		asked = ""
 	}

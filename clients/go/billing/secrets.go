@@ -51,7 +51,7 @@ func (c *Client) validate(ctx context.Context, scope *pb.ValidateSecretWriteRequ
 	}
 	if len(askable) == 0 {
 		reason := c.fallback(ctx, Fallback{method, ServerRefused, 1, errors.New("secret_keys: name at least one key")})
-		return c.closedSecrets(closedResolution(scope.GetWorkspaceId(), reason), keys, nil)
+		return c.fallbackSecrets(fallbackResolution(scope.GetWorkspaceId(), reason), keys, nil)
 	}
 	for batch := range slices.Chunk(askable, maxSecretKeys) {
 		request := &pb.ValidateSecretWriteRequest{Scope: scope.GetScope(), SecretKeys: at(keys, batch)}
@@ -70,7 +70,7 @@ func (c *Client) validateBatch(ctx context.Context, method string, request *pb.V
 	id, keys := request.GetWorkspaceId(), request.GetSecretKeys()
 	answer, reason := ask(ctx, c, method, 1, request, c.stub.ValidateSecretWrite)
 	if reason != "" {
-		return c.closedSecrets(closedResolution(id, reason), keys, nil)
+		return c.fallbackSecrets(fallbackResolution(id, reason), keys, nil)
 	}
 	decision, err := c.readSecrets(answer, id, keys)
 	if err == nil {
@@ -80,7 +80,7 @@ func (c *Client) validateBatch(ctx context.Context, method string, request *pb.V
 		// This client lists what the server does not: whether it may be stored depends on a mode that was not looked up.
 		found, reason := ask(ctx, c, method, 1, &pb.ResolveBillingModeRequest{WorkspaceId: id}, c.stub.ResolveBillingMode)
 		if reason != "" {
-			return c.closedSecrets(closedResolution(id, reason), keys, answer)
+			return c.fallbackSecrets(fallbackResolution(id, reason), keys, answer)
 		}
 		answer.Resolution = found.GetResolution()
 		if answer.Resolution == nil {
@@ -89,7 +89,7 @@ func (c *Client) validateBatch(ctx context.Context, method string, request *pb.V
 		decision, err = c.readSecrets(answer, id, keys)
 	}
 	if err != nil {
-		return c.closedSecrets(closedResolution(id, c.invalid(ctx, method, 1, err)), keys, answer)
+		return c.fallbackSecrets(fallbackResolution(id, c.invalid(ctx, method, 1, err)), keys, answer)
 	}
 	return decision
 }
@@ -151,9 +151,9 @@ func lacksMode(d SecretDecision) bool {
 	return d.Resolution == nil && slices.ContainsFunc(d.Verdicts, blocked)
 }
 
-// closedSecrets blocks what depends on the mode. An outage blocks no other secret; of an invalid answer only what it
+// fallbackSecrets blocks what depends on the mode. An outage blocks no other secret; of an invalid answer only what it
 // plainly allows is allowed.
-func (c *Client) closedSecrets(r Resolution, keys []string, a *pb.ValidateSecretWriteResponse) SecretDecision {
+func (c *Client) fallbackSecrets(r Resolution, keys []string, a *pb.ValidateSecretWriteResponse) SecretDecision {
 	allows := func(v *pb.SecretKeyVerdict) bool { return verdicts[v.GetVerdict()] == Allowed }
 	blocks := func(v *pb.SecretKeyVerdict) bool { return !allows(v) }
 	plain := len(a.GetVerdicts()) == len(keys) && (a.GetAllowed() || slices.ContainsFunc(a.GetVerdicts(), blocks))

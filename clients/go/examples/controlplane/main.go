@@ -3,7 +3,11 @@
 //	GET /admin/workspaces/{id}/llm-billing-mode
 //	PUT /admin/workspaces/{id}/llm-billing-mode   {"mode": "byok" | "platform_managed" | "disabled" | null}
 //
-// It is an example: callers of the route keep working while its handler no longer reads the database.
+// It is an example: callers of the route keep working while its handler no longer reads the database. Try it beside a server
+// that was started with `make run`:
+//
+//	echo secret > /tmp/admin-token && go run ./examples/controlplane -admin-token-file /tmp/admin-token
+//	curl -H "Authorization: Bearer secret" localhost:8080/admin/workspaces/00000000-0000-4000-8000-000000000002/llm-billing-mode
 package main
 
 import (
