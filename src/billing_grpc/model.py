@@ -283,11 +283,13 @@ class ChangeNote:
         principal: the name of the caller.
         reason: the caller's reason for the change.
         request_id: the id of the call.
+        actor: the person behind the caller; empty if it named none.
     """
 
     principal: str
     reason: str = ""
     request_id: str = ""
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +341,7 @@ class Change(Generic[ChangeId]):
         database_user: the database role that made the change.
         reason: the caller's reason.
         request_id: the id of the call; empty if the change did not come through this service.
+        actor: the person behind the caller; empty if it named none.
     """
 
     change_id: ChangeId
@@ -350,6 +353,21 @@ class Change(Generic[ChangeId]):
     database_user: str
     reason: str
     request_id: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangesPage:
+    """Some entries of the change log.
+
+    Attributes:
+        changes: newest first.
+        snapshot: which transactions were committed when they were read, as Postgres writes a snapshot; empty if the log does
+            not know the transactions of its entries.
+    """
+
+    changes: Sequence[Change[int]]
+    snapshot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from billing_grpc.errors import FieldViolation, InvalidArgument
@@ -16,8 +17,29 @@ _VERSION: Final = "1"
 _CHECK_BYTES: Final = 8
 _MAX_LENGTH: Final = 256
 _MAX_NUMBER: Final = 2**63 - 1
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+_LOG_POSITION: Final = re.compile(r"(?:[1-9][0-9]{0,18})?/[0-9:,]*/[0-9:,]*")
+_SNAPSHOT: Final = re.compile(r"[0-9]{1,19}:[0-9]{1,19}:(?:[0-9]{1,19}(?:,[0-9]{1,19})*)?")
+_MAX_LOG_LENGTH: Final = 65_536
+"""A snapshot names every transaction that was running, each with up to 20 digits."""
 _WORKSPACE: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """Where a page of the change log begins.
+
+    Attributes:
+        before: only entries with a lower number; None for all.
+        since: only entries that were not committed in this snapshot; empty for all.
+        until: only entries that were committed in this snapshot; empty for all.
+    """
+
+    before: int | None = None
+    since: str = ""
+    until: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.before or ''}/{self.since}/{self.until}"
 
 
 def list_name(*filters: object) -> str:
@@ -26,31 +48,32 @@ def list_name(*filters: object) -> str:
 
 
 def encode(of: str, position: object) -> str:
-    """Return the token of the page after `position`, a number or an id, in the list that `list_name` named `of`."""
+    """Return the token of the page after `position` in the list that `list_name` named `of`."""
     payload = f"{_VERSION}|{of}|{position}".encode()
     return base64.urlsafe_b64encode(_check(payload) + payload).decode().rstrip("=")
 
 
-def number(token: str, of: str) -> int:
-    """Return the number in a token.
-
-    Raises:
-        InvalidArgument: PAGE_TOKEN_INVALID if this service did not make the token, or made it for another list.
-    """
-    position = int(_decode(token, of, _NUMBER))
-    if position > _MAX_NUMBER:
+def log_position(token: str, of: str) -> LogPosition:
+    """Return the position in a token of the change log; otherwise as `workspace`."""
+    before, since, until = _decode(token, of, _LOG_POSITION, _MAX_LOG_LENGTH).split("/")
+    position = LogPosition(int(before) if before else None, since, until)
+    if (position.before or 0) > _MAX_NUMBER or not (_is_snapshot(since) and _is_snapshot(until)):
         raise _foreign()
     return position
 
 
 def workspace(token: str, of: str) -> str:
-    """Return the workspace in a token; otherwise as `number`."""
+    """Return the workspace in a token.
+
+    Raises:
+        InvalidArgument: PAGE_TOKEN_INVALID if this service did not make the token, or made it for another list.
+    """
     return _decode(token, of, _WORKSPACE)
 
 
-def _decode(token: str, of: str, form: re.Pattern[str]) -> str:
+def _decode(token: str, of: str, form: re.Pattern[str], most: int = _MAX_LENGTH) -> str:
     try:
-        if len(token) > _MAX_LENGTH or not token.isascii():
+        if len(token) > most or not token.isascii():
             raise _foreign()
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         payload = raw[_CHECK_BYTES:]
@@ -68,6 +91,29 @@ def _decode(token: str, of: str, form: re.Pattern[str]) -> str:
 
 def _check(payload: bytes) -> bytes:
     return hashlib.sha256(b"billing_grpc page token" + payload).digest()[:_CHECK_BYTES]
+
+
+def _is_snapshot(text: str) -> bool:
+    """Return whether Postgres takes this for a snapshot: xmin, xmax, and the transactions that run in between, in order."""
+    if not text:
+        return True
+    if not _SNAPSHOT.fullmatch(text):
+        return False
+    least, most, running = text.split(":")
+    ids = [int(each) for each in running.split(",") if each]
+    bounds = [int(least), *ids, int(most)]
+    return (
+        bounds[0] > 0
+        and bounds == sorted(bounds)
+        and len(set(ids)) == len(ids)
+        and bounds[-1] <= _MAX_NUMBER
+        and (not ids or ids[-1] < bounds[-1])
+    )
+
+
+def foreign_database() -> InvalidArgument:
+    """Return the error for a token whose transactions the database does not know."""
+    return _invalid("is of another database, or of this one before it was restored; start again without it")
 
 
 def _foreign() -> InvalidArgument:

@@ -13,6 +13,7 @@ MAX_BATCH: Final = 1000
 MAX_SECRET_KEYS: Final = 256
 MAX_ENV_KEYS: Final = 4096
 MAX_REASON: Final = 500
+MAX_ACTOR: Final = 128
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 500
 MAX_WORKSPACES_PAGE: Final = 1000
@@ -22,6 +23,7 @@ NAMED_INDEXES: Final = 20
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _UUID_LINES: Final = re.compile(rf"(?:{_UUID.pattern}\n)*{_UUID.pattern}")
 _LINE_LENGTH: Final = 37
+_ACTOR: Final = re.compile(rf"[ -~]{{0,{MAX_ACTOR}}}")
 _ETAG: Final = re.compile(r"[0-9]{1,19}(-[0-9a-f]{16})?")
 _UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
 # Control characters, and the two separators at which terminals and log viewers break lines.
@@ -102,6 +104,20 @@ def reason(text: str) -> str:
     else:
         return text
     raise InvalidArgument("TEXT_INVALID", FieldViolation("reason", problem))
+
+
+def actor(values: Sequence[str | bytes]) -> str:
+    """Return the person behind a caller, from the values of `x-billing-actor`; empty if the caller named none.
+
+    Raises:
+        InvalidArgument: TEXT_INVALID if there are several, or it is not at most 128 printable ASCII characters.
+    """
+    if not values:
+        return ""
+    if len(values) == 1 and isinstance(values[0], str) and _ACTOR.fullmatch(values[0]):
+        return values[0]
+    problem = f"must be sent once, with at most {MAX_ACTOR} printable ASCII characters"
+    raise InvalidArgument("TEXT_INVALID", FieldViolation("x-billing-actor", problem))
 
 
 def etag(text: str) -> str:

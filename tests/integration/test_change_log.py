@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from billing_grpc.errors import DatabaseTimeout, StorageError, WriteNotApplied
 from billing_grpc.model import BillingMode, Change, ChangeNote, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.support.writes import BY, add
@@ -55,7 +56,9 @@ async def repository(service_url: str) -> AsyncIterator[PostgresRepository]:
 
 async def log_of(repository: PostgresRepository, workspace: str) -> list[Change[int]]:
     """Oldest first."""
-    return list(reversed(await repository.list_changes(workspace, before=None, limit=1000, budget=BUDGET)))
+    return list(
+        reversed((await repository.list_changes(workspace, position=LogPosition(), limit=1000, budget=BUDGET)).changes)
+    )
 
 
 async def stored(repository: PostgresRepository, workspace: str) -> str | None:
@@ -69,14 +72,14 @@ async def test_a_write_is_recorded_with_who_why_and_for_which_request(
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
     workspace = add(owner)
-    by = ChangeNote("controlplane", "own contract \U0001f511", "request-7")
+    by = ChangeNote("controlplane", "own contract \U0001f511", "request-7", "alice@example.com")
 
     change = await repository.save_override(workspace, BillingMode.BYOK, by=by, budget=BUDGET)
 
     (recorded,) = await log_of(repository, workspace)
     assert (recorded.previous_override, recorded.new_override) == (None, "byok")
     assert (recorded.principal, recorded.reason, recorded.request_id) == (by.principal, by.reason, by.request_id)
-    assert recorded.database_user == migrations.SERVICE_ROLE
+    assert (recorded.database_user, recorded.actor) == (migrations.SERVICE_ROLE, by.actor)
     assert change.current.change_id == recorded.change_id
     assert change.current.change_time == recorded.change_time
     assert change.current.changed_by == "controlplane"
@@ -167,7 +170,7 @@ async def test_emptying_the_table_is_recorded_for_every_workspace_that_had_a_mod
     workspaces = [add(owner, "byok"), add(owner, "disabled"), add(owner)]
     owner.execute("TRUNCATE workspaces")
 
-    every = await repository.list_changes(None, before=None, limit=100, budget=BUDGET)
+    every = (await repository.list_changes(None, position=LogPosition(), limit=100, budget=BUDGET)).changes
     assert {(each.workspace_id, each.previous_override) for each in every if each.new_override is None} == {
         (workspaces[0], "byok"),
         (workspaces[1], "disabled"),
@@ -270,7 +273,7 @@ async def test_a_mode_that_is_older_than_the_log_has_another_etag_than_one_that_
     workspace = add(owner)
     never = (await repository.load_record(workspace, budget=BUDGET)).etag
     owner.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
-    for step in (migrations.down, migrations.down, migrations.up):
+    for step in (migrations.down, migrations.down, migrations.down, migrations.up):
         step(database_url)
     migrations.run_script(database_url, migrations.grants())
     change = await repository.save_override(workspace, BillingMode.DISABLED, by=BY, etag=never, budget=BUDGET)
@@ -289,10 +292,11 @@ async def test_another_role_that_says_who_it_is_is_not_believed(
         connection.execute("SELECT set_config('billing_grpc.principal', 'controlplane', false)")
         connection.execute("SELECT set_config('billing_grpc.reason', 'made up', false)")
         connection.execute("SELECT set_config('billing_grpc.request_id', 'made up', false)")
+        connection.execute("SELECT set_config('billing_grpc.actor', 'made up', false)")
         connection.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
 
     (recorded,) = await log_of(repository, workspace)
-    assert (recorded.principal, recorded.reason, recorded.request_id) == ("", "", "")
+    assert (recorded.principal, recorded.reason, recorded.request_id, recorded.actor) == ("", "", "", "")
 
 
 async def test_a_login_role_that_was_granted_the_services_role_is_believed(
@@ -633,14 +637,14 @@ async def test_pages_are_disjoint_and_complete_while_new_changes_arrive(
         for each in (workspace, other):
             await repository.save_override(each, MODES[number % 2], by=ChangeNote("a", f"{number}"), budget=BUDGET)
     seen: list[str] = []
-    before = None
-    while page := await repository.list_changes(workspace, before=before, limit=4, budget=BUDGET):
+    at = LogPosition()
+    while page := (await repository.list_changes(workspace, position=at, limit=4, budget=BUDGET)).changes:
         seen += [each.reason for each in page]
-        before = page[-1].change_id
+        at = LogPosition(page[-1].change_id)
         await repository.save_override(workspace, MODES[len(seen) % 3], by=ChangeNote("a", "later"), budget=BUDGET)
 
     assert seen == [str(number) for number in reversed(range(25))]
-    every = await repository.list_changes(None, before=None, limit=1000, budget=BUDGET)
+    every = (await repository.list_changes(None, position=LogPosition(), limit=1000, budget=BUDGET)).changes
     assert [each.change_id for each in every] == sorted((each.change_id for each in every), reverse=True)
     assert {each.workspace_id for each in every} == {workspace, other}
 
@@ -649,8 +653,8 @@ async def test_administration_needs_the_log_and_decisions_do_not(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner, "byok")
-    migrations.down(database_url)
-    migrations.down(database_url)
+    for _ in range(3):
+        migrations.down(database_url)
 
     assert (await repository.load_override(workspace, budget=BUDGET)).text == "byok"
     with pytest.raises(StorageError) as failed:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError, ValueUnreadable
 from billing_grpc.model import NO_WORKSPACE, BillingMode, ResolutionError, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.overrides import elements, overrides_in
@@ -158,7 +159,7 @@ async def test_hidden_rows_close_whatever_the_session_says(
         for hidden in (
             repository.load_record(str(ONE), budget=BUDGET),
             repository.save_override(str(ONE), BillingMode.BYOK, by=BY, budget=BUDGET),
-            repository.list_changes(None, before=None, limit=10, budget=BUDGET),
+            repository.list_changes(None, position=LogPosition(), limit=10, budget=BUDGET),
             repository.check_administration(budget=BUDGET),
         ):
             with pytest.raises(DatabaseDenied):
@@ -219,7 +220,7 @@ async def test_a_read_only_database_closes_until_it_accepts_writes(
         for administration in (
             repository.load_record(str(ONE), budget=BUDGET),
             repository.save_override(str(ONE), BillingMode.DISABLED, by=BY, budget=BUDGET),
-            repository.list_changes(None, before=None, limit=10, budget=BUDGET),
+            repository.list_changes(None, position=LogPosition(), limit=10, budget=BUDGET),
             repository.check_administration(budget=BUDGET),
         ):
             with pytest.raises(DatabaseStale):

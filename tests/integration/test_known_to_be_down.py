@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, SchemaNotReady, StorageError
 from billing_grpc.model import BillingMode, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
@@ -126,7 +127,7 @@ async def test_an_answer_about_the_log_says_nothing_about_the_workspaces(
         async with asyncio.timeout(PATIENCE):
             while repository.available:
                 with suppress(StorageError):
-                    await repository.list_changes(None, before=None, limit=1, budget=BUDGET)
+                    await repository.list_changes(None, position=LogPosition(), limit=1, budget=BUDGET)
                 if reading.done():
                     reading = asyncio.create_task(read(repository, workspace))
         assert await reading is DatabaseTimeout

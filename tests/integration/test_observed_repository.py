@@ -10,6 +10,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import STORAGE_ERRORS, StorageError
 from billing_grpc.model import BillingMode, ChangeNote, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.observed_repository import ObservedRepository
 from billing_grpc.storage.postgres import PostgresRepository
@@ -42,7 +43,8 @@ async def test_every_operation_is_passed_on_and_counted(service_url: str, databa
         assert change.current.override == StoredOverride("disabled")
         assert await watched.load_record(workspace, budget=5) == change.current
         assert [
-            each.new_override for each in await watched.list_changes(workspace, before=None, limit=1, budget=5)
+            each.new_override
+            for each in (await watched.list_changes(workspace, position=LogPosition(), limit=1, budget=5)).changes
         ] == ["disabled"]
         await watched.check_administration(budget=5)
 

@@ -21,6 +21,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.errors import DatabaseTimeout, DatabaseUnreachable, StorageError
 from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import running_server
 from tests.support.victim import Victim
@@ -316,7 +317,7 @@ async def test_a_write_whose_session_ends_before_its_commit_is_made_once_on_anot
         holder.execute("SELECT pg_terminate_backend(%s)", sessions(victim.url, "active"))
     assert isinstance(await writing, OverrideChange)
     assert await read(repository, workspace) == StoredOverride("disabled")
-    assert len(await repository.list_changes(workspace, before=None, limit=10, budget=BUDGET)) == 2
+    assert len((await repository.list_changes(workspace, position=LogPosition(), limit=10, budget=BUDGET)).changes) == 2
 
 
 async def test_reads_survive_the_kill_of_a_single_session_which_restarts_all_of_them(

@@ -32,6 +32,7 @@ from billing_grpc.errors import (
     WriteNotApplied,
 )
 from billing_grpc.model import BillingMode, OverrideChange, ResolutionError, StoredOverride
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connection import Connection
@@ -458,7 +459,9 @@ async def test_a_database_of_another_encoding_gets_the_reason_as_far_as_it_can_s
             by = replace(BY, reason="à l'essai \N{PARTY POPPER}")
             change = await repository.save_override(workspace, BillingMode.BYOK, by=by, budget=PATIENT)
             assert overrides(change) == (StoredOverride("gratuité"), StoredOverride("byok"))
-            recorded = await repository.list_changes(workspace, before=None, limit=1, budget=PATIENT)
+            recorded = (
+                await repository.list_changes(workspace, position=LogPosition(), limit=1, budget=PATIENT)
+            ).changes
             assert [(each.reason, each.previous_override) for each in recorded] == [("à l'essai ?", "gratuité")]
 
 

@@ -195,7 +195,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a page token that is none": ("ListBillingModeChanges", {"page_token": "x"}, "PAGE_TOKEN_INVALID"),
     "a page token of another list": (
         "ListBillingModeChanges",
-        {"workspace_id": BYOK, "page_token": page_token.encode(page_token.list_name("changes", INHERITS), 7)},
+        {
+            "workspace_id": BYOK,
+            "page_token": page_token.encode(page_token.list_name("changes", INHERITS), page_token.LogPosition(7)),
+        },
         "PAGE_TOKEN_INVALID",
     ),
     "a negative page of workspaces": ("ListWorkspaceBillingModes", {"page_size": -1}, "COUNT_OUT_OF_RANGE"),
@@ -205,7 +208,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a change under no default": ("ListWorkspaceBillingModes", {"would_change": True}, "FILTER_INVALID"),
     "a token of the change log": (
         "ListWorkspaceBillingModes",
-        {"page_token": page_token.encode(page_token.list_name("changes", None), 7)},
+        {"page_token": page_token.encode(page_token.list_name("changes", None), page_token.LogPosition(7))},
         "PAGE_TOKEN_INVALID",
     ),
     "a token of another filter": (

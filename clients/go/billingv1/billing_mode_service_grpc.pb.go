@@ -64,7 +64,8 @@ const (
 //	  CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
 //	  MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
 //	  SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-//	  TEXT_INVALID           a change's reason with a line break; a request
+//	  TEXT_INVALID           a change's reason with a line break; an
+//	                         `x-billing-actor` of 200 characters; a request
 //	                         that is not a message of its method
 //	  SECRET_KEY_INVALID     a secret key with a space inside
 //	  PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -140,6 +141,9 @@ type BillingModeServiceClient interface {
 	// (CHANGE_REQUIRED). Setting what is already set succeeds and changes
 	// nothing. Takes effect when the workspace next starts.
 	//
+	// The metadata `x-billing-actor` names the person behind the caller, for the
+	// change log: at most 128 printable ASCII characters.
+	//
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
 	// Example request that clears: `{"workspace_id":
@@ -194,7 +198,11 @@ type BillingModeServiceClient interface {
 	// variables to `platform_managed` and route via the platform's proxy, or not
 	// start the container.
 	PlanProvisionEnv(ctx context.Context, in *PlanProvisionEnvRequest, opts ...grpc.CallOption) (*PlanProvisionEnvResponse, error)
-	// The recorded changes of one workspace, or of all, newest first.
+	// The recorded changes of one workspace, or of all, newest first. The pages
+	// show what was committed when the first of them was read, each change once.
+	// To follow the log, send the `follow_token` of the last page: the next list
+	// holds what was committed since, also a change that was recorded before
+	// others and committed after them.
 	//
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "page_size": 10}`
@@ -376,7 +384,8 @@ func (c *billingModeServiceClient) SummarizeBillingModes(ctx context.Context, in
 //	  CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
 //	  MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
 //	  SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-//	  TEXT_INVALID           a change's reason with a line break; a request
+//	  TEXT_INVALID           a change's reason with a line break; an
+//	                         `x-billing-actor` of 200 characters; a request
 //	                         that is not a message of its method
 //	  SECRET_KEY_INVALID     a secret key with a space inside
 //	  PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -452,6 +461,9 @@ type BillingModeServiceServer interface {
 	// (CHANGE_REQUIRED). Setting what is already set succeeds and changes
 	// nothing. Takes effect when the workspace next starts.
 	//
+	// The metadata `x-billing-actor` names the person behind the caller, for the
+	// change log: at most 128 printable ASCII characters.
+	//
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
 	// Example request that clears: `{"workspace_id":
@@ -506,7 +518,11 @@ type BillingModeServiceServer interface {
 	// variables to `platform_managed` and route via the platform's proxy, or not
 	// start the container.
 	PlanProvisionEnv(context.Context, *PlanProvisionEnvRequest) (*PlanProvisionEnvResponse, error)
-	// The recorded changes of one workspace, or of all, newest first.
+	// The recorded changes of one workspace, or of all, newest first. The pages
+	// show what was committed when the first of them was read, each change once.
+	// To follow the log, send the `follow_token` of the last page: the next list
+	// holds what was committed since, also a change that was recorded before
+	// others and committed after them.
 	//
 	// Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
 	// "page_size": 10}`

@@ -62,4 +62,5 @@ def _show(found: list[Change[str]], *, of_one: bool) -> None:
 def _row(each: Change[str]) -> tuple[str, ...]:
     before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
     who = author(each.principal, each.database_user)
+    who = f"{who} ({each.actor})" if each.actor else who
     return json_output.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason

@@ -27,6 +27,19 @@ class _Reason(Text):
             self.fail(error.violations[0].description, param, ctx)
 
 
+class Actor(Text):
+    """The person behind a caller."""
+
+    name = "actor"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text unchanged; raise a usage error if it is too long or not printable."""
+        try:
+            return validation.actor([super().convert(value, param, ctx)])
+        except InvalidArgument as error:
+            self.fail(error.violations[0].description, param, ctx)
+
+
 def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         output.json_option,
@@ -35,6 +48,12 @@ def _change_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--etag", type=Text(), default="", help="Write only if this is still the workspace's etag, as shown by get."
+        ),
+        click.option(
+            "--actor",
+            type=Actor(),
+            default="",
+            help="The person on whose behalf, for the change log; at most 128 printable ASCII characters.",
         ),
         click.option(
             "--reason", type=_Reason(), default="", help="The reason for the change log; at most 500 characters."

@@ -132,4 +132,5 @@ def change(each: Change[str]) -> Object:
         "database_user": each.database_user,
         "reason": each.reason,
         "request_id": each.request_id,
+        "actor": each.actor,
     }

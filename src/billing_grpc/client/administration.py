@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 
+from billing_grpc import validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import verified
@@ -9,6 +10,7 @@ from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import BillingMode, BillingModeUpdate, Change, WorkspaceBillingMode
 from billing_grpc.wire.messages import MODE_FROM_PROTO, MODE_TO_PROTO
+from billing_grpc.wire.metadata import ACTOR
 
 
 class Administration:
@@ -40,6 +42,7 @@ class Administration:
         reason: str = "",
         etag: str = "",
         validate_only: bool = False,
+        actor: str = "",
     ) -> BillingModeUpdate:
         """Set a workspace's own mode, which takes effect at its next start. The call may be repeated.
 
@@ -49,6 +52,7 @@ class Administration:
             reason: why, for the change log; at most 500 characters.
             etag: write only if the workspace still has this etag; empty to write unconditionally.
             validate_only: check everything and write nothing.
+            actor: the person behind this program, for the change log; at most 128 printable ASCII characters.
 
         Raises:
             BillingError: `EtagStale` with the current `WorkspaceBillingMode` attached, `WorkspaceNotFound`,
@@ -56,38 +60,53 @@ class Administration:
                 the outcome is unknown: repeat the call.
         """
         request = service_pb.SetWorkspaceBillingModeRequest(mode=MODE_TO_PROTO[BillingMode(mode)])
-        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+        return await self._set(request, str(workspace_id), reason, etag, actor, validate_only=validate_only)
 
     async def inherit(
-        self, workspace_id: WorkspaceId, *, reason: str = "", etag: str = "", validate_only: bool = False
+        self,
+        workspace_id: WorkspaceId,
+        *,
+        reason: str = "",
+        etag: str = "",
+        validate_only: bool = False,
+        actor: str = "",
     ) -> BillingModeUpdate:
         """Remove a workspace's own mode, so that it inherits the organisation's default.
 
         Arguments, answer and errors are those of `set`.
         """
         request = service_pb.SetWorkspaceBillingModeRequest(inherit=pb.Inherit())
-        return await self._set(request, str(workspace_id), reason, etag, validate_only=validate_only)
+        return await self._set(request, str(workspace_id), reason, etag, actor, validate_only=validate_only)
 
     async def changes(
-        self, workspace_id: WorkspaceId = NO_WORKSPACE, *, page_size: int = 0
+        self, workspace_id: WorkspaceId = NO_WORKSPACE, *, page_size: int = 0, follow: float | None = None
     ) -> AsyncGenerator[Change[str], None]:
         """Yield the recorded changes of one workspace, or of all, newest first; fetch each page when it is needed.
 
         Args:
             workspace_id: the workspace; empty for all.
             page_size: how many changes one call fetches; 0 for the server's default.
+            follow: seconds to wait after the last page before asking for the changes that were committed since, again and
+                again, each change once; `None` ends after the last page.
 
         Raises:
             BillingError: `InvalidArgument`, a `StorageError`, or another of `errors`.
         """
         request = service_pb.ListBillingModeChangesRequest(workspace_id=str(workspace_id), page_size=page_size)
-        seen = set()
+        seen: set[str] = set()
         while True:
             answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
             for each in answer.changes:
                 yield verified.change(each, request.workspace_id)
             if not answer.next_page_token:
-                return
+                if follow is None:
+                    return
+                if not answer.follow_token:
+                    raise AnswerInvalid("the server cannot follow its change log: it or its database lacks an update")
+                await self._calls.pause(follow)
+                request.page_token = answer.follow_token
+                seen.clear()
+                continue
             if answer.next_page_token in seen:
                 raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
             seen.add(answer.next_page_token)
@@ -99,11 +118,15 @@ class Administration:
         workspace_id: str,
         reason: str,
         etag: str,
+        actor: str,
         *,
         validate_only: bool,
     ) -> BillingModeUpdate:
         request.workspace_id, request.reason, request.etag = workspace_id, reason, etag
         request.validate_only = validate_only
-        answer = await self._calls.call(lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request)
+        metadata = [(ACTOR, validation.actor([actor]))] if actor else []
+        answer = await self._calls.call(
+            lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request, metadata=metadata
+        )
         wanted = MODE_FROM_PROTO[request.mode].value if request.HasField("mode") else None
         return verified.update(answer, workspace_id, wanted)

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -34,12 +34,13 @@ class AsyncioCalls(Calls):
         timeout: float | None = None,
         *,
         since: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> Answer:
         seconds = self.terms.seconds(name, timeout, since)
         request_id = uuid.uuid4().hex
         invoke = method(Stub(self._dialer.channel()))
-        metadata = self.terms.metadata(request_id, self._dialer.authorization())
-        running = invoke(request, timeout=seconds, metadata=metadata)
+        sent = self.terms.metadata(request_id, self._dialer.authorization(), metadata)
+        running = invoke(request, timeout=seconds, metadata=sent)
         self._running.add(running)
         try:
             async with asyncio.timeout(seconds + SLACK):

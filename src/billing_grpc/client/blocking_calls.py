@@ -4,7 +4,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -47,6 +47,7 @@ class BlockingCalls(Calls):
         timeout: float | None = None,
         *,
         since: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> Answer:
         seconds = self.terms.seconds(name, timeout, since)
         if self._closed:
@@ -54,7 +55,7 @@ class BlockingCalls(Calls):
         forked.require_usable()
         dialer = self._dialer()
         request_id = uuid.uuid4().hex
-        metadata = self.terms.metadata(request_id, dialer.authorization())
+        sent = self.terms.metadata(request_id, dialer.authorization(), metadata)
 
         def ask(left: float) -> Answer:
             with dialer.line() as line:
@@ -62,7 +63,7 @@ class BlockingCalls(Calls):
                 chosen = method(cast("Stub", service_grpc.BillingModeServiceStub(line.channel)))
                 invoke = cast("grpc.UnaryUnaryMultiCallable[Request, Answer]", chosen)
                 try:
-                    answer = invoke(request, timeout=left, metadata=metadata)
+                    answer = invoke(request, timeout=left, metadata=sent)
                 except grpc.RpcError as error:
                     forked.note_end_of_call()
                     failure = call_error(error)

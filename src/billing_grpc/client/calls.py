@@ -60,6 +60,7 @@ class Calls(Protocol):
         timeout: float | None = None,
         *,
         since: float | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
     ) -> Answer:
         """Return the server's answer.
 
@@ -69,6 +70,7 @@ class Calls(Protocol):
             request: the request.
             timeout: seconds, instead of the client's.
             since: when a decision of several calls began, on the clock of `time.monotonic`: all its calls share one timeout.
+            metadata: sent with this call, in place of the client's own under the same keys.
 
         Raises:
             BillingError: there is no usable answer; see `status_errors.call_error`.
@@ -99,9 +101,13 @@ class CallTerms:
         if wrong := [key for key, value in self._metadata if not _is_valid_metadata(key, value)]:
             raise ValueError(f"metadata: these keys or their values cannot be sent, or the client sends them: {wrong}")
 
-    def metadata(self, request_id: str, authorization: str | None) -> tuple[tuple[str, str | bytes], ...]:
-        """Return the metadata of a call that starts now."""
-        sent: list[tuple[str, str | bytes]] = [*self._metadata, (REQUEST_ID, request_id)]
+    def metadata(
+        self, request_id: str, authorization: str | None, own: Sequence[tuple[str, str]] = ()
+    ) -> tuple[tuple[str, str | bytes], ...]:
+        """Return the metadata of a call that starts now; `own` is that of `Calls.call`."""
+        replaced = dict(own)
+        sent: list[tuple[str, str | bytes]] = [each for each in self._metadata if each[0] not in replaced]
+        sent += [*replaced.items(), (REQUEST_ID, request_id)]
         if authorization is not None:
             sent.append((AUTHORIZATION, authorization))
         return tuple(inject(sent))

@@ -189,6 +189,7 @@ def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
         database_user=message.database_user,
         reason=message.reason,
         request_id=message.request_id,
+        actor=message.actor,
     )
 
 

@@ -57,6 +57,10 @@ class RequestContext:
             raise LookupError("the caller of this request was not authenticated")
         return self.principal
 
+    def sent(self, key: str) -> list[str | bytes]:
+        """Return the values of a key in the metadata that the caller sent."""
+        return [value for name, value in self.metadata if name == key]
+
     def time_remaining(self) -> float | None:
         """Return the seconds until the caller's deadline; `None` if there is no deadline."""
         left: float | None = self.rpc.time_remaining()

@@ -107,6 +107,7 @@ class DecisionLog:
             previous_override=change.previous.override.text,
             new_override=change.current.override.text,
             principal=by.principal,
+            actor=by.actor,
             request_id=by.request_id,
             reason=by.reason,
         )

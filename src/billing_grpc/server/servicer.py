@@ -19,6 +19,7 @@ from billing_grpc.model import (
     WorkspaceBillingMode,
     WorkspaceRecord,
 )
+from billing_grpc.page_token import LogPosition
 from billing_grpc.resolver import resolve, resolve_new_workspace, resolve_organisation
 from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.call import RequestContext
@@ -28,6 +29,7 @@ from billing_grpc.server.workspace_lists import WorkspaceLists
 from billing_grpc.storage.repository import Repository
 from billing_grpc.suspects import suspect_keys
 from billing_grpc.wire import messages
+from billing_grpc.wire.metadata import ACTOR
 
 
 @dataclass(slots=True)
@@ -115,7 +117,9 @@ class BillingModeService(WorkspaceLists):
         workspace_id = validation.workspace_id(request.workspace_id)
         call.workspace = workspace_id
         mode = messages.change_from_proto(request)
-        by = ChangeNote(call.caller.name, validation.reason(request.reason), call.request_id)
+        by = ChangeNote(
+            call.caller.name, validation.reason(request.reason), call.request_id, validation.actor(call.sent(ACTOR))
+        )
         etag = validation.etag(request.etag)
         if request.validate_only:
             change = await self._would_save(workspace_id, mode, etag, call)
@@ -195,15 +199,19 @@ class BillingModeService(WorkspaceLists):
         call.workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
         of = page_token.list_name("changes", workspace_id)
-        before = page_token.number(request.page_token, of) if request.page_token else None
+        position = page_token.log_position(request.page_token, of) if request.page_token else LogPosition()
         # One change beyond the page tells whether another page follows.
-        changes = await self._repository.list_changes(
-            workspace_id, before=before, limit=size + 1, budget=self._budget(call)
+        page = await self._repository.list_changes(
+            workspace_id, position=position, limit=size + 1, budget=self._budget(call)
         )
-        shown, more = changes[:size], len(changes) > size
+        shown, more = page.changes[:size], len(page.changes) > size
+        until = position.until or page.snapshot
+        following = LogPosition(shown[-1].change_id, position.since, until) if more else None
+        newer = LogPosition(since=until) if until and page.snapshot and not more else None
         return service_pb.ListBillingModeChangesResponse(
             changes=[messages.change_to_proto(change) for change in shown],
-            next_page_token=page_token.encode(of, shown[-1].change_id) if more else "",
+            next_page_token="" if following is None else page_token.encode(of, following),
+            follow_token="" if newer is None else page_token.encode(of, newer),
         )
 
     def _view(self, workspace_id: str, record: WorkspaceRecord) -> WorkspaceBillingMode:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -13,6 +13,7 @@ from billing_grpc.model import (
     BillingMode,
     Change,
     ChangeNote,
+    ChangesPage,
     ListedWorkspace,
     OverrideChange,
     OverrideCounts,
@@ -24,6 +25,7 @@ from billing_grpc.model import (
     author,
     unrecorded,
 )
+from billing_grpc.page_token import LogPosition
 from billing_grpc.resolver import recognise_override
 
 _MAX_TEXT_LENGTH: Final = 256
@@ -82,20 +84,27 @@ class InMemoryRepository:
                     database_user="in_memory",
                     reason=by.reason,
                     request_id=by.request_id,
+                    actor=by.actor,
                 )
             )
         return replace(change, current=self._record(workspace_id))
 
     async def list_changes(
-        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[Change[int]]:
+        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+    ) -> ChangesPage:
         await self._answer(budget)
+        # The number of an entry is also that of its transaction, and all are committed in their order.
+        since, until = (int(text.split(":")[1]) if text else None for text in (position.since, position.until))
         wanted = [
             change
             for change in reversed(self.changes)
-            if workspace_id in {None, change.workspace_id} and (before is None or change.change_id < before)
+            if workspace_id in {None, change.workspace_id}
+            and (position.before is None or change.change_id < position.before)
+            and (since is None or change.change_id >= since)
+            and (until is None or change.change_id < until)
         ]
-        return wanted[:limit]
+        end = len(self.changes) + 1
+        return ChangesPage(wanted[:limit], f"{end}:{end}:")
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

@@ -1,12 +1,12 @@
 """The `Repository` protocol: what the service needs from storage."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from billing_grpc.model import (
     BillingMode,
-    Change,
     ChangeNote,
+    ChangesPage,
     OverrideChange,
     OverrideCounts,
     OverrideKinds,
@@ -15,6 +15,7 @@ from billing_grpc.model import (
     WorkspacePage,
     WorkspaceRecord,
 )
+from billing_grpc.page_token import LogPosition
 
 
 class Repository(Protocol):
@@ -50,9 +51,9 @@ class Repository(Protocol):
         """
 
     async def list_changes(
-        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[Change[int]]:
-        """Return log entries, newest first: of one workspace or of all, and only those older than the entry `before`."""
+        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+    ) -> ChangesPage:
+        """Return log entries, newest first: of one workspace or of all, and only those that `position` says."""
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

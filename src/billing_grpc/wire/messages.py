@@ -90,6 +90,7 @@ def change_to_proto(change: Change[int]) -> pb.BillingModeChange:
         database_user=change.database_user,
         reason=change.reason,
         request_id=change.request_id,
+        actor=change.actor,
     )
     message.change_time.FromDatetime(change.change_time)
     return message

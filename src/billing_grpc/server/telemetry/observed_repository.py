@@ -1,14 +1,14 @@
 """A `Repository` with metrics and spans: the duration and outcome of each operation, in the caller's trace."""
 
 import time
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping
 from typing import Final, TypeVar
 
 from billing_grpc.errors import StorageError
 from billing_grpc.model import (
     BillingMode,
-    Change,
     ChangeNote,
+    ChangesPage,
     OverrideChange,
     OverrideCounts,
     OverrideKinds,
@@ -17,6 +17,7 @@ from billing_grpc.model import (
     WorkspacePage,
     WorkspaceRecord,
 )
+from billing_grpc.page_token import LogPosition
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.spans import Tracing
 from billing_grpc.storage.repository import Repository
@@ -57,9 +58,9 @@ class ObservedRepository:
         return await self._observed(work, "save_override", "UPDATE", _WORKSPACES)
 
     async def list_changes(
-        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[Change[int]]:
-        work = self._repository.list_changes(workspace_id, before=before, limit=limit, budget=budget)
+        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+    ) -> ChangesPage:
+        work = self._repository.list_changes(workspace_id, position=position, limit=limit, budget=budget)
         return await self._observed(work, "list_changes", "SELECT", _CHANGES)
 
     async def list_workspaces(

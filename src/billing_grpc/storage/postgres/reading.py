@@ -11,24 +11,35 @@ from uuid import UUID
 
 import structlog
 
-from billing_grpc.errors import ValueUnreadable
+from billing_grpc.errors import SchemaNotReady, ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
     Change,
+    ChangesPage,
     StoredOverride,
     WorkspaceRecord,
     author,
     unrecorded,
 )
+from billing_grpc.page_token import LogPosition, foreign_database
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.standing import CHILDREN_STANDING, HAS_CHILDREN, require_current
-from billing_grpc.storage.postgres.statements import LOAD_RECORD, LOG, WORKSPACES
+from billing_grpc.storage.postgres.statements import (
+    HAVE_ACTORS,
+    LIST_ACTORS_CHANGES,
+    LIST_CHANGES,
+    LIST_NEWER_CHANGES,
+    LOAD_RECORD,
+    LOG,
+    WORKSPACES,
+)
 from billing_grpc.storage.postgres.texts import as_text
 
 log = structlog.stdlib.get_logger(__name__)
 
 Row = tuple[Any, ...]
 Ask = Callable[[LiteralString, Sequence[object]], Awaitable[list[Row]]]
+_MAX_CHANGE_ID: Final = 2**63 - 1
 DOUBLED: Final = "several rows have this id"
 
 
@@ -95,14 +106,36 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
     return WorkspaceRecord(StoredOverride(text), change_id or 0, change_time, changed_by, unrecorded(text, last)), now
 
 
-def changes_in(rows: Sequence[Row]) -> list[Change[int]]:
-    """Return the entries in the rows of `LIST_CHANGES`."""
-    return [_change(entry) for _, *entry in rows if entry[0] is not None]
+async def list_changes(
+    connection: Connection, workspace_id: str | None, position: LogPosition, limit: int
+) -> ChangesPage:
+    """Return entries of the change log, newest first; raise as `load_record`.
+
+    Raises:
+        InvalidArgument: PAGE_TOKEN_INVALID if the position is of another database.
+        SchemaNotReady: the log does not know the transactions of its entries, and so not what is newer.
+    """
+    key = None if workspace_id is None else UUID(workspace_id)
+    parameters: list[object] = [_MAX_CHANGE_ID if position.before is None else position.before, limit, key]
+    query = LIST_CHANGES
+    ((complete,),) = await connection.read(HAVE_ACTORS, [])
+    if complete:
+        query = LIST_NEWER_CHANGES if position.since else LIST_ACTORS_CHANGES
+        parameters += [position.until or None, position.since or None]
+    elif position.since:
+        raise SchemaNotReady
+    rows = await connection.read(query, parameters)
+    await require_current_rows(connection.read, rows, LOG)
+    _, snapshot, foreign, *_ = rows[0]
+    if foreign:
+        raise foreign_database()
+    changes = [_change(entry) for _, _, _, *entry in rows if entry[0] is not None]
+    return ChangesPage(changes, "" if snapshot is None else as_text(snapshot))
 
 
 def _change(entry: Sequence[Any]) -> Change[int]:
     change_id, workspace_id, change_time, previous, new, *texts = entry
-    principal, database_user, reason, request_id = map(shown, texts)
+    principal, database_user, reason, request_id, actor = map(shown, texts)
     return Change(
         change_id=change_id,
         workspace_id=str(workspace_id),
@@ -113,6 +146,7 @@ def _change(entry: Sequence[Any]) -> Change[int]:
         database_user=database_user,
         reason=reason,
         request_id=request_id,
+        actor=actor,
     )
 
 

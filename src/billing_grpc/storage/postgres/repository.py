@@ -1,7 +1,7 @@
 """The `Repository` on PostgreSQL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, Self
 from uuid import UUID
@@ -11,8 +11,8 @@ import structlog
 from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError
 from billing_grpc.model import (
     BillingMode,
-    Change,
     ChangeNote,
+    ChangesPage,
     OverrideChange,
     OverrideCounts,
     OverrideKinds,
@@ -21,6 +21,7 @@ from billing_grpc.model import (
     WorkspacePage,
     WorkspaceRecord,
 )
+from billing_grpc.page_token import LogPosition
 from billing_grpc.storage.postgres.budgets import server_timeout
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.counting import count_overrides
@@ -28,10 +29,10 @@ from billing_grpc.storage.postgres.lending import Result, Work
 from billing_grpc.storage.postgres.listing import WorkspacesQuery, list_workspaces
 from billing_grpc.storage.postgres.overrides import load_overrides
 from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats
-from billing_grpc.storage.postgres.reading import changes_in, load_record, require_current_rows
+from billing_grpc.storage.postgres.reading import list_changes, load_record
 from billing_grpc.storage.postgres.shared_reads import SharedReads
 from billing_grpc.storage.postgres.slots import Slots
-from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION, LIST_CHANGES, LIST_CHANGES_OF, LOG
+from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION
 from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
 
 log = structlog.stdlib.get_logger(__name__)
@@ -41,7 +42,6 @@ _MOST_SURVEYS: Final = 2
 """How many reads of many workspaces run at a time. Decisions and writes need the other connections."""
 
 _NO_WORKSPACE_ID: Final = UUID(int=0)
-_MAX_CHANGE_ID: Final = 2**63 - 1
 _NARROW_COLUMN: Final = (
     "workspaces.llm_billing_mode cannot hold NULL and every mode: make it an ordinary text column that may be NULL"
 )
@@ -116,19 +116,13 @@ class PostgresRepository:
         return await self._pool.run(work, budget=budget, writes=True, may_repeat=lambda: not write.commit_sent)
 
     async def list_changes(
-        self, workspace_id: str | None, *, before: int | None, limit: int, budget: float
-    ) -> Sequence[Change[int]]:
-        parameters: list[object] = [_MAX_CHANGE_ID if before is None else before, limit]
-        query = LIST_CHANGES
-        if workspace_id is not None:
-            query, parameters = LIST_CHANGES_OF, [*parameters, UUID(workspace_id)]
-
-        async def work(connection: Connection) -> Sequence[Change[int]]:
-            rows = await connection.read(query, parameters)
-            await require_current_rows(connection.read, rows, LOG)
-            return changes_in(rows)
-
-        return await self._pool.run(work, budget=budget, counts_as_success=False)
+        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+    ) -> ChangesPage:
+        return await self._pool.run(
+            lambda connection: list_changes(connection, workspace_id, position, limit),
+            budget=budget,
+            counts_as_success=False,
+        )
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

@@ -172,7 +172,8 @@ BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # acknowledged write must survive a crash, so synchronous_commit is on, whatever the role's default is.
 ANNOUNCE: Final = """
 SELECT pg_catalog.set_config('billing_grpc.principal', $1, true), pg_catalog.set_config('billing_grpc.reason', $2, true),
-       pg_catalog.set_config('billing_grpc.request_id', $3, true), pg_catalog.set_config('statement_timeout', $4, true),
+       pg_catalog.set_config('billing_grpc.request_id', $3, true), pg_catalog.set_config('billing_grpc.actor', $5, true),
+       pg_catalog.set_config('statement_timeout', $4, true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', $4, true),
        CASE WHEN pg_catalog.current_setting('synchronous_commit') <> 'remote_apply'
            THEN pg_catalog.set_config('synchronous_commit', 'on', true) END
@@ -200,22 +201,65 @@ SELECT CASE WHEN pg_catalog.clock_timestamp() < $1::pg_catalog.timestamptz THEN 
 """
 COMMIT: Final = "COMMIT"
 
+# Whether entries name the person behind the caller, and their transaction: the columns of a migration that may come later.
+HAVE_ACTORS: Final = """
+SELECT 2 = pg_catalog.count(*) FROM pg_catalog.pg_attribute
+WHERE attrelid = 'workspace_billing_mode_changes'::pg_catalog.regclass AND attname IN ('actor', 'transaction_id')
+    AND NOT attisdropped AND pg_catalog.has_column_privilege(attrelid, attnum, 'SELECT')
+"""
+
 _CHANGES: Final = f"""
-SELECT {_OF_LOG}, entry.*
+{{fresh}}
+SELECT {_OF_LOG}, {{snapshot}}, entry.*
 FROM pg_catalog.pg_class AS log_class
 LEFT JOIN (
     SELECT change_id::pg_catalog.int8, workspace_id::pg_catalog.uuid, change_time::pg_catalog.timestamptz,
            pg_catalog.left(previous_override::pg_catalog.text, 256), pg_catalog.left(new_override::pg_catalog.text, 256),
            principal::pg_catalog.text, database_user::pg_catalog.text, reason::pg_catalog.text,
-           request_id::pg_catalog.text
-    FROM workspace_billing_mode_changes
-    WHERE change_id < $1{{of_one}} ORDER BY change_id DESC LIMIT $2
+           request_id::pg_catalog.text, {{actor}}
+    FROM {{entries}}
+    WHERE change_id < $1 AND ($3::pg_catalog.uuid IS NULL OR workspace_id = $3::pg_catalog.uuid){{committed}}
+    ORDER BY change_id DESC LIMIT $2
 ) AS entry ON true
 WHERE log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
 ORDER BY entry.change_id DESC
 """
-LIST_CHANGES: Final = _CHANGES.format(of_one="")
-LIST_CHANGES_OF: Final = _CHANGES.format(of_one=" AND workspace_id = $3")
+LIST_CHANGES: Final = _CHANGES.format(
+    fresh="",
+    snapshot="NULL::pg_catalog.text, false",
+    actor="''::pg_catalog.text",
+    entries="workspace_billing_mode_changes",
+    committed="",
+)
+
+# Pages show what was committed in the snapshot $4 of the first one. An entry without a transaction is from before the
+# migration. A visible one whose transaction has not begun was restored from another database. Both were committed before any
+# list. The second column says whether a snapshot is of another database, whose transactions are ahead of this one's.
+_TAKES_SNAPSHOTS: Final = {
+    "snapshot": (
+        "pg_catalog.pg_current_snapshot()::pg_catalog.text, coalesce(greatest("
+        "pg_catalog.pg_snapshot_xmax($4::pg_catalog.pg_snapshot), pg_catalog.pg_snapshot_xmax($5::pg_catalog.pg_snapshot))"
+        " > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()), false)"
+    ),
+    "actor": "actor::pg_catalog.text",
+    "committed": """
+        AND ($4::pg_catalog.pg_snapshot IS NULL OR transaction_id IS NULL
+             OR transaction_id >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+             OR pg_catalog.pg_visible_in_snapshot(transaction_id, $4::pg_catalog.pg_snapshot))""",
+}
+LIST_ACTORS_CHANGES: Final = _CHANGES.format(**_TAKES_SNAPSHOTS, fresh="", entries="workspace_billing_mode_changes")
+# What was committed since the snapshot $5. Materialized, because the index on transactions finds the few entries of a log of
+# millions, and the one on numbers does not.
+LIST_NEWER_CHANGES: Final = _CHANGES.format(
+    **_TAKES_SNAPSHOTS,
+    fresh="""WITH fresh AS MATERIALIZED (
+    SELECT * FROM workspace_billing_mode_changes
+    WHERE transaction_id >= pg_catalog.pg_snapshot_xmin($5::pg_catalog.pg_snapshot)
+        AND transaction_id < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+        AND NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $5::pg_catalog.pg_snapshot)
+)""",
+    entries="fresh",
+)
 
 # The columns: the schema is complete; the role has every right; the column can hold every mode. The query reads the
 # catalogs, because a query of the tables would fail, and log, once a second while the schema is missing.

@@ -118,10 +118,11 @@ async def _rolled_back_unless_committed(connection: Connection) -> AsyncIterator
 async def _begin(connection: Connection, write: OverrideWrite, limit: str) -> tuple[WorkspaceRecord, datetime]:
     """Lock the row and return its record, and the moment of the read. Each statement sees what was committed before it."""
     texts = [connection.storable(each) for each in (write.by.principal, write.by.reason, write.by.request_id)]
+    actor = connection.storable(write.by.actor)
     async with connection.pipeline():
         await connection.execute(BEGIN)
         session = await connection.send_session_check()
-        await connection.execute(ANNOUNCE, [*texts, limit])
+        await connection.execute(ANNOUNCE, [*texts, limit, actor])
         stuck = await connection.execute(STUCK_COMMITS)
         locked = await connection.execute(LOCK, [write.key])
         loaded = await connection.execute(LOAD_RECORD, [write.key], binary=True)

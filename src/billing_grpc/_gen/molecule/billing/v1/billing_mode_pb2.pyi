@@ -103,7 +103,7 @@ class Catalogue(_message.Message):
     def __init__(self, set: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class BillingModeChange(_message.Message):
-    __slots__ = ("change_id", "workspace_id", "change_time", "previous_override", "new_override", "principal", "database_user", "reason", "request_id")
+    __slots__ = ("change_id", "workspace_id", "change_time", "previous_override", "new_override", "principal", "database_user", "reason", "request_id", "actor")
     CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     CHANGE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class BillingModeChange(_message.Message):
     DATABASE_USER_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTOR_FIELD_NUMBER: _ClassVar[int]
     change_id: str
     workspace_id: str
     change_time: _timestamp_pb2.Timestamp
@@ -122,7 +123,8 @@ class BillingModeChange(_message.Message):
     database_user: str
     reason: str
     request_id: str
-    def __init__(self, change_id: _Optional[str] = ..., workspace_id: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_override: _Optional[str] = ..., new_override: _Optional[str] = ..., principal: _Optional[str] = ..., database_user: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    actor: str
+    def __init__(self, change_id: _Optional[str] = ..., workspace_id: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_override: _Optional[str] = ..., new_override: _Optional[str] = ..., principal: _Optional[str] = ..., database_user: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
 
 class Inherit(_message.Message):
     __slots__ = ()

@@ -148,12 +148,14 @@ class ListBillingModeChangesRequest(_message.Message):
     def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListBillingModeChangesResponse(_message.Message):
-    __slots__ = ("changes", "next_page_token")
+    __slots__ = ("changes", "next_page_token", "follow_token")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_TOKEN_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[_billing_mode_pb2.BillingModeChange]
     next_page_token: str
-    def __init__(self, changes: _Optional[_Iterable[_Union[_billing_mode_pb2.BillingModeChange, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    follow_token: str
+    def __init__(self, changes: _Optional[_Iterable[_Union[_billing_mode_pb2.BillingModeChange, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., follow_token: _Optional[str] = ...) -> None: ...
 
 class ListWorkspaceBillingModesRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "org_default", "resolved_mode", "source", "override", "would_change")

@@ -53,7 +53,8 @@ class BillingModeServiceStub:
     CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
     MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
     SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-    TEXT_INVALID           a change's reason with a line break; a request
+    TEXT_INVALID           a change's reason with a line break; an
+    `x-billing-actor` of 200 characters; a request
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -165,7 +166,8 @@ class BillingModeServiceServicer:
     CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
     MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
     SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-    TEXT_INVALID           a change's reason with a line break; a request
+    TEXT_INVALID           a change's reason with a line break; an
+    `x-billing-actor` of 200 characters; a request
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -258,6 +260,9 @@ class BillingModeServiceServicer:
         (CHANGE_REQUIRED). Setting what is already set succeeds and changes
         nothing. Takes effect when the workspace next starts.
 
+        The metadata `x-billing-actor` names the person behind the caller, for the
+        change log: at most 128 printable ASCII characters.
+
         Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
         "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
         Example request that clears: `{"workspace_id":
@@ -327,7 +332,11 @@ class BillingModeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBillingModeChanges(self, request, context):
-        """The recorded changes of one workspace, or of all, newest first.
+        """The recorded changes of one workspace, or of all, newest first. The pages
+        show what was committed when the first of them was read, each change once.
+        To follow the log, send the `follow_token` of the last page: the next list
+        holds what was committed since, also a change that was recorded before
+        others and committed after them.
 
         Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
         "page_size": 10}`
@@ -476,7 +485,8 @@ class BillingModeService:
     CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
     MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
     SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-    TEXT_INVALID           a change's reason with a line break; a request
+    TEXT_INVALID           a change's reason with a line break; an
+    `x-billing-actor` of 200 characters; a request
     that is not a message of its method
     SECRET_KEY_INVALID     a secret key with a space inside
     PAGE_TOKEN_INVALID     a token of another list, or none of ours

@@ -56,7 +56,8 @@ class BillingModeServiceStub:
         CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
         MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
         SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-        TEXT_INVALID           a change's reason with a line break; a request
+        TEXT_INVALID           a change's reason with a line break; an
+                               `x-billing-actor` of 200 characters; a request
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -141,6 +142,9 @@ class BillingModeServiceStub:
     (CHANGE_REQUIRED). Setting what is already set succeeds and changes
     nothing. Takes effect when the workspace next starts.
 
+    The metadata `x-billing-actor` names the person behind the caller, for the
+    change log: at most 128 printable ASCII characters.
+
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
     Example request that clears: `{"workspace_id":
@@ -198,7 +202,11 @@ class BillingModeServiceStub:
     start the container.
     """
     ListBillingModeChanges: _grpc.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListBillingModeChangesRequest, _billing_mode_service_pb2.ListBillingModeChangesResponse]
-    """The recorded changes of one workspace, or of all, newest first.
+    """The recorded changes of one workspace, or of all, newest first. The pages
+    show what was committed when the first of them was read, each change once.
+    To follow the log, send the `follow_token` of the last page: the next list
+    holds what was committed since, also a change that was recorded before
+    others and committed after them.
 
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "page_size": 10}`
@@ -281,7 +289,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
         CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
         MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
         SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-        TEXT_INVALID           a change's reason with a line break; a request
+        TEXT_INVALID           a change's reason with a line break; an
+                               `x-billing-actor` of 200 characters; a request
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -363,6 +372,9 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     (CHANGE_REQUIRED). Setting what is already set succeeds and changes
     nothing. Takes effect when the workspace next starts.
 
+    The metadata `x-billing-actor` names the person behind the caller, for the
+    change log: at most 128 printable ASCII characters.
+
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
     Example request that clears: `{"workspace_id":
@@ -420,7 +432,11 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     start the container.
     """
     ListBillingModeChanges: _aio.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListBillingModeChangesRequest, _billing_mode_service_pb2.ListBillingModeChangesResponse]  # type: ignore[assignment]
-    """The recorded changes of one workspace, or of all, newest first.
+    """The recorded changes of one workspace, or of all, newest first. The pages
+    show what was committed when the first of them was read, each change once.
+    To follow the log, send the `follow_token` of the last page: the next list
+    holds what was committed since, also a change that was recorded before
+    others and committed after them.
 
     Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
     "page_size": 10}`
@@ -502,7 +518,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         CHANGE_REQUIRED        a set that says neither `mode` nor `inherit`
         MODE_INVALID           a set to BILLING_MODE_UNSPECIFIED
         SCOPE_REQUIRED         secrets for neither a workspace nor `org_wide`
-        TEXT_INVALID           a change's reason with a line break; a request
+        TEXT_INVALID           a change's reason with a line break; an
+                               `x-billing-actor` of 200 characters; a request
                                that is not a message of its method
         SECRET_KEY_INVALID     a secret key with a space inside
         PAGE_TOKEN_INVALID     a token of another list, or none of ours
@@ -606,6 +623,9 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         (CHANGE_REQUIRED). Setting what is already set succeeds and changes
         nothing. Takes effect when the workspace next starts.
 
+        The metadata `x-billing-actor` names the person behind the caller, for the
+        change log: at most 128 printable ASCII characters.
+
         Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
         "mode": "BILLING_MODE_BYOK", "reason": "own vendor contract"}`
         Example request that clears: `{"workspace_id":
@@ -681,7 +701,11 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_mode_service_pb2.ListBillingModeChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_mode_service_pb2.ListBillingModeChangesResponse, _abc.Awaitable[_billing_mode_service_pb2.ListBillingModeChangesResponse]]:
-        """The recorded changes of one workspace, or of all, newest first.
+        """The recorded changes of one workspace, or of all, newest first. The pages
+        show what was committed when the first of them was read, each change once.
+        To follow the log, send the `follow_token` of the last page: the next list
+        holds what was committed since, also a change that was recorded before
+        others and committed after them.
 
         Example request: `{"workspace_id": "7f1fc6a0-0000-4000-8000-000000000001",
         "page_size": 10}`
