@@ -7,9 +7,16 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/molecule-ai/billing-grpc/clients/go/billingv1"
+)
+
+const (
+	actorKey    = "x-billing-actor"
+	listChanges = "ListBillingModeChanges"
 )
 
 // WorkspaceBillingMode is the mode of an existing workspace, with its last change.
@@ -32,6 +39,7 @@ type SetOptions struct {
 	Reason       string // for the change log: at most 500 characters, without control characters
 	Etag         string // write only if the workspace still has it
 	ValidateOnly bool   // check everything, write nothing, and return the state that would result
+	Actor        string // the person behind this program, for the change log: at most 128 printable ASCII characters
 }
 
 // Change is one entry of the change log.
@@ -42,6 +50,7 @@ type Change struct {
 	PreviousOverride *string // the stored text; nil if the workspace inherited
 	NewOverride      *string // the stored text; nil if the workspace inherits from now on
 	Principal        string  // empty if the change did not come through the service
+	Actor            string  // the person behind the principal; empty if the caller named none
 	DatabaseUser     string
 	Reason           string
 	RequestID        string
@@ -82,6 +91,9 @@ func (c *Client) set(
 	const method = "SetWorkspaceBillingMode"
 	request.WorkspaceId, request.Reason = workspaceID, options.Reason
 	request.Etag, request.ValidateOnly = options.Etag, options.ValidateOnly
+	if options.Actor != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, actorKey, options.Actor)
+	}
 	answer, err := administer(ctx, c, method, workspaceID, request, c.stub.SetWorkspaceBillingMode)
 	if err != nil {
 		return Update{}, err
@@ -103,13 +115,47 @@ func (c *Client) set(
 // Changes yields the recorded changes of a workspace, or of all for an empty id, newest first. It fetches a page when the
 // loop reaches it. An *Error ends the loop: what came before it is right, and not all.
 func (c *Client) Changes(ctx context.Context, workspaceID string) iter.Seq2[Change, error] {
-	const method = "ListBillingModeChanges"
+	return c.changes(ctx, workspaceID, "", new(string))
+}
+
+// Follow yields the changes as Changes does, and then those that were committed since, again and again, each change once. It
+// pauses before each time that it asks again. The loop ends with an *Error, also when the context ends.
+func (c *Client) Follow(ctx context.Context, workspaceID string, pause time.Duration) iter.Seq2[Change, error] {
+	return func(yield func(Change, error) bool) {
+		for from := ""; ; {
+			var follow string
+			for change, err := range c.changes(ctx, workspaceID, from, &follow) {
+				if !yield(change, err) || err != nil {
+					return
+				}
+			}
+			if follow == "" {
+				yield(Change{}, invalidAnswer(listChanges, errors.New("the server or its database lacks an update")))
+				return
+			}
+			select {
+			case <-ctx.Done():
+				yield(Change{}, callError(listChanges, workspaceID, status.FromContextError(ctx.Err()).Err()))
+				return
+			case <-time.After(pause):
+			}
+			from = follow
+		}
+	}
+}
+
+// changes yields the changes of one list, which begins at a page token. At its end it stores the token of what follows.
+func (c *Client) changes(ctx context.Context, workspaceID, from string, follow *string) iter.Seq2[Change, error] {
 	fetch := func(token string) ([]*pb.BillingModeChange, string, error) {
+		if token == "" {
+			token = from
+		}
 		request := &pb.ListBillingModeChangesRequest{WorkspaceId: workspaceID, PageToken: token}
-		answer, err := administer(ctx, c, method, workspaceID, request, c.stub.ListBillingModeChanges)
+		answer, err := administer(ctx, c, listChanges, workspaceID, request, c.stub.ListBillingModeChanges)
+		*follow = answer.GetFollowToken()
 		return answer.GetChanges(), answer.GetNextPageToken(), err
 	}
-	return pages(method, fetch, func(p *pb.BillingModeChange) (Change, error) { return readChange(p, workspaceID) })
+	return pages(listChanges, fetch, func(p *pb.BillingModeChange) (Change, error) { return readChange(p, workspaceID) })
 }
 
 // administer makes one call with a deadline.
@@ -179,7 +225,7 @@ func readChange(p *pb.BillingModeChange, asked string) (Change, error) {
 	when, err := readTime(p.GetChangeTime())
 	return Change{
 		p.GetChangeId(), p.GetWorkspaceId(), when, p.PreviousOverride, p.NewOverride,
-		p.GetPrincipal(), p.GetDatabaseUser(), p.GetReason(), p.GetRequestId(),
+		p.GetPrincipal(), p.GetActor(), p.GetDatabaseUser(), p.GetReason(), p.GetRequestId(),
 	}, err
 }
 

@@ -7,12 +7,14 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -307,6 +309,66 @@ func TestALoopThatEndsEarlyFetchesNothingMore(t *testing.T) {
 	}
 	if asked != 1 {
 		t.Error(asked)
+	}
+}
+
+func TestFollowAsksForWhatWasCommittedSince(t *testing.T) {
+	asked := []string{}
+	client := scriptedClient(t, scripted{list: func(q *pb.ListBillingModeChangesRequest) (*pb.ListBillingModeChangesResponse, error) {
+		asked = append(asked, q.GetPageToken())
+		switch q.GetPageToken() {
+		case "":
+			return &pb.ListBillingModeChangesResponse{NextPageToken: "second", Changes: []*pb.BillingModeChange{{ChangeId: "2"}}}, nil
+		case "second":
+			return &pb.ListBillingModeChangesResponse{FollowToken: "since", Changes: []*pb.BillingModeChange{{ChangeId: "1"}}}, nil
+		}
+		answer := &pb.ListBillingModeChangesResponse{FollowToken: "since"}
+		if len(asked) == 5 {
+			answer = &pb.ListBillingModeChangesResponse{Changes: []*pb.BillingModeChange{{ChangeId: "3"}}}
+		}
+		return answer, nil
+	}})
+	var found string
+	var last error
+	for change, err := range client.Follow(context.Background(), "", time.Millisecond) {
+		found, last = found+change.ChangeID, err
+	}
+	requireReason(t, last, AnswerInvalid) // the fifth answer leads nowhere
+	if found != "213" || !slices.Equal(asked, []string{"", "second", "since", "since", "since"}) {
+		t.Error(found, asked)
+	}
+}
+
+func TestFollowEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	client := scriptedClient(t, scripted{list: func(*pb.ListBillingModeChangesRequest) (*pb.ListBillingModeChangesResponse, error) {
+		time.AfterFunc(20*time.Millisecond, cancel)
+		return &pb.ListBillingModeChangesResponse{FollowToken: "since"}, nil
+	}})
+	var last error
+	for _, err := range client.Follow(ctx, "", time.Hour) {
+		last = err
+	}
+	requireReason(t, last, ServerUnreachable)
+}
+
+func TestAWriteNamesThePersonBehindTheProgram(t *testing.T) {
+	var actor []string
+	service := scripted{set: func(*pb.SetWorkspaceBillingModeRequest) (*pb.SetWorkspaceBillingModeResponse, error) {
+		return &pb.SetWorkspaceBillingModeResponse{BillingMode: byok("1"), Previous: inherits()}, nil
+	}}
+	address := serve(t, service, grpc.UnaryInterceptor(func(ctx context.Context, q any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		actor = metadata.ValueFromIncomingContext(ctx, "x-billing-actor")
+		return next(ctx, q)
+	}))
+	client := New(dial(t, address), Options{})
+	for _, name := range []string{"ada@example.com", ""} {
+		if _, err := client.Set(context.Background(), workspace, BYOK, SetOptions{Actor: name}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(actor, ","); got != name {
+			t.Error(got)
+		}
 	}
 }
 
