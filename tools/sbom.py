@@ -53,7 +53,7 @@ def _environment_of_wheel(place: Path) -> Path:
     wheel = DIST / f"billing_grpc-{__version__}-py3-none-any.whl"
     constraint = image.CHECKOUT / "requirements" / "run.txt"
     _run(BIN / "uv", "venv", "--quiet", "--python", sys.executable, place)
-    given = ("--python", place, "--constraint", constraint, f"{wheel}[embedded,tracing]")
+    given = ("--python", place, "--constraint", constraint, f"{wheel}[embedded,gateway,tracing]")
     _run(BIN / "uv", "pip", "install", "--quiet", "--system-certs", *given)
     for origin in place.glob("lib/*/site-packages/billing_grpc-*.dist-info/direct_url.json"):
         origin.unlink()  # where the wheel lies on this machine
