@@ -137,7 +137,7 @@ def test_the_example_sets_shows_and_clears_as_the_route_did(
     assert control_plane.ask("GET", workspace) == (200, cleared)
 
 
-def test_the_example_knows_the_organisations_value_of_a_workspace_that_does_not_exist(
+def test_the_example_answers_for_a_workspace_that_does_not_exist_as_the_route_did(
     control_plane: ControlPlane,
 ) -> None:
     inherited = {"workspace_id": ABSENT, "workspace_override": None, **BY_DEFAULT}
