@@ -1,18 +1,24 @@
 """`billing-grpc get`, `set` and `inherit`: read and change one workspace's own mode."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import click
 
 from billing_grpc import validation
 from billing_grpc.cli import exit_codes, json_output, output
+from billing_grpc.cli.bulk_set import CHOICES, BulkSet, read_lines
 from billing_grpc.cli.options import Call, Connection, Text, WorkspaceId
 from billing_grpc.cli.session import open_session
 from billing_grpc.errors import InvalidArgument
 from billing_grpc.model import BillingMode, BillingModeUpdate, WorkspaceBillingMode
 
 _W: Final = "00000000-0000-4000-8000-000000000002"
+_SET_EPILOG: Final = f"""\b
+Examples:
+  billing-grpc set {_W} byok --reason "pays with its own key from June on"
+  billing-grpc set --from ids.txt --mode byok > preview.tsv    # writes nothing
+  billing-grpc set --from preview.tsv --yes"""
 
 
 class _Reason(Text):
@@ -79,18 +85,46 @@ def get(connection: Connection, *, workspace_id: str, as_json: bool) -> int:
     return exit_codes.OK
 
 
-@click.command(
-    "set", cls=Call, epilog=f'\b\nExample:\n  billing-grpc set {_W} byok --reason "pays with its own key from June on"'
+@click.command("set", cls=Call, epilog=_SET_EPILOG)
+@click.argument("workspace_id", required=False, type=WorkspaceId())
+@click.argument("mode", required=False, type=click.Choice([mode.value for mode in BillingMode]))
+@click.option(
+    "--from",
+    "file",
+    type=click.File("rb"),
+    help="A file of changes, one a line: an id, or id<TAB>mode, or the output of a preview; - is standard input.",
 )
-@click.argument("workspace_id", type=WorkspaceId())
-@click.argument("mode", type=click.Choice([mode.value for mode in BillingMode]))
+@click.option("--mode", "common", type=click.Choice(CHOICES), help="With --from: the mode of lines that name none.")
+@click.option("--yes", is_flag=True, help="With --from: write. Without it, only preview.")
 @_change_options
 @click.pass_obj
-def set_mode(connection: Connection, /, *, workspace_id: str, mode: str, as_json: bool, **change: Any) -> int:
-    """Give a workspace its own mode.
+def set_mode(
+    connection: Connection,
+    /,
+    *,
+    workspace_id: str | None,
+    mode: str | None,
+    file: BinaryIO | None,
+    common: str | None,
+    yes: bool,
+    as_json: bool,
+    **change: Any,
+) -> int:
+    """Give a workspace its own mode, or many workspaces with --from.
 
     It takes effect when the workspace next starts. Setting the same mode again changes nothing.
+
+    --from previews first: each line is id, mode, etag, stored override now, outcome. With --yes it writes each change with
+    the etag of its preview, or with that of the file, and leaves out what is so already: after an interruption run the same
+    command again. A file with a malformed line changes nothing.
     """
+    if file is not None:
+        if workspace_id is not None or change.pop("etag") or change.pop("validate_only"):
+            raise click.UsageError("--from takes no WORKSPACE_ID, MODE, --etag or --validate-only: the file says them")
+        with open_session(connection, writes=yes) as session:
+            return BulkSet(session, change, as_json=as_json).run(read_lines(file, common), write=yes)
+    if workspace_id is None or mode is None or common is not None or yes:
+        raise click.UsageError("give a WORKSPACE_ID and a MODE, or --from; --mode and --yes are for --from")
     with open_session(connection, writes=not change["validate_only"]) as session:
         written = session.run(session.client.set(workspace_id, BillingMode(mode), **change))
     return _show_update(written, as_json=as_json, validate_only=change["validate_only"])

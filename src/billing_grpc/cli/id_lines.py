@@ -67,11 +67,11 @@ class IdLines:
 class Progress:
     """A progress bar on standard error, shown if that is a terminal and standard output is not."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, label: str = "resolving") -> None:
         self._shown: ProgressBar[int] | None = None
         if sys.stderr.isatty() and not sys.stdout.isatty():
             self._shown = click.progressbar(
-                count() if total is None else None, total, label="resolving", file=sys.stderr, show_pos=True
+                count() if total is None else None, total, label=label, file=sys.stderr, show_pos=True
             )
 
     def __enter__(self) -> Self:
@@ -89,6 +89,17 @@ class Progress:
         """Count `done` more ids as done."""
         if self._shown is not None:
             self._shown.update(done)
+
+
+def text_lines(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that hold text, with their numbers; skip blank lines and comments.
+
+    Raises:
+        exit_codes.Failed: the file cannot be read.
+    """
+    for number, each in enumerate(_read(file), start=1):
+        if text := _text(each):
+            yield number, text
 
 
 def _read(file: BinaryIO) -> Iterator[bytes]:
