@@ -4,7 +4,7 @@ Measured with grpcio 1.83 on Linux, in a child of a process that used gRPC:
 
 - After a use with asyncio, even on a loop that has ended, a call in the child hangs or crashes it.
 - After blocking calls that had ended, a new channel in the child works if it shares no connection with the parent's.
-- After a fork during a blocking call, one child in twelve crashed. So a fork waits for these calls; `subprocess` forks in
+- After a fork during a blocking call, one child in twelve crashed. So a fork waits for these calls. `subprocess` forks in
   this sense only with `preexec_fn`.
 """
 
