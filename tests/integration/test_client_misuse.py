@@ -1,12 +1,11 @@
 """The client on other event loops and in forked processes: it works, or says CLIENT_MISUSED; never a server's reason."""
 
-import subprocess
-import sys
 from typing import Final
 
 import pytest
 
-PATIENCE: Final = 60.0
+from tests.support.forking import run_forking
+
 CASE: Final = "resolution/set-byok-org-default-unset"
 BYOK: Final = "byok None"
 MISUSED: Final = "platform_managed CLIENT_MISUSED"
@@ -143,8 +142,7 @@ asyncio.run(hang())
     ],
 )
 def test_a_client_works_elsewhere_or_says_that_it_is_misused(vectors: str, program: str, said: list[str]) -> None:
-    command = [sys.executable, "-c", PRELUDE + program, vectors]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    ended = run_forking("-c", PRELUDE + program, vectors)
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == said, ended.stderr

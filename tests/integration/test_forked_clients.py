@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from tests.support.forking import run_forking
 from tests.support.polling import PATIENCE, until
 
 BYOK: Final = "byok None"
@@ -253,15 +254,8 @@ else:
     ],
 )
 def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str, said: list[str]) -> None:
-    environment = {**os.environ, **({"GRPC_ENABLE_FORK_SUPPORT": "0"} if program is GRPC_HANGS_IN_A_FORK else {})}
-    ended = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program, vectors],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    hangs = {"GRPC_ENABLE_FORK_SUPPORT": "0"} if program is GRPC_HANGS_IN_A_FORK else {}
+    ended = run_forking("-c", PRELUDE + program, vectors, environment={**os.environ, **hangs})
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == said, ended.stderr
@@ -270,9 +264,7 @@ def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str,
 def test_workers_of_multiprocessing_ask_however_they_are_started(vectors: str, tmp_path: Path) -> None:
     program = tmp_path / "work.py"
     program.write_text(WORK)
-    ended = subprocess.run(
-        [sys.executable, program, vectors], capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    ended = run_forking(program, vectors)
 
     assert (ended.returncode, ended.stdout.splitlines()) == (0, [BYOK] * 14), ended.stderr
 
