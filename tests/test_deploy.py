@@ -8,9 +8,6 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from billing_grpc.addresses import TcpAddress
-from billing_grpc.server.settings.config import Settings
-
 ROOT: Final = Path(__file__).parents[1]
 DEPLOY: Final = ROOT / "deploy"
 
@@ -52,11 +49,15 @@ def test_envoy_has_the_values_that_were_measured() -> None:
     assert cluster["health_checks"][0]["no_traffic_interval"] == "1s"
     assert cluster["circuit_breakers"]["thresholds"][0]["max_retries"] == 256
     assert route["timeout"] == "0s"
-    assert "retry_policy" not in route, "clients retry; two that do multiply"
+    assert route["retry_policy"]["retry_on"] == "connect-failure,refused-stream", "clients retry; two that do multiply"
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     address = endpoint["endpoint"]["address"]["socket_address"]
-    (default,) = Settings.model_fields["listen"].default
-    assert default == TcpAddress(address["address"], address["port_value"])
+    service = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "service.yaml").read_text())
+    assert (address["address"], address["port_value"]) == (
+        service["metadata"]["name"],
+        service["spec"]["ports"][0]["port"],
+    )
+    assert service["spec"]["clusterIP"] == "None", "Envoy balances over the addresses of the name"
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])

@@ -1,12 +1,17 @@
 """Real gateways in front of real servers, and plain HTTP to them."""
 
+import base64
 import http.client
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from billing_grpc.server.auth.principals import token_digest
 from tests.support.certificates import Authority
@@ -18,6 +23,7 @@ from tests.support.workspaces import as_service
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 ROLES: Final = ("reader", "provisioner", "admin")
 TOKENS: Final = {role: f"bgrpc_made-up-{role}" for role in ROLES}
+_TRAILERS: Final = 0x80
 GATEWAYS_CERTIFICATE: Final = "spiffe://example/gateway"
 
 
@@ -73,6 +79,48 @@ class Gateway:
             connection.close()
 
 
+def frames(body: bytes) -> list[tuple[int, bytes]]:
+    """The enveloped messages of Connect's streams and of gRPC-Web."""
+    found = []
+    while body:
+        flags, length = struct.unpack(">BI", body[:5])
+        found.append((flags, body[5 : 5 + length]))
+        body = body[5 + length :]
+    return found
+
+
+def enveloped(message: bytes) -> bytes:
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+class GrpcWeb:
+    """A call over gRPC-Web, as a browser makes it."""
+
+    def __init__(self, http: Gateway, name: str, request: Message, **more: Any) -> None:
+        headers = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1", **more.pop("headers", {})}
+        body = enveloped(request.SerializeToString())
+        self.answer = http.ask("POST", name, body, headers=headers, **more)
+        assert self.answer.status == 200
+        parts = frames(self.answer.body)
+        self.messages = [data for flags, data in parts if not flags & _TRAILERS]
+        (trailers,) = [data for flags, data in parts if flags & _TRAILERS]
+        self.trailers = {
+            name.strip(): value.strip()
+            for name, _, value in (line.partition(":") for line in trailers.decode().lower().splitlines())
+        }
+
+    @property
+    def status(self) -> status_pb2.Status:
+        raw = [line for line in self.raw_details if line]
+        return status_pb2.Status.FromString(base64.b64decode(raw[0] + "===")) if raw else status_pb2.Status()
+
+    @property
+    def raw_details(self) -> list[str]:
+        (trailers,) = [data for flags, data in frames(self.answer.body) if flags & _TRAILERS]
+        pairs = [line.split(":", 1) for line in trailers.decode().splitlines()]
+        return [value.strip() for key, value in pairs if key.lower() == "grpc-status-details-bin"]
+
+
 @dataclass(frozen=True)
 class Site:
     """A server with every kind of listener, and what a gateway needs to reach each of them."""
@@ -94,10 +142,18 @@ class Site:
         }
 
 
-def site(serve: Serve, database_url: str, folder: Path, settings: Changes | None = None) -> Site:
+def site(
+    serve: Serve,
+    database_url: str,
+    folder: Path,
+    settings: Changes | None = None,
+    *,
+    dns: str = "billing.internal",
+    servers: Authority | None = None,
+) -> Site:
     """Start a server that knows a principal of each role; an admin's certificate is the gateway's, to tempt it."""
-    servers, clients = Authority.new("servers"), Authority.new("clients")
-    certificate, key = servers.issue(dns=("billing.internal",)).write(folder, "server")
+    servers, clients = servers or Authority.new("servers"), Authority.new("clients")
+    certificate, key = servers.issue(dns=(dns,)).write(folder, "server")
     clients.issue(uris=(GATEWAYS_CERTIFICATE,)).write(folder, "gateway")
     (folder / "ca.crt").write_bytes(servers.pem)
     (folder / "clients.crt").write_bytes(clients.pem)
