@@ -154,6 +154,105 @@ def test_a_change_is_previewed_made_and_shown_with_its_author_and_reason(
     assert admin.locator("#apply").is_disabled()
 
 
+def test_the_log_names_the_person_at_the_page(admin: Any, workspace: str) -> None:
+    look_at(admin, workspace)
+    admin.fill("#actor", "Ada Lovelace")
+    preview(admin, "BILLING_MODE_DISABLED")
+    admin.click("#apply")
+    sees(admin, "#log tbody", "Ada Lovelace (local)")
+    assert admin.input_value("#actor") == "Ada Lovelace"
+
+
+@pytest.fixture
+def tenant(serve: Serve, browser: Any, database_url: str, tmp_path: Path, new_tab: Callable[..., Any]) -> Iterator[Any]:
+    """A tab before a database with 40 workspaces: 30 inherit, 8 are disabled, one is byok and one is corrupt."""
+    del browser
+    with psycopg.connect(database_url) as connection:
+        connection.execute("ALTER TABLE workspaces DROP CONSTRAINT IF EXISTS workspaces_llm_billing_mode_check")
+        connection.execute(
+            """INSERT INTO workspaces (id, name, llm_billing_mode)
+            SELECT ('00000000-0000-4000-8000-' || lpad(n::text, 12, '0'))::uuid, '<b>team</b> ' || n,
+                   CASE WHEN n = 40 THEN 'BYOK' WHEN n = 39 THEN 'byok' WHEN n > 30 THEN 'disabled' END
+            FROM generate_series(1, 40) AS n"""
+        )
+    server = serve(settings={"DATABASE_URL": database_url})
+    with gateway(tmp_path / "gateway", "--address", server.address, "--local-admin") as running:
+        tab = new_tab(printed(running))
+        sees(tab, "#list-caption", "25 workspaces")
+        yield tab
+
+
+def names(tab: Any) -> list[str]:
+    return [str(each) for each in tab.locator("#list tbody button").all_inner_texts()]
+
+
+def lists(tab: Any, count: int) -> None:
+    """Wait until the list has so many rows."""
+    until(lambda: len(names(tab)) == count)
+
+
+def test_the_list_has_pages_and_names_that_stay_text(tenant: Any) -> None:
+    assert names(tenant) == [f"<b>team</b> {n}" for n in range(1, 26)]
+    assert tenant.locator("#list-back").is_disabled()
+    tenant.click("#list-next")
+    sees(tenant, "#list-caption", "15 workspaces")
+    assert names(tenant)[0] == "<b>team</b> 26"
+    assert tenant.locator("#list-next").is_disabled()
+    tenant.click("#list-back")
+    sees(tenant, "#list-caption", "25 workspaces")
+    tenant.locator("#list tbody button").first.click()
+    sees(tenant, "#one-title", "00000000-0000-4000-8000-000000000001")
+    assert tenant.locator("#list tr[aria-current]").count() == 1
+
+
+def test_a_workspace_is_found_by_a_part_of_its_name_or_id(tenant: Any) -> None:
+    for part in ("TEAM</B> 39", "000000000039"):
+        tenant.fill("#text", part)
+        tenant.press("#text", "Enter")
+        sees(tenant, "#list-caption", "1 workspace")
+        until(lambda: names(tenant) == ["<b>team</b> 39"])
+        tenant.fill("#text", "")
+        tenant.press("#text", "Enter")
+        sees(tenant, "#list-caption", "25 workspaces")
+
+
+# id: the filter, its option, how many workspaces it leaves
+FILTERS: Final = {
+    "a mode": ("#by-mode", "disabled", 8),
+    "a source": ("#by-source", "workspace_override", 9),
+    "an override": ("#by-override", "present", 10),
+    "a corrupt override": ("#by-override", "not recognised", 1),
+}
+
+
+def test_filters_narrow_the_list(tenant: Any) -> None:
+    for place, option, left in FILTERS.values():
+        tenant.select_option(place, label=option)
+        sees(tenant, "#list-caption", f"{left} workspace")
+        lists(tenant, left)
+        tenant.select_option(place, label="all")
+        sees(tenant, "#list-caption", "25 workspaces")
+
+
+def test_the_counts_say_what_another_default_would_change(tenant: Any) -> None:
+    sees(tenant, "#counts", "platform_managed: 31")
+    for count in (
+        "byok: 1",
+        "disabled: 8",
+        "overrides not recognised: 1",
+        "default of the organisation: platform_managed",
+    ):
+        sees(tenant, "#counts", count)
+    tenant.select_option("#suppose", label="byok")
+    sees(tenant, "#moves", "30 from platform_managed to byok")
+    tenant.check("#by-change")
+    tenant.click("#list-next")
+    sees(tenant, "#list-caption", "5 workspaces, with the supposed default")
+    tenant.select_option("#suppose", label="platform_managed")
+    sees(tenant, "#moves", "No workspace would change.")
+    sees(tenant, "#list-caption", "0 workspaces")
+
+
 def test_a_preview_that_was_edited_has_to_be_previewed_again(admin: Any, workspace: str) -> None:
     look_at(admin, workspace)
     preview(admin, "BILLING_MODE_BYOK")
@@ -247,8 +346,8 @@ def test_the_keyboard_alone_is_enough(admin: Any, module_database_url: str, work
     keys.type("by keyboard")
     keys.press("Enter")
     sees(admin, "#outcome", "becomes disabled")
-    keys.press("Tab")
-    keys.press("Tab")
+    for _ in ("name", "preview", "apply"):
+        keys.press("Tab")
     assert admin.evaluate("document.activeElement.id") == "apply"
     keys.press("Enter")
     sees(admin, "#outcome", "Changed: it is disabled")

@@ -16,7 +16,7 @@ from billing_grpc.gateway import old_route, page, rpcs
 from billing_grpc.gateway.guard import Guard
 from billing_grpc.gateway.local_admin import LocalAdmin
 from billing_grpc.gateway.upstream import Caller, LetIn, Upstream
-from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
+from billing_grpc.wire.metadata import ACTOR, AUTHORIZATION, REQUEST_ID
 
 _READ_BY_PAGES: Final = (
     "etag",
@@ -27,7 +27,7 @@ _READ_BY_PAGES: Final = (
     "grpc-status-details-bin",
 )
 _SENT_BY_PAGES: Final = (
-    *(AUTHORIZATION, "content-type", "if-match", REQUEST_ID, "traceparent", "tracestate"),
+    *(AUTHORIZATION, ACTOR, "content-type", "if-match", REQUEST_ID, "traceparent", "tracestate"),
     *("connect-protocol-version", "connect-timeout-ms", "grpc-timeout", "x-grpc-web", "x-user-agent"),
 )
 _PREFLIGHT_SECONDS: Final = 7200

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from billing_grpc import service_config
 from billing_grpc.client.channel import Dialer
 from billing_grpc.errors import ServerUnreachable
-from billing_grpc.wire.metadata import AUTHORIZATION, REQUEST_ID
+from billing_grpc.wire.metadata import ACTOR, AUTHORIZATION, REQUEST_ID
 
 Answer = TypeVar("Answer", bound=Message)
 LetIn: TypeAlias = Callable[[str], bool]
@@ -25,7 +25,7 @@ Without this header the server could take the call for the gateway's own, by its
 its address. With it the server refuses the call, counts it and logs it.
 """
 
-_HANDED_ON: Final = (REQUEST_ID, "traceparent", "tracestate")
+_HANDED_ON: Final = (REQUEST_ID, ACTOR, "traceparent", "tracestate")
 _SENDABLE: Final = re.compile(r"[ -~]{1,4200}")
 """A longer token is none of the server's, and gRPC would refuse the call for it without a reason."""
 _DEFAULT_TIMEOUT: Final = 5.0
@@ -59,7 +59,7 @@ class Caller:
 
 
 def _handed_on(values: Callable[[str], Sequence[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((key, value) for key in _HANDED_ON for value in values(key)[:1] if _SENDABLE.fullmatch(value))
+    return tuple((key, value) for key in _HANDED_ON for value in values(key) if _SENDABLE.fullmatch(value))
 
 
 class Upstream:
