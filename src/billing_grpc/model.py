@@ -37,6 +37,13 @@ class OverrideFilter(StrEnum):
     UNRECOGNISED = "unrecognised"
 
 
+class ChangeKind(StrEnum):
+    """What a recorded change changed."""
+
+    WORKSPACE = "workspace"
+    ORG_DEFAULT = "org_default"
+
+
 class SecretVerdict(StrEnum):
     """Whether a secret may be written under a key name."""
 
@@ -333,7 +340,7 @@ class Change(Generic[ChangeId]):
 
     Attributes:
         change_id: in storage a number that grows with every change of a workspace; to a caller an opaque text.
-        workspace_id: canonical, lower case.
+        workspace_id: canonical, lower case; empty for the organisation's default.
         change_time: with time zone.
         previous_override: the stored text before, cut to 256 characters; None if the workspace inherited.
         new_override: the stored text after, cut to 256 characters; None if the workspace inherits.
@@ -342,6 +349,9 @@ class Change(Generic[ChangeId]):
         reason: the caller's reason.
         request_id: the id of the call; empty if the change did not come through this service.
         actor: the person behind the caller; empty if it named none.
+        kind: what was changed. For the organisation's default the overrides are its recognised modes.
+        server: the server that first used the organisation's default; empty for a workspace.
+        origin: where it had it from, `file` or `environment`; empty for a workspace.
     """
 
     change_id: ChangeId
@@ -354,6 +364,9 @@ class Change(Generic[ChangeId]):
     reason: str
     request_id: str
     actor: str = ""
+    kind: ChangeKind = ChangeKind.WORKSPACE
+    server: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ BLOCKED_KEYS = tuple(sorted(KeyList().names))
 UNKNOWN: Final = "5f0e9b0e-0000-4000-8000-000000000000"
 CHANGE_FIELDS: Final = {
     *("change_id", "workspace_id", "change_time", "previous_override", "new_override"),
-    *("principal", "database_user", "reason", "request_id", "actor"),
+    *("principal", "database_user", "reason", "request_id", "actor", "kind", "server", "origin"),
 }
 AT_NEXT_START: Final = "; the change takes effect when the workspace next starts.\n"
 

@@ -273,8 +273,9 @@ async def test_a_mode_that_is_older_than_the_log_has_another_etag_than_one_that_
     workspace = add(owner)
     never = (await repository.load_record(workspace, budget=BUDGET)).etag
     owner.execute("UPDATE workspaces SET llm_billing_mode = 'byok' WHERE id = %s", [workspace])
-    for step in (migrations.down, migrations.down, migrations.down, migrations.up):
-        step(database_url)
+    for _ in range(4):
+        migrations.down(database_url)
+    migrations.up(database_url)
     migrations.run_script(database_url, migrations.grants())
     change = await repository.save_override(workspace, BillingMode.DISABLED, by=BY, etag=never, budget=BUDGET)
 
@@ -653,7 +654,7 @@ async def test_administration_needs_the_log_and_decisions_do_not(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner, "byok")
-    for _ in range(3):
+    for _ in range(4):
         migrations.down(database_url)
 
     assert (await repository.load_override(workspace, budget=BUDGET)).text == "byok"

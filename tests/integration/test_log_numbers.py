@@ -72,7 +72,7 @@ def test_a_log_that_was_dropped_and_made_again_uses_no_number_twice(
 ) -> None:
     workspace = add(owner, "byok")
     (before,) = numbers(owner, workspace)
-    for _ in range(3):
+    for _ in range(4):
         migrations.down(database_url)
     migrations.up(database_url)
     change(owner, workspace, "disabled")

@@ -28,7 +28,8 @@ MODE: Final = "20260526120000_workspaces_llm_billing_mode"
 LOG: Final = "20260601100000_workspace_billing_mode_changes"
 NUMBERS: Final = "20260901100000_workspace_billing_mode_log_numbers"
 ACTORS: Final = "20261127100000_workspace_billing_mode_actors"
-ALL: Final = [BASE, MODE, LOG, NUMBERS, ACTORS]
+DEFAULTS: Final = "20261127110000_org_default_changes"
+ALL: Final = [BASE, MODE, LOG, NUMBERS, ACTORS, DEFAULTS]
 
 FOREIGN_TABLE: Final = "CREATE TABLE workspaces (id uuid PRIMARY KEY, owner text)"
 """The table as the workspace server may have made it."""
@@ -163,6 +164,7 @@ def test_an_empty_database_goes_up_down_one_by_one_and_up_again(
     assert migrations.status(url) == expected(*ALL)
     assert columns(owner)["llm_billing_mode"] == ("text", "YES")
     assert migrations.up(url) == []
+    assert migrations.down(url) == [DEFAULTS]
     assert migrations.down(url) == [ACTORS]
     assert migrations.down(url) == [NUMBERS]
     assert migrations.down(url) == [LOG]
@@ -193,9 +195,9 @@ def test_what_the_commands_print_names_every_migration(empty_database_url: str) 
     assert printed("up") == [f"applied {name}" for name in ALL]
     assert printed("up") == ["nothing to apply"]
     assert printed("status") == [f"applied  {name}" for name in ALL]
-    assert printed("down") == [f"rolled back {ACTORS}"]
-    assert printed("status") == [*(f"applied  {name}" for name in ALL[:-1]), f"pending  {ACTORS}"]
-    assert printed("up") == [f"applied {ACTORS}"]
+    assert printed("down") == [f"rolled back {DEFAULTS}"]
+    assert printed("status") == [*(f"applied  {name}" for name in ALL[:-1]), f"pending  {DEFAULTS}"]
+    assert printed("up") == [f"applied {DEFAULTS}"]
     assert printed("down", "--all") == [f"rolled back {name}" for name in ALL[::-1]]
 
 
@@ -283,9 +285,9 @@ def test_a_column_that_is_there_already_keeps_its_check_of_another_name_and_its_
     assert migrations.up(empty_database_url) == ALL
     assert checks(owner) == ["by_hand"]
     assert owner.execute("SELECT llm_billing_mode FROM workspaces").fetchall() == [("byok",)]
-    for name in (ACTORS, NUMBERS, LOG, MODE):
+    for name in (DEFAULTS, ACTORS, NUMBERS, LOG, MODE):
         assert migrations.down(empty_database_url) == [name]
-    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS]
+    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS, DEFAULTS]
 
 
 def test_files_run_by_hand_twice_and_then_by_us_change_nothing(
@@ -363,7 +365,7 @@ def test_a_run_that_was_killed_in_the_middle_does_not_block_the_next(
         assert killed.wait(10) == -signal.SIGKILL
         assert owner.execute("SELECT count(*) FROM yoyo_lock").fetchall() == [(1,)]
     assert ledger(owner) == [BASE]
-    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS]
+    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS, DEFAULTS]
     assert ledger(owner) == ALL
     assert "llm_billing_mode" in columns(owner)
 
@@ -373,9 +375,9 @@ def test_a_lock_row_that_nobody_stands_by_does_not_block(
 ) -> None:
     migrations.up(empty_database_url)
     owner.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
-    assert migrations.down(empty_database_url) == [ACTORS]
+    assert migrations.down(empty_database_url) == [DEFAULTS]
     owner.execute("INSERT INTO yoyo_lock (locked, ctime, pid) VALUES (1, now(), 1)")
-    assert migrations.up(empty_database_url) == [ACTORS]
+    assert migrations.up(empty_database_url) == [DEFAULTS]
     assert owner.execute("SELECT count(*) FROM yoyo_lock").fetchall() == [(0,)]
 
 
@@ -384,14 +386,14 @@ def test_a_database_that_a_newer_version_migrated_says_so_and_still_goes_up_and_
 ) -> None:
     newer = "20990101000000_from_the_future"
     migrations.up(empty_database_url)
-    for _ in (ACTORS, NUMBERS, LOG, MODE):
+    for _ in (DEFAULTS, ACTORS, NUMBERS, LOG, MODE):
         migrations.down(empty_database_url)
     owner.execute(
         "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc) VALUES ('f', %s, now())", [newer]
     )
     unknown = MigrationStatus(newer, applied=True, known=False)
     assert migrations.status(empty_database_url) == [*expected(BASE), unknown]
-    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS]
+    assert migrations.up(empty_database_url) == [MODE, LOG, NUMBERS, ACTORS, DEFAULTS]
     assert migrations.status(empty_database_url) == [*expected(*ALL), unknown]
     assert migrations.down(empty_database_url, every=True) == ALL[::-1]
     assert migrations.status(empty_database_url) == [*expected(), unknown]
@@ -465,7 +467,7 @@ def test_a_migration_that_fails_leaves_the_schema_as_it_was(
     assert columns(owner).keys() == {"id", "owner", "llm_billing_mode"}
     assert migrations.status(empty_database_url) == expected(BASE, MODE)
     owner.execute("DROP VIEW workspace_billing_mode_changes")
-    assert migrations.up(empty_database_url) == [LOG, NUMBERS, ACTORS]
+    assert migrations.up(empty_database_url) == [LOG, NUMBERS, ACTORS, DEFAULTS]
 
 
 # The files

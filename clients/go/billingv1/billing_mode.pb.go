@@ -214,6 +214,60 @@ func (SecretVerdict) EnumDescriptor() ([]byte, []int) {
 	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{2}
 }
 
+// What a recorded change changed.
+type BillingModeChangeKind int32
+
+const (
+	// Never sent by this service in a change. In a request: every kind.
+	BillingModeChangeKind_BILLING_MODE_CHANGE_KIND_UNSPECIFIED BillingModeChangeKind = 0
+	// The override of a workspace. Example: a Set to `byok`.
+	BillingModeChangeKind_BILLING_MODE_CHANGE_KIND_WORKSPACE BillingModeChangeKind = 1
+	// The organisation's default, as servers first used it. Example: its file
+	// says `byok` from now on.
+	BillingModeChangeKind_BILLING_MODE_CHANGE_KIND_ORG_DEFAULT BillingModeChangeKind = 2
+)
+
+// Enum value maps for BillingModeChangeKind.
+var (
+	BillingModeChangeKind_name = map[int32]string{
+		0: "BILLING_MODE_CHANGE_KIND_UNSPECIFIED",
+		1: "BILLING_MODE_CHANGE_KIND_WORKSPACE",
+		2: "BILLING_MODE_CHANGE_KIND_ORG_DEFAULT",
+	}
+	BillingModeChangeKind_value = map[string]int32{
+		"BILLING_MODE_CHANGE_KIND_UNSPECIFIED": 0,
+		"BILLING_MODE_CHANGE_KIND_WORKSPACE":   1,
+		"BILLING_MODE_CHANGE_KIND_ORG_DEFAULT": 2,
+	}
+)
+
+func (x BillingModeChangeKind) Enum() *BillingModeChangeKind {
+	p := new(BillingModeChangeKind)
+	*p = x
+	return p
+}
+
+func (x BillingModeChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BillingModeChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_molecule_billing_v1_billing_mode_proto_enumTypes[3].Descriptor()
+}
+
+func (BillingModeChangeKind) Type() protoreflect.EnumType {
+	return &file_molecule_billing_v1_billing_mode_proto_enumTypes[3]
+}
+
+func (x BillingModeChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BillingModeChangeKind.Descriptor instead.
+func (BillingModeChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_molecule_billing_v1_billing_mode_proto_rawDescGZIP(), []int{3}
+}
+
 // The answer to "who pays for this workspace", with everything that led to it.
 type BillingModeResolution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -593,14 +647,16 @@ func (x *Catalogue) GetDigest() string {
 	return ""
 }
 
-// One recorded change of a workspace's override.
+// One recorded change of a workspace's override, or of the organisation's
+// default.
 type BillingModeChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Identifies the change; opaque.
 	ChangeId string `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
-	// The workspace, in lower case.
+	// The workspace, in lower case; empty for the organisation's default.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// When the change was made.
+	// When the change was made; for the organisation's default, when a server first
+	// used it.
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
 	// The stored text before; absent when the workspace inherited.
 	PreviousOverride *string `protobuf:"bytes,4,opt,name=previous_override,json=previousOverride,proto3,oneof" json:"previous_override,omitempty"`
@@ -618,7 +674,15 @@ type BillingModeChange struct {
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The person behind the principal, as the call's `x-billing-actor` said; empty
 	// if it said none, or if the change did not come through this service.
-	Actor         string `protobuf:"bytes,10,opt,name=actor,proto3" json:"actor,omitempty"`
+	Actor string `protobuf:"bytes,10,opt,name=actor,proto3" json:"actor,omitempty"`
+	// What was changed. For the organisation's default the overrides above are
+	// its recognised modes; absent when it was unset or unrecognised.
+	Kind BillingModeChangeKind `protobuf:"varint,11,opt,name=kind,proto3,enum=molecule.billing.v1.BillingModeChangeKind" json:"kind,omitempty"`
+	// The server that first used the organisation's default; empty for a workspace.
+	Server string `protobuf:"bytes,12,opt,name=server,proto3" json:"server,omitempty"`
+	// Where that server had it from: `file` or `environment`; empty for a
+	// workspace.
+	Origin        string `protobuf:"bytes,13,opt,name=origin,proto3" json:"origin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -719,6 +783,27 @@ func (x *BillingModeChange) GetRequestId() string {
 func (x *BillingModeChange) GetActor() string {
 	if x != nil {
 		return x.Actor
+	}
+	return ""
+}
+
+func (x *BillingModeChange) GetKind() BillingModeChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return BillingModeChangeKind_BILLING_MODE_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *BillingModeChange) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *BillingModeChange) GetOrigin() string {
+	if x != nil {
+		return x.Origin
 	}
 	return ""
 }
@@ -865,7 +950,7 @@ var file_molecule_billing_v1_billing_mode_proto_rawDesc = string([]byte{
 	0x07, 0x76, 0x65, 0x72, 0x73, 0x69, 0x6f, 0x6e, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x07,
 	0x76, 0x65, 0x72, 0x73, 0x69, 0x6f, 0x6e, 0x12, 0x16, 0x0a, 0x06, 0x64, 0x69, 0x67, 0x65, 0x73,
 	0x74, 0x18, 0x03, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x64, 0x69, 0x67, 0x65, 0x73, 0x74, 0x22,
-	0xa1, 0x03, 0x0a, 0x11, 0x42, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x4d, 0x6f, 0x64, 0x65, 0x43,
+	0x91, 0x04, 0x0a, 0x11, 0x42, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x4d, 0x6f, 0x64, 0x65, 0x43,
 	0x68, 0x61, 0x6e, 0x67, 0x65, 0x12, 0x1b, 0x0a, 0x09, 0x63, 0x68, 0x61, 0x6e, 0x67, 0x65, 0x5f,
 	0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x08, 0x63, 0x68, 0x61, 0x6e, 0x67, 0x65,
 	0x49, 0x64, 0x12, 0x21, 0x0a, 0x0c, 0x77, 0x6f, 0x72, 0x6b, 0x73, 0x70, 0x61, 0x63, 0x65, 0x5f,
@@ -888,7 +973,14 @@ var file_molecule_billing_v1_billing_mode_proto_rawDesc = string([]byte{
 	0x06, 0x72, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x12, 0x1d, 0x0a, 0x0a, 0x72, 0x65, 0x71, 0x75, 0x65,
 	0x73, 0x74, 0x5f, 0x69, 0x64, 0x18, 0x09, 0x20, 0x01, 0x28, 0x09, 0x52, 0x09, 0x72, 0x65, 0x71,
 	0x75, 0x65, 0x73, 0x74, 0x49, 0x64, 0x12, 0x14, 0x0a, 0x05, 0x61, 0x63, 0x74, 0x6f, 0x72, 0x18,
-	0x0a, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x61, 0x63, 0x74, 0x6f, 0x72, 0x42, 0x14, 0x0a, 0x12,
+	0x0a, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x61, 0x63, 0x74, 0x6f, 0x72, 0x12, 0x3e, 0x0a, 0x04,
+	0x6b, 0x69, 0x6e, 0x64, 0x18, 0x0b, 0x20, 0x01, 0x28, 0x0e, 0x32, 0x2a, 0x2e, 0x6d, 0x6f, 0x6c,
+	0x65, 0x63, 0x75, 0x6c, 0x65, 0x2e, 0x62, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x2e, 0x76, 0x31,
+	0x2e, 0x42, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x4d, 0x6f, 0x64, 0x65, 0x43, 0x68, 0x61, 0x6e,
+	0x67, 0x65, 0x4b, 0x69, 0x6e, 0x64, 0x52, 0x04, 0x6b, 0x69, 0x6e, 0x64, 0x12, 0x16, 0x0a, 0x06,
+	0x73, 0x65, 0x72, 0x76, 0x65, 0x72, 0x18, 0x0c, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x73, 0x65,
+	0x72, 0x76, 0x65, 0x72, 0x12, 0x16, 0x0a, 0x06, 0x6f, 0x72, 0x69, 0x67, 0x69, 0x6e, 0x18, 0x0d,
+	0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x6f, 0x72, 0x69, 0x67, 0x69, 0x6e, 0x42, 0x14, 0x0a, 0x12,
 	0x5f, 0x70, 0x72, 0x65, 0x76, 0x69, 0x6f, 0x75, 0x73, 0x5f, 0x6f, 0x76, 0x65, 0x72, 0x72, 0x69,
 	0x64, 0x65, 0x42, 0x0f, 0x0a, 0x0d, 0x5f, 0x6e, 0x65, 0x77, 0x5f, 0x6f, 0x76, 0x65, 0x72, 0x72,
 	0x69, 0x64, 0x65, 0x22, 0x09, 0x0a, 0x07, 0x49, 0x6e, 0x68, 0x65, 0x72, 0x69, 0x74, 0x22, 0x09,
@@ -922,11 +1014,20 @@ var file_molecule_billing_v1_billing_mode_proto_rawDesc = string([]byte{
 	0x46, 0x4f, 0x52, 0x4d, 0x5f, 0x4d, 0x41, 0x4e, 0x41, 0x47, 0x45, 0x44, 0x10, 0x02, 0x12, 0x23,
 	0x0a, 0x1f, 0x53, 0x45, 0x43, 0x52, 0x45, 0x54, 0x5f, 0x56, 0x45, 0x52, 0x44, 0x49, 0x43, 0x54,
 	0x5f, 0x42, 0x4c, 0x4f, 0x43, 0x4b, 0x45, 0x44, 0x5f, 0x52, 0x45, 0x53, 0x45, 0x52, 0x56, 0x45,
-	0x44, 0x10, 0x03, 0x42, 0x3a, 0x5a, 0x38, 0x67, 0x69, 0x74, 0x68, 0x75, 0x62, 0x2e, 0x63, 0x6f,
-	0x6d, 0x2f, 0x6d, 0x6f, 0x6c, 0x65, 0x63, 0x75, 0x6c, 0x65, 0x2d, 0x61, 0x69, 0x2f, 0x62, 0x69,
-	0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x2d, 0x67, 0x72, 0x70, 0x63, 0x2f, 0x63, 0x6c, 0x69, 0x65, 0x6e,
-	0x74, 0x73, 0x2f, 0x67, 0x6f, 0x2f, 0x62, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x76, 0x31, 0x62,
-	0x06, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x33,
+	0x44, 0x10, 0x03, 0x2a, 0x93, 0x01, 0x0a, 0x15, 0x42, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x4d,
+	0x6f, 0x64, 0x65, 0x43, 0x68, 0x61, 0x6e, 0x67, 0x65, 0x4b, 0x69, 0x6e, 0x64, 0x12, 0x28, 0x0a,
+	0x24, 0x42, 0x49, 0x4c, 0x4c, 0x49, 0x4e, 0x47, 0x5f, 0x4d, 0x4f, 0x44, 0x45, 0x5f, 0x43, 0x48,
+	0x41, 0x4e, 0x47, 0x45, 0x5f, 0x4b, 0x49, 0x4e, 0x44, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43,
+	0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x26, 0x0a, 0x22, 0x42, 0x49, 0x4c, 0x4c, 0x49,
+	0x4e, 0x47, 0x5f, 0x4d, 0x4f, 0x44, 0x45, 0x5f, 0x43, 0x48, 0x41, 0x4e, 0x47, 0x45, 0x5f, 0x4b,
+	0x49, 0x4e, 0x44, 0x5f, 0x57, 0x4f, 0x52, 0x4b, 0x53, 0x50, 0x41, 0x43, 0x45, 0x10, 0x01, 0x12,
+	0x28, 0x0a, 0x24, 0x42, 0x49, 0x4c, 0x4c, 0x49, 0x4e, 0x47, 0x5f, 0x4d, 0x4f, 0x44, 0x45, 0x5f,
+	0x43, 0x48, 0x41, 0x4e, 0x47, 0x45, 0x5f, 0x4b, 0x49, 0x4e, 0x44, 0x5f, 0x4f, 0x52, 0x47, 0x5f,
+	0x44, 0x45, 0x46, 0x41, 0x55, 0x4c, 0x54, 0x10, 0x02, 0x42, 0x3a, 0x5a, 0x38, 0x67, 0x69, 0x74,
+	0x68, 0x75, 0x62, 0x2e, 0x63, 0x6f, 0x6d, 0x2f, 0x6d, 0x6f, 0x6c, 0x65, 0x63, 0x75, 0x6c, 0x65,
+	0x2d, 0x61, 0x69, 0x2f, 0x62, 0x69, 0x6c, 0x6c, 0x69, 0x6e, 0x67, 0x2d, 0x67, 0x72, 0x70, 0x63,
+	0x2f, 0x63, 0x6c, 0x69, 0x65, 0x6e, 0x74, 0x73, 0x2f, 0x67, 0x6f, 0x2f, 0x62, 0x69, 0x6c, 0x6c,
+	0x69, 0x6e, 0x67, 0x76, 0x31, 0x62, 0x06, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x33,
 })
 
 var (
@@ -941,36 +1042,38 @@ func file_molecule_billing_v1_billing_mode_proto_rawDescGZIP() []byte {
 	return file_molecule_billing_v1_billing_mode_proto_rawDescData
 }
 
-var file_molecule_billing_v1_billing_mode_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_molecule_billing_v1_billing_mode_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_molecule_billing_v1_billing_mode_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_molecule_billing_v1_billing_mode_proto_goTypes = []any{
 	(BillingMode)(0),              // 0: molecule.billing.v1.BillingMode
 	(BillingModeSource)(0),        // 1: molecule.billing.v1.BillingModeSource
 	(SecretVerdict)(0),            // 2: molecule.billing.v1.SecretVerdict
-	(*BillingModeResolution)(nil), // 3: molecule.billing.v1.BillingModeResolution
-	(*ResolutionError)(nil),       // 4: molecule.billing.v1.ResolutionError
-	(*WorkspaceBillingMode)(nil),  // 5: molecule.billing.v1.WorkspaceBillingMode
-	(*SecretKeyVerdict)(nil),      // 6: molecule.billing.v1.SecretKeyVerdict
-	(*Catalogue)(nil),             // 7: molecule.billing.v1.Catalogue
-	(*BillingModeChange)(nil),     // 8: molecule.billing.v1.BillingModeChange
-	(*Inherit)(nil),               // 9: molecule.billing.v1.Inherit
-	(*OrgWide)(nil),               // 10: molecule.billing.v1.OrgWide
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(BillingModeChangeKind)(0),    // 3: molecule.billing.v1.BillingModeChangeKind
+	(*BillingModeResolution)(nil), // 4: molecule.billing.v1.BillingModeResolution
+	(*ResolutionError)(nil),       // 5: molecule.billing.v1.ResolutionError
+	(*WorkspaceBillingMode)(nil),  // 6: molecule.billing.v1.WorkspaceBillingMode
+	(*SecretKeyVerdict)(nil),      // 7: molecule.billing.v1.SecretKeyVerdict
+	(*Catalogue)(nil),             // 8: molecule.billing.v1.Catalogue
+	(*BillingModeChange)(nil),     // 9: molecule.billing.v1.BillingModeChange
+	(*Inherit)(nil),               // 10: molecule.billing.v1.Inherit
+	(*OrgWide)(nil),               // 11: molecule.billing.v1.OrgWide
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 }
 var file_molecule_billing_v1_billing_mode_proto_depIdxs = []int32{
 	0,  // 0: molecule.billing.v1.BillingModeResolution.resolved_mode:type_name -> molecule.billing.v1.BillingMode
 	1,  // 1: molecule.billing.v1.BillingModeResolution.source:type_name -> molecule.billing.v1.BillingModeSource
 	0,  // 2: molecule.billing.v1.BillingModeResolution.org_default:type_name -> molecule.billing.v1.BillingMode
-	4,  // 3: molecule.billing.v1.BillingModeResolution.error:type_name -> molecule.billing.v1.ResolutionError
-	3,  // 4: molecule.billing.v1.WorkspaceBillingMode.resolution:type_name -> molecule.billing.v1.BillingModeResolution
-	11, // 5: molecule.billing.v1.WorkspaceBillingMode.update_time:type_name -> google.protobuf.Timestamp
+	5,  // 3: molecule.billing.v1.BillingModeResolution.error:type_name -> molecule.billing.v1.ResolutionError
+	4,  // 4: molecule.billing.v1.WorkspaceBillingMode.resolution:type_name -> molecule.billing.v1.BillingModeResolution
+	12, // 5: molecule.billing.v1.WorkspaceBillingMode.update_time:type_name -> google.protobuf.Timestamp
 	2,  // 6: molecule.billing.v1.SecretKeyVerdict.verdict:type_name -> molecule.billing.v1.SecretVerdict
-	11, // 7: molecule.billing.v1.BillingModeChange.change_time:type_name -> google.protobuf.Timestamp
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	12, // 7: molecule.billing.v1.BillingModeChange.change_time:type_name -> google.protobuf.Timestamp
+	3,  // 8: molecule.billing.v1.BillingModeChange.kind:type_name -> molecule.billing.v1.BillingModeChangeKind
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_molecule_billing_v1_billing_mode_proto_init() }
@@ -985,7 +1088,7 @@ func file_molecule_billing_v1_billing_mode_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_molecule_billing_v1_billing_mode_proto_rawDesc), len(file_molecule_billing_v1_billing_mode_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -198,7 +198,8 @@ type BillingModeServiceClient interface {
 	// variables to `platform_managed` and route via the platform's proxy, or not
 	// start the container.
 	PlanProvisionEnv(ctx context.Context, in *PlanProvisionEnvRequest, opts ...grpc.CallOption) (*PlanProvisionEnvResponse, error)
-	// The recorded changes of one workspace, or of all, newest first. The pages
+	// The recorded changes of one workspace, or of all and of the organisation's
+	// default, newest first. The pages
 	// show what was committed when the first of them was read, each change once.
 	// To follow the log, send the `follow_token` of the last page: the next list
 	// holds what was committed since, also a change that was recorded before
@@ -518,7 +519,8 @@ type BillingModeServiceServer interface {
 	// variables to `platform_managed` and route via the platform's proxy, or not
 	// start the container.
 	PlanProvisionEnv(context.Context, *PlanProvisionEnvRequest) (*PlanProvisionEnvResponse, error)
-	// The recorded changes of one workspace, or of all, newest first. The pages
+	// The recorded changes of one workspace, or of all and of the organisation's
+	// default, newest first. The pages
 	// show what was committed when the first of them was read, each change once.
 	// To follow the log, send the `follow_token` of the last page: the next list
 	// holds what was committed since, also a change that was recorded before

@@ -7,12 +7,14 @@ import click
 from billing_grpc.cli import exit_codes, json_output, output
 from billing_grpc.cli.options import Call, Connection, WorkspaceId
 from billing_grpc.cli.session import Session, open_session
-from billing_grpc.model import Change, author
+from billing_grpc.model import Change, ChangeKind, author
 from billing_grpc.validation import DEFAULT_PAGE, MAX_PAGE
 
 _MOST: Final = 1_000_000
 _COLUMNS: Final[tuple[str, ...]] = ("when", "workspace", "from", "to", "who", "why")
 _INHERITED: Final = "(inherits)"
+_UNSET: Final = "(unset)"
+_ORG_DEFAULT: Final = "(org default)"
 _EPILOG: Final = """\b
 Examples:
   billing-grpc changes --limit 10
@@ -24,16 +26,22 @@ Examples:
 @click.option(
     "--limit", type=click.IntRange(1, _MOST), default=DEFAULT_PAGE, show_default=True, help="The most changes to list."
 )
+@click.option(
+    "--kind",
+    type=click.Choice([each.value for each in ChangeKind]),
+    help="Only changes of workspaces, or only of the organisation's default.",
+)
 @output.json_option
 @click.pass_obj
-def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: bool) -> int:
+def changes(connection: Connection, *, workspace_id: str, limit: int, kind: str | None, as_json: bool) -> int:
     """List who changed what, and why, newest first.
 
-    Without a WORKSPACE_ID, list the changes of all workspaces. Each line: when, workspace, from, to, who, why. With --json,
+    Without a WORKSPACE_ID, list the changes of all workspaces and of the
+    organisation's default. Each line: when, workspace, from, to, who, why. With --json,
     each change is an object on its own line.
     """
     with open_session(connection) as session:
-        found = session.run(_newest(session, workspace_id, limit))
+        found = session.run(_newest(session, workspace_id, limit, None if kind is None else ChangeKind(kind)))
     if as_json:
         for each in found:
             output.json_line(json_output.change(each))
@@ -42,9 +50,9 @@ def changes(connection: Connection, *, workspace_id: str, limit: int, as_json: b
     return exit_codes.OK
 
 
-async def _newest(session: Session, workspace_id: str, limit: int) -> list[Change[str]]:
+async def _newest(session: Session, workspace_id: str, limit: int, kind: ChangeKind | None) -> list[Change[str]]:
     found: list[Change[str]] = []
-    async for each in session.client.changes(workspace_id, page_size=min(limit, MAX_PAGE)):
+    async for each in session.client.changes(workspace_id, kind=kind, page_size=min(limit, MAX_PAGE)):
         found.append(each)
         if len(found) == limit:
             break
@@ -63,4 +71,14 @@ def _row(each: Change[str]) -> tuple[str, ...]:
     before, after = (_INHERITED if text is None else text for text in (each.previous_override, each.new_override))
     who = author(each.principal, each.database_user)
     who = f"{who} ({each.actor})" if each.actor else who
-    return json_output.time(each.change_time.replace(microsecond=0)), each.workspace_id, before, after, who, each.reason
+    if each.kind is ChangeKind.ORG_DEFAULT:
+        before, after = (_UNSET if text is None else text for text in (each.previous_override, each.new_override))
+        who = f"server {each.server} ({each.origin})"
+    return (
+        json_output.time(each.change_time.replace(microsecond=0)),
+        each.workspace_id or _ORG_DEFAULT,
+        before,
+        after,
+        who,
+        each.reason,
+    )

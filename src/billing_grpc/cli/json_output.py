@@ -133,4 +133,7 @@ def change(each: Change[str]) -> Object:
         "reason": each.reason,
         "request_id": each.request_id,
         "actor": each.actor,
+        "kind": each.kind.value,
+        "server": each.server,
+        "origin": each.origin,
     }

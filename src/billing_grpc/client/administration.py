@@ -8,8 +8,8 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.client import verified
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
 from billing_grpc.errors import AnswerInvalid
-from billing_grpc.model import BillingMode, BillingModeUpdate, Change, WorkspaceBillingMode
-from billing_grpc.wire.messages import MODE_FROM_PROTO, MODE_TO_PROTO
+from billing_grpc.model import BillingMode, BillingModeUpdate, Change, ChangeKind, WorkspaceBillingMode
+from billing_grpc.wire.messages import CHANGE_KIND_TO_PROTO, MODE_FROM_PROTO, MODE_TO_PROTO
 from billing_grpc.wire.metadata import ACTOR
 
 
@@ -79,12 +79,20 @@ class Administration:
         return await self._set(request, str(workspace_id), reason, etag, actor, validate_only=validate_only)
 
     async def changes(
-        self, workspace_id: WorkspaceId = NO_WORKSPACE, *, page_size: int = 0, follow: float | None = None
+        self,
+        workspace_id: WorkspaceId = NO_WORKSPACE,
+        *,
+        kind: ChangeKind | None = None,
+        page_size: int = 0,
+        follow: float | None = None,
     ) -> AsyncGenerator[Change[str], None]:
-        """Yield the recorded changes of one workspace, or of all, newest first; fetch each page when it is needed.
+        """Yield the recorded changes of one workspace, or of all and the org default, newest first.
+
+        Each page is fetched when it is needed.
 
         Args:
             workspace_id: the workspace; empty for all.
+            kind: only changes of workspaces, or of the organisation's default; `None` for both.
             page_size: how many changes one call fetches; 0 for the server's default.
             follow: seconds to wait after the last page before asking for the changes that were committed since, again and
                 again, each change once; `None` ends after the last page.
@@ -92,7 +100,11 @@ class Administration:
         Raises:
             BillingError: `InvalidArgument`, a `StorageError`, or another of `errors`.
         """
-        request = service_pb.ListBillingModeChangesRequest(workspace_id=str(workspace_id), page_size=page_size)
+        request = service_pb.ListBillingModeChangesRequest(
+            workspace_id=str(workspace_id),
+            page_size=page_size,
+            kind=None if kind is None else CHANGE_KIND_TO_PROTO[ChangeKind(kind)],
+        )
         seen: set[str] = set()
         while True:
             answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)

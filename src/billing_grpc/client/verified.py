@@ -18,6 +18,7 @@ from billing_grpc.model import (
     BillingModeSummary,
     BillingModeUpdate,
     Change,
+    ChangeKind,
     ModeCount,
     ModeMove,
     Resolution,
@@ -26,7 +27,7 @@ from billing_grpc.model import (
     WorkspaceBillingMode,
 )
 from billing_grpc.resolver import CLOSED, recognise_org_default, recognise_override, resolve
-from billing_grpc.wire.messages import MODE_FROM_PROTO, SOURCE_FROM_PROTO
+from billing_grpc.wire.messages import CHANGE_KIND_FROM_PROTO, MODE_FROM_PROTO, SOURCE_FROM_PROTO
 
 _ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -179,6 +180,9 @@ def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
     """
     if workspace_id and message.workspace_id != workspace_id.lower():
         refuse("it is about another workspace")
+    kind = CHANGE_KIND_FROM_PROTO.get(message.kind, ChangeKind.WORKSPACE)
+    if (kind is ChangeKind.WORKSPACE) != bool(message.workspace_id):
+        refuse("it holds a change that is neither a workspace's nor the org default's")
     return Change(
         change_id=message.change_id,
         workspace_id=message.workspace_id,
@@ -190,6 +194,9 @@ def change(message: pb.BillingModeChange, workspace_id: str) -> Change[str]:
         reason=message.reason,
         request_id=message.request_id,
         actor=message.actor,
+        kind=kind,
+        server=message.server,
+        origin=message.origin,
     )
 
 

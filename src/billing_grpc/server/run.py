@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -24,6 +25,7 @@ from billing_grpc.server.health import watch_administration
 from billing_grpc.server.listener import AccessPolicy, RpcServer
 from billing_grpc.server.net.ports import reserved
 from billing_grpc.server.org_default import OrgDefault
+from billing_grpc.server.org_default_trail import record_org_defaults
 from billing_grpc.server.processes.stop_signals import StopSignals, on_hang_up
 from billing_grpc.server.processes.supervisor import WorkerFailedError, Workers, WorkerSettings
 from billing_grpc.server.settings.config import Settings, environment_with
@@ -171,6 +173,13 @@ async def serve(
             _log_whether_ready(repository, settings.storage_timeout),
             watch_administration(
                 repository, lambda works: server.report_administration(works=works), budget=settings.storage_timeout
+            ),
+            record_org_defaults(
+                repository,
+                org_default.current,
+                server=socket.gethostname(),
+                origin="environment" if settings.org_default_file is None else "file",
+                budget=settings.storage_timeout,
             ),
         ):
             await stack.enter_async_context(_in_the_background(work))

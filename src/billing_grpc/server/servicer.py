@@ -198,11 +198,12 @@ class BillingModeService(WorkspaceLists):
         workspace_id = validation.workspace_id_or_none(request.workspace_id)
         call.workspace = workspace_id or ""
         size = validation.page_size(request.page_size)
-        of = page_token.list_name("changes", workspace_id)
+        kind = messages.change_kind_from_proto(request)
+        of = page_token.list_name("changes", workspace_id, request.kind)
         position = page_token.log_position(request.page_token, of) if request.page_token else LogPosition()
         # One change beyond the page tells whether another page follows.
         page = await self._repository.list_changes(
-            workspace_id, position=position, limit=size + 1, budget=self._budget(call)
+            workspace_id, kind=kind, position=position, limit=size + 1, budget=self._budget(call)
         )
         shown, more = page.changes[:size], len(page.changes) > size
         until = position.until or page.snapshot

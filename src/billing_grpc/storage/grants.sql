@@ -11,3 +11,4 @@ DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO billing_grpc', current_s
 GRANT SELECT ON workspaces TO billing_grpc;
 GRANT UPDATE (llm_billing_mode) ON workspaces TO billing_grpc;
 GRANT SELECT ON workspace_billing_mode_changes TO billing_grpc;
+GRANT EXECUTE ON FUNCTION record_org_default_change(text, text, text) TO billing_grpc;

@@ -12,6 +12,7 @@ from billing_grpc.model import (
     NO_WORKSPACE,
     BillingMode,
     Change,
+    ChangeKind,
     ChangeNote,
     ChangesPage,
     ListedWorkspace,
@@ -90,7 +91,13 @@ class InMemoryRepository:
         return replace(change, current=self._record(workspace_id))
 
     async def list_changes(
-        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+        self,
+        workspace_id: str | None,
+        *,
+        position: LogPosition,
+        limit: int,
+        budget: float,
+        kind: ChangeKind | None = None,
     ) -> ChangesPage:
         await self._answer(budget)
         # The number of an entry is also that of its transaction, and all are committed in their order.
@@ -99,12 +106,37 @@ class InMemoryRepository:
             change
             for change in reversed(self.changes)
             if workspace_id in {None, change.workspace_id}
+            and kind in {None, change.kind}
             and (position.before is None or change.change_id < position.before)
             and (since is None or change.change_id >= since)
             and (until is None or change.change_id < until)
         ]
         end = len(self.changes) + 1
         return ChangesPage(wanted[:limit], f"{end}:{end}:")
+
+    async def record_org_default(self, mode: BillingMode | None, *, server: str, origin: str, budget: float) -> bool:
+        await self._answer(budget)
+        last = next((each for each in reversed(self.changes) if each.kind is ChangeKind.ORG_DEFAULT), None)
+        before, now = None if last is None else last.new_override, None if mode is None else mode.value
+        if before == now:
+            return False
+        self.changes.append(
+            Change(
+                change_id=len(self.changes) + 1,
+                workspace_id="",
+                change_time=datetime.now(UTC),
+                previous_override=before,
+                new_override=now,
+                principal="",
+                database_user="in_memory",
+                reason="",
+                request_id="",
+                kind=ChangeKind.ORG_DEFAULT,
+                server=server,
+                origin=origin,
+            )
+        )
+        return True
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

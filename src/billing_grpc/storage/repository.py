@@ -5,6 +5,7 @@ from typing import Protocol
 
 from billing_grpc.model import (
     BillingMode,
+    ChangeKind,
     ChangeNote,
     ChangesPage,
     OverrideChange,
@@ -51,9 +52,21 @@ class Repository(Protocol):
         """
 
     async def list_changes(
-        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+        self,
+        workspace_id: str | None,
+        *,
+        position: LogPosition,
+        limit: int,
+        budget: float,
+        kind: ChangeKind | None = None,
     ) -> ChangesPage:
         """Return log entries, newest first: of one workspace or of all, and only those that `position` says."""
+
+    async def record_org_default(self, mode: BillingMode | None, *, server: str, origin: str, budget: float) -> bool:
+        """Add an entry to the log if this is not the org default that it recorded last; return whether it was added.
+
+        Several servers may call this for one change: one of them adds the entry.
+        """
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

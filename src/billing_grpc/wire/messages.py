@@ -13,6 +13,7 @@ from billing_grpc.model import (
     BillingModeSummary,
     Catalogue,
     Change,
+    ChangeKind,
     OverrideFilter,
     ProvisionPlan,
     Resolution,
@@ -42,6 +43,11 @@ OVERRIDE_FILTER_TO_PROTO: Final = {
     OverrideFilter.UNRECOGNISED: service_pb.OVERRIDE_FILTER_UNRECOGNISED,
 }
 OVERRIDE_FILTER_FROM_PROTO: Final = {number: each for each, number in OVERRIDE_FILTER_TO_PROTO.items()}
+CHANGE_KIND_TO_PROTO: Final = {
+    ChangeKind.WORKSPACE: pb.BILLING_MODE_CHANGE_KIND_WORKSPACE,
+    ChangeKind.ORG_DEFAULT: pb.BILLING_MODE_CHANGE_KIND_ORG_DEFAULT,
+}
+CHANGE_KIND_FROM_PROTO: Final = {number: kind for kind, number in CHANGE_KIND_TO_PROTO.items()}
 VERDICT_TO_PROTO: Final = {
     SecretVerdict.ALLOWED: pb.SECRET_VERDICT_ALLOWED,
     SecretVerdict.BLOCKED_PLATFORM_MANAGED: pb.SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED,
@@ -91,6 +97,9 @@ def change_to_proto(change: Change[int]) -> pb.BillingModeChange:
         reason=change.reason,
         request_id=change.request_id,
         actor=change.actor,
+        kind=CHANGE_KIND_TO_PROTO[change.kind],
+        server=change.server,
+        origin=change.origin,
     )
     message.change_time.FromDatetime(change.change_time)
     return message
@@ -175,6 +184,15 @@ def selection_from_proto(request: service_pb.ListWorkspaceBillingModesRequest, o
         override=_filter("override", request.override, OVERRIDE_FILTER_FROM_PROTO, service_pb.OverrideFilter.keys()),
         would_change=request.would_change,
     )
+
+
+def change_kind_from_proto(request: service_pb.ListBillingModeChangesRequest) -> ChangeKind | None:
+    """Return the kind of changes that a request asks for; None for all.
+
+    Raises:
+        InvalidArgument: FILTER_INVALID if the kind has a number that does not exist.
+    """
+    return _filter("kind", request.kind, CHANGE_KIND_FROM_PROTO, pb.BillingModeChangeKind.keys())
 
 
 def _filter(field: str, number: _Number, known: Mapping[_Number, _Filter], names: Iterable[str]) -> _Filter | None:

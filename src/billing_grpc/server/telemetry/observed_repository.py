@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 from billing_grpc.errors import StorageError
 from billing_grpc.model import (
     BillingMode,
+    ChangeKind,
     ChangeNote,
     ChangesPage,
     OverrideChange,
@@ -58,10 +59,20 @@ class ObservedRepository:
         return await self._observed(work, "save_override", "UPDATE", _WORKSPACES)
 
     async def list_changes(
-        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+        self,
+        workspace_id: str | None,
+        *,
+        position: LogPosition,
+        limit: int,
+        budget: float,
+        kind: ChangeKind | None = None,
     ) -> ChangesPage:
-        work = self._repository.list_changes(workspace_id, position=position, limit=limit, budget=budget)
+        work = self._repository.list_changes(workspace_id, position=position, limit=limit, budget=budget, kind=kind)
         return await self._observed(work, "list_changes", "SELECT", _CHANGES)
+
+    async def record_org_default(self, mode: BillingMode | None, *, server: str, origin: str, budget: float) -> bool:
+        work = self._repository.record_org_default(mode, server=server, origin=origin, budget=budget)
+        return await self._observed(work, "record_org_default", "SELECT", _CHANGES)
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

@@ -15,6 +15,7 @@ from billing_grpc.errors import SchemaNotReady, ValueUnreadable
 from billing_grpc.model import (
     NO_WORKSPACE,
     Change,
+    ChangeKind,
     ChangesPage,
     StoredOverride,
     WorkspaceRecord,
@@ -107,7 +108,7 @@ def record_in(rows: Sequence[Row], key: UUID, *, errors: str = "strict") -> tupl
 
 
 async def list_changes(
-    connection: Connection, workspace_id: str | None, position: LogPosition, limit: int
+    connection: Connection, workspace_id: str | None, position: LogPosition, limit: int, kind: ChangeKind | None
 ) -> ChangesPage:
     """Return entries of the change log, newest first; raise as `load_record`.
 
@@ -117,6 +118,7 @@ async def list_changes(
     """
     key = None if workspace_id is None else UUID(workspace_id)
     parameters: list[object] = [_MAX_CHANGE_ID if position.before is None else position.before, limit, key]
+    parameters.append(None if kind is None else kind is ChangeKind.ORG_DEFAULT)
     query = LIST_CHANGES
     ((complete,),) = await connection.read(HAVE_ACTORS, [])
     if complete:
@@ -135,10 +137,10 @@ async def list_changes(
 
 def _change(entry: Sequence[Any]) -> Change[int]:
     change_id, workspace_id, change_time, previous, new, *texts = entry
-    principal, database_user, reason, request_id, actor = map(shown, texts)
+    principal, database_user, reason, request_id, actor, server, origin = map(shown, texts)
     return Change(
         change_id=change_id,
-        workspace_id=str(workspace_id),
+        workspace_id="" if workspace_id is None else str(workspace_id),
         change_time=change_time,
         previous_override=None if previous is None else shown(previous),
         new_override=None if new is None else shown(new),
@@ -147,6 +149,9 @@ def _change(entry: Sequence[Any]) -> Change[int]:
         reason=reason,
         request_id=request_id,
         actor=actor,
+        kind=ChangeKind.ORG_DEFAULT if workspace_id is None else ChangeKind.WORKSPACE,
+        server=server,
+        origin=origin,
     )
 
 

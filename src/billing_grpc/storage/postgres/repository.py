@@ -11,6 +11,7 @@ import structlog
 from billing_grpc.errors import DatabaseDenied, SchemaNotReady, StorageError
 from billing_grpc.model import (
     BillingMode,
+    ChangeKind,
     ChangeNote,
     ChangesPage,
     OverrideChange,
@@ -32,7 +33,11 @@ from billing_grpc.storage.postgres.pool import BoundedPool, PoolStats
 from billing_grpc.storage.postgres.reading import list_changes, load_record
 from billing_grpc.storage.postgres.shared_reads import SharedReads
 from billing_grpc.storage.postgres.slots import Slots
-from billing_grpc.storage.postgres.statements import CHECK_ADMINISTRATION
+from billing_grpc.storage.postgres.statements import (
+    CAN_RECORD_ORG_DEFAULT,
+    CHECK_ADMINISTRATION,
+    RECORD_ORG_DEFAULT,
+)
 from billing_grpc.storage.postgres.writing import OverrideWrite, save_override
 
 log = structlog.stdlib.get_logger(__name__)
@@ -116,13 +121,30 @@ class PostgresRepository:
         return await self._pool.run(work, budget=budget, writes=True, may_repeat=lambda: not write.commit_sent)
 
     async def list_changes(
-        self, workspace_id: str | None, *, position: LogPosition, limit: int, budget: float
+        self,
+        workspace_id: str | None,
+        *,
+        position: LogPosition,
+        limit: int,
+        budget: float,
+        kind: ChangeKind | None = None,
     ) -> ChangesPage:
         return await self._pool.run(
-            lambda connection: list_changes(connection, workspace_id, position, limit),
+            lambda connection: list_changes(connection, workspace_id, position, limit, kind),
             budget=budget,
             counts_as_success=False,
         )
+
+    async def record_org_default(self, mode: BillingMode | None, *, server: str, origin: str, budget: float) -> bool:
+        async def work(connection: Connection) -> bool:
+            ((possible,),) = await connection.read(CAN_RECORD_ORG_DEFAULT, [])
+            if not possible:
+                raise SchemaNotReady
+            text = None if mode is None else mode.value
+            ((added,),) = await connection.read(RECORD_ORG_DEFAULT, [text, connection.storable(server), origin])
+            return bool(added)
+
+        return await self._pool.run(work, budget=budget, counts_as_success=False)
 
     async def list_workspaces(
         self, kinds: OverrideKinds, *, after: str | None, limit: int, budget: float

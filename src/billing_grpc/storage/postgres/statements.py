@@ -201,11 +201,21 @@ SELECT CASE WHEN pg_catalog.clock_timestamp() < $1::pg_catalog.timestamptz THEN 
 """
 COMMIT: Final = "COMMIT"
 
-# Whether entries name the person behind the caller, and their transaction: the columns of a migration that may come later.
+# Whether entries have the columns of migrations that may come later: the person behind the caller, the transaction, and for
+# the org default its server and origin.
 HAVE_ACTORS: Final = """
-SELECT 2 = pg_catalog.count(*) FROM pg_catalog.pg_attribute
-WHERE attrelid = 'workspace_billing_mode_changes'::pg_catalog.regclass AND attname IN ('actor', 'transaction_id')
-    AND NOT attisdropped AND pg_catalog.has_column_privilege(attrelid, attnum, 'SELECT')
+SELECT 4 = pg_catalog.count(*) FROM pg_catalog.pg_attribute
+WHERE attrelid = 'workspace_billing_mode_changes'::pg_catalog.regclass
+    AND attname IN ('actor', 'transaction_id', 'server', 'origin') AND NOT attisdropped
+    AND pg_catalog.has_column_privilege(attrelid, attnum, 'SELECT')
+"""
+
+CAN_RECORD_ORG_DEFAULT: Final = """
+SELECT coalesce(pg_catalog.has_function_privilege(
+    pg_catalog.to_regprocedure('record_org_default_change(text, text, text)')::pg_catalog.oid, 'EXECUTE'), false)
+"""
+RECORD_ORG_DEFAULT: Final = """
+SELECT record_org_default_change($1::pg_catalog.text, $2::pg_catalog.text, $3::pg_catalog.text)
 """
 
 _CHANGES: Final = f"""
@@ -218,7 +228,8 @@ LEFT JOIN (
            principal::pg_catalog.text, database_user::pg_catalog.text, reason::pg_catalog.text,
            request_id::pg_catalog.text, {{actor}}
     FROM {{entries}}
-    WHERE change_id < $1 AND ($3::pg_catalog.uuid IS NULL OR workspace_id = $3::pg_catalog.uuid){{committed}}
+    WHERE change_id < $1 AND ($3::pg_catalog.uuid IS NULL OR workspace_id = $3::pg_catalog.uuid)
+        AND ($4::pg_catalog.bool IS NULL OR (workspace_id IS NULL) = $4::pg_catalog.bool){{committed}}
     ORDER BY change_id DESC LIMIT $2
 ) AS entry ON true
 WHERE log_class.oid = 'workspace_billing_mode_changes'::pg_catalog.regclass
@@ -227,36 +238,36 @@ ORDER BY entry.change_id DESC
 LIST_CHANGES: Final = _CHANGES.format(
     fresh="",
     snapshot="NULL::pg_catalog.text, false",
-    actor="''::pg_catalog.text",
+    actor="''::pg_catalog.text, ''::pg_catalog.text, ''::pg_catalog.text",
     entries="workspace_billing_mode_changes",
     committed="",
 )
 
-# Pages show what was committed in the snapshot $4 of the first one. An entry without a transaction is from before the
+# Pages show what was committed in the snapshot $5 of the first one. An entry without a transaction is from before the
 # migration. A visible one whose transaction has not begun was restored from another database. Both were committed before any
 # list. The second column says whether a snapshot is of another database, whose transactions are ahead of this one's.
 _TAKES_SNAPSHOTS: Final = {
     "snapshot": (
         "pg_catalog.pg_current_snapshot()::pg_catalog.text, coalesce(greatest("
-        "pg_catalog.pg_snapshot_xmax($4::pg_catalog.pg_snapshot), pg_catalog.pg_snapshot_xmax($5::pg_catalog.pg_snapshot))"
+        "pg_catalog.pg_snapshot_xmax($5::pg_catalog.pg_snapshot), pg_catalog.pg_snapshot_xmax($6::pg_catalog.pg_snapshot))"
         " > pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()), false)"
     ),
-    "actor": "actor::pg_catalog.text",
+    "actor": "actor::pg_catalog.text, server::pg_catalog.text, origin::pg_catalog.text",
     "committed": """
-        AND ($4::pg_catalog.pg_snapshot IS NULL OR transaction_id IS NULL
+        AND ($5::pg_catalog.pg_snapshot IS NULL OR transaction_id IS NULL
              OR transaction_id >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
-             OR pg_catalog.pg_visible_in_snapshot(transaction_id, $4::pg_catalog.pg_snapshot))""",
+             OR pg_catalog.pg_visible_in_snapshot(transaction_id, $5::pg_catalog.pg_snapshot))""",
 }
 LIST_ACTORS_CHANGES: Final = _CHANGES.format(**_TAKES_SNAPSHOTS, fresh="", entries="workspace_billing_mode_changes")
-# What was committed since the snapshot $5. Materialized, because the index on transactions finds the few entries of a log of
+# What was committed since the snapshot $6. Materialized, because the index on transactions finds the few entries of a log of
 # millions, and the one on numbers does not.
 LIST_NEWER_CHANGES: Final = _CHANGES.format(
     **_TAKES_SNAPSHOTS,
     fresh="""WITH fresh AS MATERIALIZED (
     SELECT * FROM workspace_billing_mode_changes
-    WHERE transaction_id >= pg_catalog.pg_snapshot_xmin($5::pg_catalog.pg_snapshot)
+    WHERE transaction_id >= pg_catalog.pg_snapshot_xmin($6::pg_catalog.pg_snapshot)
         AND transaction_id < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
-        AND NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $5::pg_catalog.pg_snapshot)
+        AND NOT pg_catalog.pg_visible_in_snapshot(transaction_id, $6::pg_catalog.pg_snapshot)
 )""",
     entries="fresh",
 )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&molecule/billing/v1/billing_mode.proto\x12\x13molecule.billing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n\x15\x42illingModeResolution\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x45\n\rresolved_mode\x18\x02 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x0cresolvedMode\x12>\n\x06source\x18\x03 \x01(\x0e\x32&.molecule.billing.v1.BillingModeSourceR\x06source\x12\x32\n\x12workspace_override\x18\x04 \x01(\tH\x00R\x11workspaceOverride\x88\x01\x01\x12\x41\n\x0borg_default\x18\x05 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\norgDefault\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12:\n\x05\x65rror\x18\x07 \x01(\x0b\x32$.molecule.billing.v1.ResolutionErrorR\x05\x65rrorB\x15\n\x13_workspace_override\"C\n\x0fResolutionError\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\xe6\x01\n\x14WorkspaceBillingMode\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x1d\n\nupdated_by\x18\x04 \x01(\tR\tupdatedBy\x12\x12\n\x04name\x18\x05 \x01(\tR\x04name\"\x89\x01\n\x10SecretKeyVerdict\x12\x1d\n\nsecret_key\x18\x01 \x01(\tR\tsecretKey\x12<\n\x07verdict\x18\x02 \x01(\x0e\x32\".molecule.billing.v1.SecretVerdictR\x07verdict\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"O\n\tCatalogue\x12\x10\n\x03set\x18\x01 \x01(\tR\x03set\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\"\xa1\x03\n\x11\x42illingModeChange\x12\x1b\n\tchange_id\x18\x01 \x01(\tR\x08\x63hangeId\x12!\n\x0cworkspace_id\x18\x02 \x01(\tR\x0bworkspaceId\x12;\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nchangeTime\x12\x30\n\x11previous_override\x18\x04 \x01(\tH\x00R\x10previousOverride\x88\x01\x01\x12&\n\x0cnew_override\x18\x05 \x01(\tH\x01R\x0bnewOverride\x88\x01\x01\x12\x1c\n\tprincipal\x18\x06 \x01(\tR\tprincipal\x12#\n\rdatabase_user\x18\x07 \x01(\tR\x0c\x64\x61tabaseUser\x12\x16\n\x06reason\x18\x08 \x01(\tR\x06reason\x12\x1d\n\nrequest_id\x18\t \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\n \x01(\tR\x05\x61\x63torB\x14\n\x12_previous_overrideB\x0f\n\r_new_override\"\t\n\x07Inherit\"\t\n\x07OrgWide*\x80\x01\n\x0b\x42illingMode\x12\x1c\n\x18\x42ILLING_MODE_UNSPECIFIED\x10\x00\x12!\n\x1d\x42ILLING_MODE_PLATFORM_MANAGED\x10\x01\x12\x15\n\x11\x42ILLING_MODE_BYOK\x10\x02\x12\x19\n\x15\x42ILLING_MODE_DISABLED\x10\x03*\xb4\x01\n\x11\x42illingModeSource\x12#\n\x1f\x42ILLING_MODE_SOURCE_UNSPECIFIED\x10\x00\x12*\n&BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE\x10\x01\x12#\n\x1f\x42ILLING_MODE_SOURCE_ORG_DEFAULT\x10\x02\x12)\n%BILLING_MODE_SOURCE_CONSTANT_FALLBACK\x10\x03*\x9d\x01\n\rSecretVerdict\x12\x1e\n\x1aSECRET_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n\x16SECRET_VERDICT_ALLOWED\x10\x01\x12+\n\'SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED\x10\x02\x12#\n\x1fSECRET_VERDICT_BLOCKED_RESERVED\x10\x03\x42:Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&molecule/billing/v1/billing_mode.proto\x12\x13molecule.billing.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x03\n\x15\x42illingModeResolution\x12!\n\x0cworkspace_id\x18\x01 \x01(\tR\x0bworkspaceId\x12\x45\n\rresolved_mode\x18\x02 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\x0cresolvedMode\x12>\n\x06source\x18\x03 \x01(\x0e\x32&.molecule.billing.v1.BillingModeSourceR\x06source\x12\x32\n\x12workspace_override\x18\x04 \x01(\tH\x00R\x11workspaceOverride\x88\x01\x01\x12\x41\n\x0borg_default\x18\x05 \x01(\x0e\x32 .molecule.billing.v1.BillingModeR\norgDefault\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12:\n\x05\x65rror\x18\x07 \x01(\x0b\x32$.molecule.billing.v1.ResolutionErrorR\x05\x65rrorB\x15\n\x13_workspace_override\"C\n\x0fResolutionError\x12\x16\n\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n\x07message\x18\x02 \x01(\tR\x07message\"\xe6\x01\n\x14WorkspaceBillingMode\x12J\n\nresolution\x18\x01 \x01(\x0b\x32*.molecule.billing.v1.BillingModeResolutionR\nresolution\x12\x12\n\x04\x65tag\x18\x02 \x01(\tR\x04\x65tag\x12;\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x1d\n\nupdated_by\x18\x04 \x01(\tR\tupdatedBy\x12\x12\n\x04name\x18\x05 \x01(\tR\x04name\"\x89\x01\n\x10SecretKeyVerdict\x12\x1d\n\nsecret_key\x18\x01 \x01(\tR\tsecretKey\x12<\n\x07verdict\x18\x02 \x01(\x0e\x32\".molecule.billing.v1.SecretVerdictR\x07verdict\x12\x18\n\x07message\x18\x03 \x01(\tR\x07message\"O\n\tCatalogue\x12\x10\n\x03set\x18\x01 \x01(\tR\x03set\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x16\n\x06\x64igest\x18\x03 \x01(\tR\x06\x64igest\"\x91\x04\n\x11\x42illingModeChange\x12\x1b\n\tchange_id\x18\x01 \x01(\tR\x08\x63hangeId\x12!\n\x0cworkspace_id\x18\x02 \x01(\tR\x0bworkspaceId\x12;\n\x0b\x63hange_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nchangeTime\x12\x30\n\x11previous_override\x18\x04 \x01(\tH\x00R\x10previousOverride\x88\x01\x01\x12&\n\x0cnew_override\x18\x05 \x01(\tH\x01R\x0bnewOverride\x88\x01\x01\x12\x1c\n\tprincipal\x18\x06 \x01(\tR\tprincipal\x12#\n\rdatabase_user\x18\x07 \x01(\tR\x0c\x64\x61tabaseUser\x12\x16\n\x06reason\x18\x08 \x01(\tR\x06reason\x12\x1d\n\nrequest_id\x18\t \x01(\tR\trequestId\x12\x14\n\x05\x61\x63tor\x18\n \x01(\tR\x05\x61\x63tor\x12>\n\x04kind\x18\x0b \x01(\x0e\x32*.molecule.billing.v1.BillingModeChangeKindR\x04kind\x12\x16\n\x06server\x18\x0c \x01(\tR\x06server\x12\x16\n\x06origin\x18\r \x01(\tR\x06originB\x14\n\x12_previous_overrideB\x0f\n\r_new_override\"\t\n\x07Inherit\"\t\n\x07OrgWide*\x80\x01\n\x0b\x42illingMode\x12\x1c\n\x18\x42ILLING_MODE_UNSPECIFIED\x10\x00\x12!\n\x1d\x42ILLING_MODE_PLATFORM_MANAGED\x10\x01\x12\x15\n\x11\x42ILLING_MODE_BYOK\x10\x02\x12\x19\n\x15\x42ILLING_MODE_DISABLED\x10\x03*\xb4\x01\n\x11\x42illingModeSource\x12#\n\x1f\x42ILLING_MODE_SOURCE_UNSPECIFIED\x10\x00\x12*\n&BILLING_MODE_SOURCE_WORKSPACE_OVERRIDE\x10\x01\x12#\n\x1f\x42ILLING_MODE_SOURCE_ORG_DEFAULT\x10\x02\x12)\n%BILLING_MODE_SOURCE_CONSTANT_FALLBACK\x10\x03*\x9d\x01\n\rSecretVerdict\x12\x1e\n\x1aSECRET_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n\x16SECRET_VERDICT_ALLOWED\x10\x01\x12+\n\'SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED\x10\x02\x12#\n\x1fSECRET_VERDICT_BLOCKED_RESERVED\x10\x03*\x93\x01\n\x15\x42illingModeChangeKind\x12(\n$BILLING_MODE_CHANGE_KIND_UNSPECIFIED\x10\x00\x12&\n\"BILLING_MODE_CHANGE_KIND_WORKSPACE\x10\x01\x12(\n$BILLING_MODE_CHANGE_KIND_ORG_DEFAULT\x10\x02\x42:Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'molecule.billing.v1.billing
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z8github.com/molecule-ai/billing-grpc/clients/go/billingv1'
-  _globals['_BILLINGMODE']._serialized_start=1484
-  _globals['_BILLINGMODE']._serialized_end=1612
-  _globals['_BILLINGMODESOURCE']._serialized_start=1615
-  _globals['_BILLINGMODESOURCE']._serialized_end=1795
-  _globals['_SECRETVERDICT']._serialized_start=1798
-  _globals['_SECRETVERDICT']._serialized_end=1955
+  _globals['_BILLINGMODE']._serialized_start=1596
+  _globals['_BILLINGMODE']._serialized_end=1724
+  _globals['_BILLINGMODESOURCE']._serialized_start=1727
+  _globals['_BILLINGMODESOURCE']._serialized_end=1907
+  _globals['_SECRETVERDICT']._serialized_start=1910
+  _globals['_SECRETVERDICT']._serialized_end=2067
+  _globals['_BILLINGMODECHANGEKIND']._serialized_start=2070
+  _globals['_BILLINGMODECHANGEKIND']._serialized_end=2217
   _globals['_BILLINGMODERESOLUTION']._serialized_start=97
   _globals['_BILLINGMODERESOLUTION']._serialized_end=516
   _globals['_RESOLUTIONERROR']._serialized_start=518
@@ -50,9 +52,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CATALOGUE']._serialized_start=960
   _globals['_CATALOGUE']._serialized_end=1039
   _globals['_BILLINGMODECHANGE']._serialized_start=1042
-  _globals['_BILLINGMODECHANGE']._serialized_end=1459
-  _globals['_INHERIT']._serialized_start=1461
-  _globals['_INHERIT']._serialized_end=1470
-  _globals['_ORGWIDE']._serialized_start=1472
-  _globals['_ORGWIDE']._serialized_end=1481
+  _globals['_BILLINGMODECHANGE']._serialized_end=1571
+  _globals['_INHERIT']._serialized_start=1573
+  _globals['_INHERIT']._serialized_end=1582
+  _globals['_ORGWIDE']._serialized_start=1584
+  _globals['_ORGWIDE']._serialized_end=1593
 # @@protoc_insertion_point(module_scope)

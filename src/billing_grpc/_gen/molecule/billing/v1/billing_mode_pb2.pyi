@@ -29,6 +29,12 @@ class SecretVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SECRET_VERDICT_ALLOWED: _ClassVar[SecretVerdict]
     SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED: _ClassVar[SecretVerdict]
     SECRET_VERDICT_BLOCKED_RESERVED: _ClassVar[SecretVerdict]
+
+class BillingModeChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BILLING_MODE_CHANGE_KIND_UNSPECIFIED: _ClassVar[BillingModeChangeKind]
+    BILLING_MODE_CHANGE_KIND_WORKSPACE: _ClassVar[BillingModeChangeKind]
+    BILLING_MODE_CHANGE_KIND_ORG_DEFAULT: _ClassVar[BillingModeChangeKind]
 BILLING_MODE_UNSPECIFIED: BillingMode
 BILLING_MODE_PLATFORM_MANAGED: BillingMode
 BILLING_MODE_BYOK: BillingMode
@@ -41,6 +47,9 @@ SECRET_VERDICT_UNSPECIFIED: SecretVerdict
 SECRET_VERDICT_ALLOWED: SecretVerdict
 SECRET_VERDICT_BLOCKED_PLATFORM_MANAGED: SecretVerdict
 SECRET_VERDICT_BLOCKED_RESERVED: SecretVerdict
+BILLING_MODE_CHANGE_KIND_UNSPECIFIED: BillingModeChangeKind
+BILLING_MODE_CHANGE_KIND_WORKSPACE: BillingModeChangeKind
+BILLING_MODE_CHANGE_KIND_ORG_DEFAULT: BillingModeChangeKind
 
 class BillingModeResolution(_message.Message):
     __slots__ = ("workspace_id", "resolved_mode", "source", "workspace_override", "org_default", "reason", "error")
@@ -103,7 +112,7 @@ class Catalogue(_message.Message):
     def __init__(self, set: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class BillingModeChange(_message.Message):
-    __slots__ = ("change_id", "workspace_id", "change_time", "previous_override", "new_override", "principal", "database_user", "reason", "request_id", "actor")
+    __slots__ = ("change_id", "workspace_id", "change_time", "previous_override", "new_override", "principal", "database_user", "reason", "request_id", "actor", "kind", "server", "origin")
     CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     CHANGE_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +123,9 @@ class BillingModeChange(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     change_id: str
     workspace_id: str
     change_time: _timestamp_pb2.Timestamp
@@ -124,7 +136,10 @@ class BillingModeChange(_message.Message):
     reason: str
     request_id: str
     actor: str
-    def __init__(self, change_id: _Optional[str] = ..., workspace_id: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_override: _Optional[str] = ..., new_override: _Optional[str] = ..., principal: _Optional[str] = ..., database_user: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., actor: _Optional[str] = ...) -> None: ...
+    kind: BillingModeChangeKind
+    server: str
+    origin: str
+    def __init__(self, change_id: _Optional[str] = ..., workspace_id: _Optional[str] = ..., change_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_override: _Optional[str] = ..., new_override: _Optional[str] = ..., principal: _Optional[str] = ..., database_user: _Optional[str] = ..., reason: _Optional[str] = ..., request_id: _Optional[str] = ..., actor: _Optional[str] = ..., kind: _Optional[_Union[BillingModeChangeKind, str]] = ..., server: _Optional[str] = ..., origin: _Optional[str] = ...) -> None: ...
 
 class Inherit(_message.Message):
     __slots__ = ()

@@ -138,14 +138,16 @@ class PlanProvisionEnvResponse(_message.Message):
     def __init__(self, resolution: _Optional[_Union[_billing_mode_pb2.BillingModeResolution, _Mapping]] = ..., strip_keys: _Optional[_Iterable[str]] = ..., set_env: _Optional[_Mapping[str, str]] = ..., route_via_platform_proxy: _Optional[bool] = ..., catalogue: _Optional[_Union[_billing_mode_pb2.Catalogue, _Mapping]] = ..., suspect_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListBillingModeChangesRequest(_message.Message):
-    __slots__ = ("workspace_id", "page_size", "page_token")
+    __slots__ = ("workspace_id", "page_size", "page_token", "kind")
     WORKSPACE_ID_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     workspace_id: str
     page_size: int
     page_token: str
-    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    kind: _billing_mode_pb2.BillingModeChangeKind
+    def __init__(self, workspace_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., kind: _Optional[_Union[_billing_mode_pb2.BillingModeChangeKind, str]] = ...) -> None: ...
 
 class ListBillingModeChangesResponse(_message.Message):
     __slots__ = ("changes", "next_page_token", "follow_token")

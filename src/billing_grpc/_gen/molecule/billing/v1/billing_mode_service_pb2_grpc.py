@@ -332,7 +332,8 @@ class BillingModeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBillingModeChanges(self, request, context):
-        """The recorded changes of one workspace, or of all, newest first. The pages
+        """The recorded changes of one workspace, or of all and of the organisation's
+        default, newest first. The pages
         show what was committed when the first of them was read, each change once.
         To follow the log, send the `follow_token` of the last page: the next list
         holds what was committed since, also a change that was recorded before

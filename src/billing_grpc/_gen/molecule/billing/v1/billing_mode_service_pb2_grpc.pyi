@@ -202,7 +202,8 @@ class BillingModeServiceStub:
     start the container.
     """
     ListBillingModeChanges: _grpc.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListBillingModeChangesRequest, _billing_mode_service_pb2.ListBillingModeChangesResponse]
-    """The recorded changes of one workspace, or of all, newest first. The pages
+    """The recorded changes of one workspace, or of all and of the organisation's
+    default, newest first. The pages
     show what was committed when the first of them was read, each change once.
     To follow the log, send the `follow_token` of the last page: the next list
     holds what was committed since, also a change that was recorded before
@@ -432,7 +433,8 @@ class BillingModeServiceAsyncStub(BillingModeServiceStub):
     start the container.
     """
     ListBillingModeChanges: _aio.UnaryUnaryMultiCallable[_billing_mode_service_pb2.ListBillingModeChangesRequest, _billing_mode_service_pb2.ListBillingModeChangesResponse]  # type: ignore[assignment]
-    """The recorded changes of one workspace, or of all, newest first. The pages
+    """The recorded changes of one workspace, or of all and of the organisation's
+    default, newest first. The pages
     show what was committed when the first of them was read, each change once.
     To follow the log, send the `follow_token` of the last page: the next list
     holds what was committed since, also a change that was recorded before
@@ -701,7 +703,8 @@ class BillingModeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_mode_service_pb2.ListBillingModeChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_mode_service_pb2.ListBillingModeChangesResponse, _abc.Awaitable[_billing_mode_service_pb2.ListBillingModeChangesResponse]]:
-        """The recorded changes of one workspace, or of all, newest first. The pages
+        """The recorded changes of one workspace, or of all and of the organisation's
+        default, newest first. The pages
         show what was committed when the first of them was read, each change once.
         To follow the log, send the `follow_token` of the last page: the next list
         holds what was committed since, also a change that was recorded before
