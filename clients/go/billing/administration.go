@@ -42,10 +42,20 @@ type SetOptions struct {
 	Actor        string // the person behind this program, for the change log: at most 128 printable ASCII characters
 }
 
+// ChangeKind is what a recorded change changed.
+type ChangeKind int32
+
+// The kinds, with the numbers of the contract.
+const (
+	WorkspaceChange  ChangeKind = 1 // the override of a workspace
+	OrgDefaultChange ChangeKind = 2 // the organisation's default, as a server first used it
+)
+
 // Change is one entry of the change log.
 type Change struct {
 	ChangeID         string
-	WorkspaceID      string
+	Kind             ChangeKind
+	WorkspaceID      string // empty for the organisation's default
 	ChangeTime       time.Time
 	PreviousOverride *string // the stored text; nil if the workspace inherited
 	NewOverride      *string // the stored text; nil if the workspace inherits from now on
@@ -54,6 +64,8 @@ type Change struct {
 	DatabaseUser     string
 	Reason           string
 	RequestID        string
+	Server           string // the server that first used the organisation's default
+	Origin           string // where that server had it from: "file" or "environment"
 }
 
 // Get returns the mode of an existing workspace. There is no fallback: it fails with an *Error.
@@ -112,7 +124,7 @@ func (c *Client) set(
 	return Update{current, previous}, nil
 }
 
-// Changes yields the recorded changes of a workspace, or of all for an empty id, newest first. It fetches a page when the
+// Changes yields the recorded changes of a workspace, or for an empty id of all and of the organisation's default, newest first. It fetches a page when the
 // loop reaches it. An *Error ends the loop: what came before it is right, and not all.
 func (c *Client) Changes(ctx context.Context, workspaceID string) iter.Seq2[Change, error] {
 	return c.changes(ctx, workspaceID, "", new(string))
@@ -222,10 +234,17 @@ func readChange(p *pb.BillingModeChange, asked string) (Change, error) {
 	if asked != "" && !sameID(p.GetWorkspaceId(), asked) {
 		return Change{}, errors.New("it is about another workspace")
 	}
+	kind := ChangeKind(p.GetKind())
+	if kind != OrgDefaultChange {
+		kind = WorkspaceChange // an older server does not say so
+	}
+	if (kind == WorkspaceChange) != (p.GetWorkspaceId() != "") {
+		return Change{}, errors.New("it holds a change that is neither a workspace's nor the org default's")
+	}
 	when, err := readTime(p.GetChangeTime())
 	return Change{
-		p.GetChangeId(), p.GetWorkspaceId(), when, p.PreviousOverride, p.NewOverride,
-		p.GetPrincipal(), p.GetActor(), p.GetDatabaseUser(), p.GetReason(), p.GetRequestId(),
+		p.GetChangeId(), kind, p.GetWorkspaceId(), when, p.PreviousOverride, p.NewOverride,
+		p.GetPrincipal(), p.GetActor(), p.GetDatabaseUser(), p.GetReason(), p.GetRequestId(), p.GetServer(), p.GetOrigin(),
 	}, err
 }
 

@@ -312,19 +312,37 @@ func TestALoopThatEndsEarlyFetchesNothingMore(t *testing.T) {
 	}
 }
 
+func TestAChangeOfTheOrgDefaultHasNoWorkspaceAndEveryOtherHasOne(t *testing.T) {
+	byok := "byok"
+	for kind, workspaceID := range map[ChangeKind]string{WorkspaceChange: workspace, OrgDefaultChange: ""} {
+		sent := &pb.BillingModeChange{Kind: pb.BillingModeChangeKind(kind), WorkspaceId: workspaceID, NewOverride: &byok, Server: "a", Origin: "file"}
+		found, err := readChange(sent, "")
+		if err != nil || found.Kind != kind || found.WorkspaceID != workspaceID || found.Server != "a" || found.Origin != "file" {
+			t.Error(found, err)
+		}
+		sent.Kind = 3 - sent.Kind
+		if _, err = readChange(sent, ""); err == nil {
+			t.Error(sent)
+		}
+	}
+	if found, err := readChange(&pb.BillingModeChange{WorkspaceId: workspace}, ""); err != nil || found.Kind != WorkspaceChange {
+		t.Error(found, err)
+	}
+}
+
 func TestFollowAsksForWhatWasCommittedSince(t *testing.T) {
 	asked := []string{}
 	client := scriptedClient(t, scripted{list: func(q *pb.ListBillingModeChangesRequest) (*pb.ListBillingModeChangesResponse, error) {
 		asked = append(asked, q.GetPageToken())
 		switch q.GetPageToken() {
 		case "":
-			return &pb.ListBillingModeChangesResponse{NextPageToken: "second", Changes: []*pb.BillingModeChange{{ChangeId: "2"}}}, nil
+			return &pb.ListBillingModeChangesResponse{NextPageToken: "second", Changes: []*pb.BillingModeChange{{ChangeId: "2", WorkspaceId: workspace}}}, nil
 		case "second":
-			return &pb.ListBillingModeChangesResponse{FollowToken: "since", Changes: []*pb.BillingModeChange{{ChangeId: "1"}}}, nil
+			return &pb.ListBillingModeChangesResponse{FollowToken: "since", Changes: []*pb.BillingModeChange{{ChangeId: "1", WorkspaceId: workspace}}}, nil
 		}
 		answer := &pb.ListBillingModeChangesResponse{FollowToken: "since"}
 		if len(asked) == 5 {
-			answer = &pb.ListBillingModeChangesResponse{Changes: []*pb.BillingModeChange{{ChangeId: "3"}}}
+			answer = &pb.ListBillingModeChangesResponse{Changes: []*pb.BillingModeChange{{ChangeId: "3", WorkspaceId: workspace}}}
 		}
 		return answer, nil
 	}})
