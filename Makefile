@@ -100,7 +100,7 @@ RESOLVE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-anno
 COMPILE := $(RESOLVE) --extra embedded --extra tracing --extra gateway --group build pyproject.toml
 lock: $(DEV_READY) ## resolve requirements/ anew (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --output-file requirements/run.txt
-	$(RESOLVE) --extra tracing pyproject.toml --constraint requirements/run.txt --output-file requirements/image.txt
+	$(RESOLVE) --extra tracing --extra gateway pyproject.toml --constraint requirements/run.txt --output-file requirements/image.txt
 	$(COMPILE) $(UPGRADE) --group dev --constraint requirements/run.txt --output-file requirements/dev.txt
 	$(COMPILE) $(UPGRADE) --group benchmark --constraint requirements/dev.txt --output-file requirements/benchmark.txt
 	$(COMPILE) $(UPGRADE) --group browser --constraint requirements/dev.txt --output-file requirements/browser.txt

