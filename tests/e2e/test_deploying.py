@@ -115,8 +115,8 @@ class Laptop:
 
         server = self._server(SERVICES["server"])
         assert SERVICES["gateway"]["volumes"] == SERVICES["server"]["volumes"]
-        command, *flags = (self._here(each) for each in SERVICES["gateway"]["command"])
-        assert command == "gateway"
+        name, *flags = (self._here(each) for each in SERVICES["gateway"]["command"])
+        assert name == "gateway"
         with gateway(self._folder / "gateway", *flags) as running:
             yield server, running
 
@@ -161,12 +161,12 @@ def test_the_laptop_s_commands_start_a_server_and_a_gateway_that_answer(
         *_, resolved, through_gateway = answers
         assert resolved.startswith("platform_managed  (org_default)\n")
         assert json.loads(through_gateway)["resolution"]["resolvedMode"] == "BILLING_MODE_PLATFORM_MANAGED"
-        for name in ("server", "gateway"):
-            kind, *healthy = SERVICES[name]["healthcheck"]["test"]
-            assert kind == "CMD"
-            run(shlex.join(healthy).replace("127.0.0.1:8080", page), tmp_path, **variables)
+        checks = [SERVICES[name]["healthcheck"]["test"] for name in ("server", "gateway")]
+        assert [check[0] for check in checks] == ["CMD", "CMD"]
+        for check in checks:
+            run(shlex.join(check[1:]).replace("127.0.0.1:8080", page), tmp_path, **variables)
     with pytest.raises(AssertionError, match="refused"):
-        run(shlex.join(healthy).replace("127.0.0.1:8080", page), tmp_path)
+        run(shlex.join(checks[-1][1:]).replace("127.0.0.1:8080", page), tmp_path)
 
 
 # Kubernetes, and the database's roles

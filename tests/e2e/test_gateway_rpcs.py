@@ -81,10 +81,10 @@ def test_every_rpc_answers_alike_in_json_in_binary_and_over_grpc_web(http: Gatew
         json_format.Parse(in_json.body, answer_type()),
         answer_type.FromString(over_grpc_web.messages[0]),
     ]
-    for each in answers:
-        assert each.ByteSize()
-        if "read_time" in each.DESCRIPTOR.fields_by_name:
-            each.ClearField("read_time")  # the moment of the call
+    for message in answers:
+        assert message.ByteSize()
+        if "read_time" in message.DESCRIPTOR.fields_by_name:
+            message.ClearField("read_time")  # the moment of the call
     assert answers[0] == answers[1] == answers[2]
     assert over_grpc_web.trailers["grpc-status"] == "0"
     for each in (in_json, in_binary, over_grpc_web.answer):
