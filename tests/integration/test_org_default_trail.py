@@ -68,6 +68,18 @@ async def test_a_change_is_recorded_once_for_all_servers(repository: Repository)
     assert all(each.server.startswith("server ") for each in found)
 
 
+async def test_a_server_waits_for_another_that_records_the_same(database_url: str) -> None:
+    url = as_service(database_url)
+    async with PostgresRepository.opened(url, longest_budget=BUDGET) as repository:
+        with psycopg.connect(url) as first:
+            first.execute("SELECT record_org_default_change('byok', 'first', 'file')")
+            second = asyncio.create_task(record(repository, BillingMode.BYOK))
+            await asyncio.sleep(0.3)
+            first.commit()
+        assert not await second
+        assert [each.server for each in await trail(repository)] == ["first"]
+
+
 async def test_it_stands_beside_the_changes_of_workspaces_and_can_be_left_out(database_url: str) -> None:
     workspace = add_workspace(database_url, "byok")
     async with (
