@@ -253,6 +253,19 @@ def test_the_counts_say_what_another_default_would_change(tenant: Any) -> None:
     sees(tenant, "#list-caption", "0 workspaces")
 
 
+def test_the_log_shows_a_change_of_the_organisations_default(
+    browser: Any, serve: Serve, database_url: str, tmp_path: Path, new_tab: Callable[..., Any]
+) -> None:
+    del browser
+    server = serve(settings={"DATABASE_URL": database_url, "MOLECULE_LLM_BILLING_MODE": "byok"})
+    with gateway(tmp_path / "gateway", "--address", server.address, "--local-admin") as running:
+        tab = new_tab(printed(running))
+        sees(tab, "#counts", "default of the organisation: byok")
+        sees(tab, "#log tbody tr", "default of the organisation")
+        sees(tab, "#log tbody tr", "byok")
+        sees(tab, "#log tbody tr", "server ")
+
+
 def test_a_preview_that_was_edited_has_to_be_previewed_again(admin: Any, workspace: str) -> None:
     look_at(admin, workspace)
     preview(admin, "BILLING_MODE_BYOK")
