@@ -1,5 +1,6 @@
 """The replaced route through a real gateway, as a front end or curl calls it."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -14,6 +15,8 @@ from typing import Any, Final
 import psycopg
 import pytest
 
+from billing_grpc.addresses import TcpAddress
+from billing_grpc.gateway.run import bound
 from tests.support.commands import billing_grpc
 from tests.support.gateways import TOKENS, UNKNOWN, Gateway, Site, gateway, site
 from tests.support.polling import PATIENCE, until
@@ -377,6 +380,21 @@ def test_wrong_flags_start_nothing(flags: list[str], part: str) -> None:
     ended = billing_grpc("gateway", *flags)
     assert ended.returncode == 2
     assert part in ended.stderr
+
+
+def test_answers_do_not_wait_for_the_callers_acknowledgement() -> None:
+    async def accepted() -> int:
+        served = asyncio.get_running_loop().create_future()
+        with bound(TcpAddress("127.0.0.1", 0)) as listener:
+            async with await asyncio.start_server(lambda _, writer: served.set_result(writer), sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                theirs: asyncio.StreamWriter = await served
+                no_delay: int = theirs.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                writer.close()
+                theirs.close()
+        return no_delay
+
+    assert asyncio.run(accepted())
 
 
 def test_a_taken_port_is_named(http: Gateway) -> None:
