@@ -43,7 +43,8 @@ class ReloadedFile(Generic[Value]):
         self._on_broken: Final = on_broken
         self._fallback: Final = fallback
         self._retry_seconds: Final = retry_seconds
-        self._lock: Final = threading.Lock()
+        # A signal's handler may ask for the value while its own thread makes it.
+        self._lock: Final = threading.RLock()
         self._complaint: Final = Complaint()
         self._error: Exception | None = None
         self._tried = 0.0
@@ -74,9 +75,9 @@ class ReloadedFile(Generic[Value]):
         return time.monotonic() - self._tried >= self._retry_seconds
 
     def _make_anew(self) -> None:
-        before, self._tried = self._value, time.monotonic()
+        self._tried = time.monotonic()
         try:
-            self._value = self._make()
+            made = self._make()
         except Exception as error:  # noqa: BLE001 - gRPC's threads and signal callbacks lose what is raised
             if self._fallback is not None:
                 self._value = self._fallback()
@@ -85,7 +86,8 @@ class ReloadedFile(Generic[Value]):
         else:
             self._error = None
             self._complaint.over()
-            self._on_made(before, self._value)
+            before, self._value = self._value, made
+            self._on_made(before, made)
 
     def _complain(self, error: Exception) -> None:
         if self._complaint.due(f"{type(error).__name__}: {error}"):

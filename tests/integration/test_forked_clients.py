@@ -181,6 +181,57 @@ with dialer._lock:
     in_child(lambda: say(ask(shared)))
 """
 
+# Another library's handler of forks takes long; it runs after the client's own, because it was registered before it.
+A_HANDLER_OF_OTHERS_IS_SLOW: Final = """
+import os, time
+os.register_at_fork(before=lambda: time.sleep(4))
+"""
+ASKED_DURING_A_SLOW_FORK: Final = """
+shared = client()
+ask(shared)
+thread = threading.Thread(target=lambda: in_child(lambda: say(ask(shared))))
+thread.start()
+time.sleep(0.5)
+began = time.monotonic()
+answer = ask(shared)
+assert time.monotonic() - began < 2 + 0.5
+thread.join()
+say(answer)
+say(ask(shared))
+"""
+
+# A time limit of the application ends calls wherever Python runs a signal's handler: where a function begins.
+FORKED_AFTER_A_SIGNAL_ENDED_CALLS: Final = """
+import contextlib, signal
+PLACES = {forked.__file__, threading.__file__, contextlib.__file__}
+class TimeLimit(BaseException):
+    pass
+def end(*_):
+    raise TimeLimit
+def end_at(count):
+    def trace(frame, event, _):
+        nonlocal count
+        count -= frame.f_code.co_filename in PLACES
+        if not count:
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGALRM)
+    return trace
+signal.signal(signal.SIGALRM, end)
+shared = client()
+ask(shared)
+ended = 0
+for count in range(1, 60):
+    sys.settrace(end_at(count))
+    try:
+        ask(shared)
+    except TimeLimit:
+        ended += 1
+    finally:
+        sys.settrace(None)
+say(ended > 9)
+in_child(lambda: say(ask(shared)))
+"""
+
 WORK: Final = f"""
 {APPLICATION}
 import multiprocessing
@@ -240,6 +291,8 @@ else:
         (GRPC_HANGS_IN_A_FORK, [MISUSED, MISUSED, BYOK]),
         (LATE_ONCE, [MISUSED, MISUSED, BYOK]),
         (FORKED_WHILE_A_LOCK_IS_HELD, [BYOK]),
+        (ASKED_DURING_A_SLOW_FORK, [BYOK, UNREACHABLE, BYOK]),
+        (FORKED_AFTER_A_SIGNAL_ENDED_CALLS, ["True", BYOK]),
     ],
     ids=[
         "after use",
@@ -251,11 +304,14 @@ else:
         "gRPC hangs",
         "late once",
         "while a lock is held",
+        "slowly",
+        "after a signal ended calls",
     ],
 )
 def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str, said: list[str]) -> None:
     hangs = {"GRPC_ENABLE_FORK_SUPPORT": "0"} if program is GRPC_HANGS_IN_A_FORK else {}
-    ended = run_forking("-c", PRELUDE + program, vectors, environment={**os.environ, **hangs})
+    before = A_HANDLER_OF_OTHERS_IS_SLOW if program is ASKED_DURING_A_SLOW_FORK else ""
+    ended = run_forking("-c", before + PRELUDE + program, vectors, environment={**os.environ, **hangs})
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == said, ended.stderr

@@ -29,6 +29,7 @@ from billing_grpc.server.net.tls import TlsFiles
 from billing_grpc.sync import BillingClient
 from billing_grpc.testing import InMemoryRepository, running_server
 from tests.support.certificates import Authority
+from tests.support.forking import run_forking
 from tests.support.ports import free_port
 
 NOBODY: Final = "127.0.0.1:1"
@@ -262,3 +263,44 @@ def test_without_seconds_to_retry_a_plan_is_asked_for_once(
     assert is_fallback(plan(NOBODY, retry_for=seconds).resolution, "SERVER_UNREACHABLE")
 
     assert warnings_in(caplog) == 1
+
+
+# Each look at a file happens with the client's locks held; the signal's handler runs in the middle of one.
+CALLED_BY_A_SIGNAL: Final = """
+import signal, sys
+from pathlib import Path
+from billing_grpc.sync import BillingClient, ClientTls
+
+class Interrupted(type(Path())):
+    when = -1
+
+    def __fspath__(self):
+        Interrupted.when -= 1
+        if not Interrupted.when:
+            signal.raise_signal(signal.SIGUSR1)
+        return super().__fspath__()
+
+target, ca, token, act = sys.argv[1:]
+for when in range(1, 9):
+    client = BillingClient(target, timeout=0.2, tls=ClientTls(ca=Interrupted(ca)), token=Interrupted(token))
+    signal.signal(signal.SIGUSR1, lambda *_: getattr(client, act)())
+    Interrupted.when = when
+    reasons = [client.resolve().error.reason for _ in range(2)]
+    assert Interrupted.when <= 0, when
+    (dialer,) = client._methods._calls._dialers.values()
+    open_lines = len(dialer._lines)
+    client.close()
+    print(*reasons, open_lines if act == "close" else len(dialer._lines), flush=True)
+"""
+
+
+@pytest.mark.parametrize("act", ["resolve", "close"])
+def test_a_signals_handler_may_use_the_client_in_the_middle_of_a_call(tmp_path: Path, act: str) -> None:
+    ca, token = tmp_path / "ca.crt", tmp_path / "token"
+    ca.write_bytes(Authority.new("servers").pem)
+    token.write_text("a-token\n")
+    with silent_server() as target:
+        ended = run_forking("-c", CALLED_BY_A_SIGNAL, target, ca, token, act)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["SERVER_UNREACHABLE SERVER_UNREACHABLE 0"] * 8

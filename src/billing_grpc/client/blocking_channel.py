@@ -39,7 +39,8 @@ class BlockingDialer(Endpoint[Line]):
 
     def __init__(self, target: str, *, token: TokenSource | None, tls: ClientTls | None) -> None:
         super().__init__(target, token=token, tls=tls)
-        self._lock = threading.Lock()
+        # A signal's handler may call or close the client while its own thread is in here.
+        self._lock = threading.RLock()
         self._lines: set[Line] = set()
         self._closed = False
 
@@ -69,9 +70,11 @@ class BlockingDialer(Endpoint[Line]):
             # A call that hangs in gRPC may hold the lock.
             return
         with self._lock:
-            for line in self._lines:
-                line.channel.close()
-            self._lines.clear()
+            self._close_lines()
+
+    def _close_lines(self) -> None:
+        while self._lines:
+            self._lines.pop().channel.close()
 
     def _current(self) -> Line:
         if self._closed:
@@ -82,6 +85,9 @@ class BlockingDialer(Endpoint[Line]):
         if line.unreachable and self._may_be_replaced():
             self._reloaded.reload()
             line = self._reloaded.current()
+        if self._closed:
+            self._close_lines()
+            raise ServerUnreachable("this client was closed")
         return line
 
     def _open(self, options: Options, credentials: grpc.ChannelCredentials | None) -> Line:

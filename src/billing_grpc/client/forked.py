@@ -86,42 +86,56 @@ def deadline_missed() -> ClientMisused | ServerUnreachable:
 
 
 class _Gate:
-    """Make a fork wait for the running calls, and new calls for a fork."""
+    """Make a fork wait for the running calls, and new calls for a fork.
+
+    A signal's handler may interrupt each of these lines with a call, a fork, or an exception of its own. The lock is
+    therefore reentrant, and no count can be left behind. No fork holds the lock while handlers of other code run.
+    """
 
     def __init__(self) -> None:
         self.forked_in_a_call = False
-        self._condition = threading.Condition()
-        self._running: list[int] = []
-        self._forks = 0
+        self._condition = threading.Condition(threading.RLock())
+        self._running: dict[object, int] = {}
+        self._wanting: set[int] = set()
+        self._forking: set[int] = set()
 
     @contextmanager
     def call(self, seconds: float) -> Iterator[float]:
         began = time.monotonic()
-        with self._condition:
-            self._condition.wait_for(lambda: not self._forks, min(seconds / 2, _CALL_PATIENCE))
-            self._running.append(threading.get_ident())
+        this = object()
         try:
+            with self._condition:
+                self._condition.wait_for(lambda: not self._wanting, min(seconds / 2, _CALL_PATIENCE))
+                if self._forking:
+                    raise ServerUnreachable("a fork of this process takes too long")
+                self._running[this] = threading.get_ident()
             yield seconds - (time.monotonic() - began)
         finally:
+            # First, because a handler may raise while the lock is taken.
+            self._running.pop(this, None)
             with self._condition:
-                self._running.remove(threading.get_ident())
                 self._condition.notify_all()
 
     def before_fork(self) -> None:
-        self._condition.acquire()
-        self._forks += 1
-        # A signal handler may fork in the middle of a call of its own thread.
-        own = {threading.get_ident()}
-        self._condition.wait_for(lambda: own.issuperset(self._running), _FORK_PATIENCE)
+        me = threading.get_ident()
+        with self._condition:
+            self._wanting.add(me)
+            try:
+                # A signal handler may fork in the middle of a call of its own thread.
+                self._condition.wait_for(lambda: {me}.issuperset(self._running.values()), _FORK_PATIENCE)
+            finally:
+                self._forking.add(me)
 
     def after_fork_in_parent(self) -> None:
-        self._forks -= 1
-        self._condition.notify_all()
-        self._condition.release()
+        with self._condition:
+            self._wanting.discard(threading.get_ident())
+            self._forking.discard(threading.get_ident())
+            self._condition.notify_all()
 
     def after_fork_in_child(self) -> None:
         # The other threads, which would end their calls and release the lock, are missing here.
-        self._condition, self._forks = threading.Condition(), 0
+        self._condition = threading.Condition(threading.RLock())
+        self._wanting, self._forking = set(), set()
         self.forked_in_a_call = self.forked_in_a_call or bool(self._running)
 
 
