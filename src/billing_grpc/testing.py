@@ -4,14 +4,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from billing_grpc.addresses import Address, TcpAddress
+from billing_grpc.extras import Extra
 from billing_grpc.secret_keys import KeyList
-from billing_grpc.server.listener import AccessPolicy, RpcServer
-from billing_grpc.server.org_default import FixedOrgDefault, OrgDefault
-from billing_grpc.server.servicer import BillingModeService
-from billing_grpc.server.settings.limits import Limits
-from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.storage.memory import InMemoryRepository
 from billing_grpc.storage.repository import Repository
+
+try:
+    from billing_grpc.server.listener import AccessPolicy, RpcServer
+    from billing_grpc.server.org_default import FixedOrgDefault, OrgDefault
+    from billing_grpc.server.servicer import BillingModeService
+    from billing_grpc.server.settings.limits import Limits
+    from billing_grpc.server.telemetry.metrics import Metrics
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("billing_grpc"):
+        raise
+    raise ModuleNotFoundError(f"billing_grpc.testing {Extra.SERVER.needed}", name=error.name) from error
 
 __all__ = ["InMemoryRepository", "running_server"]
 

@@ -171,6 +171,10 @@ def test_without_an_extra_the_wheel_is_the_client_alone(wheel: Path, place: Path
     error = missing(python, place, "resolve", "")
     assert "billing-grpc[cli]" in error
     assert "billing-grpc[server]" in error
+    imported = subprocess.run(
+        [python, "-c", "import billing_grpc.testing"], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert imported.stderr.endswith("needs the extra `server`: pip install 'billing-grpc[server]'\n")
 
 
 def test_the_command_line_alone_asks_and_names_the_extra_of_a_server(wheel: Path, place: Path) -> None:
