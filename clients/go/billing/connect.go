@@ -1,6 +1,7 @@
 package billing
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -38,6 +39,9 @@ func Dial(target string, access Credentials, options Options, more ...grpc.DialO
 }
 
 func connect(target string, access Credentials, logger func() *slog.Logger, more []grpc.DialOption) (*connection, error) {
+	if target == "" {
+		return nil, errors.New("the target is empty: give host:port")
+	}
 	token := &tokenFile{path: access.TokenFile, secure: access.TLS != nil}
 	if access.TokenFile != "" {
 		if access.TLS == nil && !localTarget.MatchString(target) {

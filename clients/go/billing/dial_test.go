@@ -205,3 +205,10 @@ func (h *hanging) Read(into []byte) (int, error) {
 		}
 	}
 }
+
+func TestAnEmptyTargetIsRefusedAndNotDialledAsThisMachine(t *testing.T) {
+	if client, err := Dial("", Credentials{}, Options{}); err == nil {
+		t.Error("accepted")
+		_ = client.Close()
+	}
+}
