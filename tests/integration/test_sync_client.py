@@ -265,6 +265,14 @@ def test_without_seconds_to_retry_a_plan_is_asked_for_once(
     assert warnings_in(caplog) == 1
 
 
+@pytest.mark.parametrize("seconds", ["20", None])
+def test_seconds_that_are_no_number_get_the_fallback(plan: Callable[..., ProvisionPlan], seconds: object) -> None:
+    made = plan(NOBODY, retry_for=seconds)
+
+    assert made.resolution.mode is BillingMode.PLATFORM_MANAGED
+    assert made.resolution.error is not None
+
+
 # Each look at a file happens with the client's locks held; the signal's handler runs in the middle of one.
 CALLED_BY_A_SIGNAL: Final = """
 import signal, sys

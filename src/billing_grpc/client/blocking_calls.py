@@ -125,6 +125,6 @@ def _bounded(act: Callable[[], Result], seconds: float) -> Result:
         return outcome.result(seconds)
     except TimeoutError:
         if outcome.done():
-            raise
+            return outcome.result()
         forked.note_overdue_call()
         raise forked.deadline_missed() from None

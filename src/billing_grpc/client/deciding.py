@@ -51,13 +51,22 @@ class Attempts:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._once = not seconds > 0
+        self._seconds = seconds
+        self._began = time.monotonic()
+        self._once = True
 
     def limit(self, seconds: float) -> float:
-        """Return how many of the seconds that an attempt may take are left."""
-        return seconds if self._once else min(seconds, max(self._end - time.monotonic(), _LEAST))
+        """Return how many of the seconds that an attempt may take are left.
+
+        Raises:
+            TypeError: the seconds of all attempts are not a number; then this attempt is the only one.
+        """
+        self._once = not self._seconds > 0
+        return seconds if self._once else min(seconds, max(self._left(), _LEAST))
 
     def over(self) -> bool:
         """Return whether there is no time for another attempt."""
-        return self._once or self._end - time.monotonic() <= PAUSE
+        return self._once or self._left() <= PAUSE
+
+    def _left(self) -> float:
+        return self._began + self._seconds - time.monotonic()
