@@ -333,6 +333,8 @@ def test_an_outage_is_shown_closed_and_ends_by_itself(
         mine.stop()
         sees(tab, "#unread", "counts as platform_managed")
         sees(tab, "#trouble", "SERVER_UNREACHABLE")
+        lists(tab, 0)
+        assert not tab.locator("#summary").is_visible()
         assert "byok" not in tab.locator("#facts").inner_text()
         sees(tab, "#facts", "platform_managed")
         assert not tab.locator("#change").is_visible()
