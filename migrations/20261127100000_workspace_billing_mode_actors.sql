@@ -13,7 +13,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $function$
         THEN coalesce(current_setting('billing_grpc.actor', true), '') ELSE '' END
 $function$;
 
-REVOKE ALL ON FUNCTION workspace_billing_mode_actor() FROM PUBLIC;
+-- The owner of the function that records changes need not be the role that migrates now, and without this right it would record,
+-- and so allow, no change. The function tells a session only what it has announced itself.
+GRANT EXECUTE ON FUNCTION workspace_billing_mode_actor() TO PUBLIC;
 
 -- Entries from before have no transaction: they are settled. The defaults come after the columns, or they would fill old rows.
 ALTER TABLE workspace_billing_mode_changes ADD COLUMN IF NOT EXISTS actor TEXT NOT NULL DEFAULT '';

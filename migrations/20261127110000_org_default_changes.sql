@@ -53,12 +53,21 @@ BEGIN
 END
 $migration$;
 
--- A role that has its rights already needs no second run of the grants.
-REVOKE ALL ON FUNCTION record_org_default_change(text, text, text) FROM PUBLIC;
-DO $$
+-- Only the service may call it, also where the schema's default privileges would have given it away. A role that has its rights
+-- already needs no second run of the grants.
+DO $revoke$
+DECLARE
+    grantee_name text;
 BEGIN
+    FOR grantee_name IN
+        SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
+        FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner)))
+        WHERE pg_proc.oid = 'record_org_default_change(text, text, text)'::regprocedure AND grantee <> proowner
+    LOOP
+        EXECUTE 'REVOKE ALL ON FUNCTION record_org_default_change(text, text, text) FROM ' || grantee_name;
+    END LOOP;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'billing_grpc') THEN
         GRANT EXECUTE ON FUNCTION record_org_default_change(text, text, text) TO billing_grpc;
     END IF;
 END
-$$;
+$revoke$;

@@ -360,6 +360,25 @@ async def test_whoever_created_the_services_role_is_not_thereby_the_service(
     assert (recorded.principal, recorded.database_user) == ("", name)
 
 
+def test_changes_are_recorded_also_where_another_role_migrates_than_before(
+    owner: psycopg.Connection[Any], database_url: str, stranger: str
+) -> None:
+    """The function that records runs as its own owner."""
+    first = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(stranger)["user"]))
+    migrations.down(database_url)
+    migrations.down(database_url)
+    owner.execute(sql.SQL("ALTER TABLE workspace_billing_mode_changes OWNER TO {}").format(first))
+    owner.execute(sql.SQL("ALTER FUNCTION record_workspace_billing_mode_change() OWNER TO {}").format(first))
+    # As on a server that gives functions away to nobody.
+    owner.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+    migrations.up(database_url)
+    add(owner, "byok")
+    found = owner.execute("SELECT new_override FROM workspace_billing_mode_changes").fetchall()
+    owner.execute("ALTER FUNCTION record_workspace_billing_mode_change() OWNER TO CURRENT_USER")
+    owner.execute("ALTER TABLE workspace_billing_mode_changes OWNER TO CURRENT_USER")
+    assert found == [("byok",)]
+
+
 def test_default_privileges_do_not_give_the_log_away(empty_database_url: str, stranger: str) -> None:
     name = str(psycopg.conninfo.conninfo_to_dict(stranger)["user"])
     role = sql.Identifier(name)
@@ -376,6 +395,7 @@ def test_default_privileges_do_not_give_the_log_away(empty_database_url: str, st
             for attempt in (
                 FORBIDDEN["a row of the log"],
                 FORBIDDEN["deleting from the log"],
+                "SELECT record_org_default_change('byok', 'made up', 'file')",
                 "CREATE TABLE mine (id uuid, llm_billing_mode text)",
                 ATTACH_TO_MINE,
             ):
