@@ -66,6 +66,17 @@ def test_a_preview_writes_nothing_and_is_the_file_of_the_write(
     assert (code, [row[4] for row in rows]) == (OK, ["already"] * 3)
 
 
+def test_a_stored_text_inherit_is_no_inheritance_and_is_cleared(
+    server: Server, module_database_url: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(module_database_url, autocommit=True) as owner:
+        owner.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    workspace, file = add_workspace(module_database_url, "inherit"), tmp_path / "ids"
+    file.write_text(workspace)
+    code, rows, _ = bulk(server, file, "--mode", "inherit", "--yes")
+    assert (code, rows[0][4], stored(module_database_url, workspace)) == (OK, "changed", None)
+
+
 def test_what_changed_since_the_preview_or_is_gone_is_refused_and_the_rest_written(
     server: Server, module_database_url: str, tmp_path: Path
 ) -> None:

@@ -175,7 +175,9 @@ class BulkSet:
         current = update.current.etag
         now = update.previous.workspace_override
         line = replace(line, now=INHERIT if now is None else now)
-        if line.now == line.wanted:
+        if now == (
+            None if line.wanted == INHERIT else line.wanted
+        ):  # the stored text may be "inherit", which is no mode
             return replace(line, etag=current, outcome=Outcome.ALREADY)
         if line.etag not in {"", current}:
             return replace(line, outcome=Outcome.STALE)
