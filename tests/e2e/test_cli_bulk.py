@@ -77,6 +77,19 @@ def test_a_stored_text_inherit_is_no_inheritance_and_is_cleared(
     assert (code, rows[0][4], stored(module_database_url, workspace)) == (OK, "changed", None)
 
 
+def test_a_workspace_that_cannot_be_read_is_named_and_the_rest_written(
+    serve: Serve, database_url: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_pkey")
+        owner.execute("INSERT INTO workspaces (id) VALUES (%s), (%s)", [UNKNOWN, UNKNOWN])
+    workspace, file = add_workspace(database_url), tmp_path / "ids"
+    file.write_text(f"{UNKNOWN}\n{workspace}\n")
+    code, rows, said = bulk(serve(settings={"DATABASE_URL": as_service(database_url)}), file, "--mode", "byok", "--yes")
+    assert (code, [row[-1] for row in rows]) == (REFUSED, ["unreadable", "changed"])
+    assert "1 cannot be read" in said
+
+
 def test_what_changed_since_the_preview_or_is_gone_is_refused_and_the_rest_written(
     server: Server, module_database_url: str, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from billing_grpc.errors import (
     InvalidArgument,
     ServerUnreachable,
     StorageError,
+    ValueUnreadable,
     WorkspaceNotFound,
     WriteUndone,
 )
@@ -40,6 +41,7 @@ class Outcome(StrEnum):
     CHANGED = "changed"
     ALREADY = "already"
     NOT_FOUND = "not_found"
+    UNREADABLE = "unreadable"
     STALE = "stale"
     UNDONE = "undone"
     UNKNOWN = "unknown"
@@ -51,12 +53,13 @@ _SAID: Final = {
     Outcome.CHANGED: "changed",
     Outcome.ALREADY: "are so already",
     Outcome.NOT_FOUND: "do not exist",
+    Outcome.UNREADABLE: "cannot be read",
     Outcome.STALE: "changed since the etag was read",
     Outcome.UNDONE: "were refused by the database",
     Outcome.UNKNOWN: "have an unknown outcome",
     Outcome.NOT_TRIED: "were not tried",
 }
-_REFUSED: Final = {Outcome.NOT_FOUND, Outcome.STALE, Outcome.UNDONE}
+_REFUSED: Final = {Outcome.NOT_FOUND, Outcome.UNREADABLE, Outcome.STALE, Outcome.UNDONE}
 _UNFINISHED: Final = {Outcome.UNKNOWN, Outcome.NOT_TRIED}
 
 
@@ -172,6 +175,8 @@ class BulkSet:
             update = await self._set(line, etag="", validate_only=True)
         except WorkspaceNotFound:
             return replace(line, outcome=Outcome.NOT_FOUND)
+        except ValueUnreadable:  # the fault of one row must not stop the others, and its line names it
+            return replace(line, outcome=Outcome.UNREADABLE)
         current = update.current.etag
         now = update.previous.workspace_override
         line = replace(line, now=INHERIT if now is None else now)
