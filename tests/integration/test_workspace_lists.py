@@ -284,6 +284,20 @@ async def test_names_of_another_type_are_shown_as_text(owner: psycopg.Connection
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 3])
+async def test_a_row_without_an_id_is_no_workspace(
+    page_size: int, owner: psycopg.Connection[Any], database_url: str
+) -> None:
+    workspaces = sorted(add(owner, "byok") for _ in range(2))
+    owner.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_pkey, ALTER COLUMN id DROP NOT NULL")
+    owner.execute("INSERT INTO workspaces (id) VALUES (NULL), (NULL)")
+    async with asking(database_url) as client:
+        found = await everything(client, page_size=page_size)
+        assert [each.resolution.workspace_id for each in found] == workspaces
+        summary = await client.summary()
+        assert [(each.mode, each.workspaces) for each in summary.counts] == [(BillingMode.BYOK, 2)]
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3])
 async def test_an_id_with_several_rows_is_listed_once_and_closed(
     page_size: int, owner: psycopg.Connection[Any], database_url: str
 ) -> None:

@@ -94,7 +94,7 @@ WITH seen AS MATERIALIZED (
     SELECT id, pg_catalog.count(*) AS copies,
            pg_catalog.min(pg_catalog.left(llm_billing_mode::pg_catalog.text, 256) COLLATE pg_catalog."C") AS override,
            {{name}} AS name
-    FROM workspaces WHERE $1::pg_catalog.uuid IS NULL OR id > $1::pg_catalog.uuid
+    FROM workspaces WHERE id IS NOT NULL AND ($1::pg_catalog.uuid IS NULL OR id > $1::pg_catalog.uuid)
     GROUP BY id ORDER BY id LIMIT $2::pg_catalog.int8
 ), wanted AS (
     SELECT id, copies, override, name FROM seen
@@ -147,7 +147,7 @@ WITH ids (are_unique) AS MATERIALIZED (
             AND llm_billing_mode::pg_catalog.text COLLATE pg_catalog."C" ~ '[^\\x01-\\x7f]'
             THEN pg_catalog.left(llm_billing_mode::pg_catalog.text, 256) COLLATE pg_catalog."C"
         ELSE '' END
-    FROM workspaces
+    FROM workspaces WHERE id IS NOT NULL
 )
 SELECT {_OF_WORKSPACES}, pg_catalog.statement_timestamp(), counted.*
 FROM pg_catalog.pg_class AS workspaces_class
