@@ -180,9 +180,8 @@ class BulkSet:
         current = update.current.etag
         now = update.previous.workspace_override
         line = replace(line, now=INHERIT if now is None else now)
-        if now == (
-            None if line.wanted == INHERIT else line.wanted
-        ):  # the stored text may be "inherit", which is no mode
+        # Compared before `inherit` stands for no override: the stored text may be "inherit", which is no mode.
+        if now == (None if line.wanted == INHERIT else line.wanted):
             return replace(line, etag=current, outcome=Outcome.ALREADY)
         if line.etag not in {"", current}:
             return replace(line, outcome=Outcome.STALE)
