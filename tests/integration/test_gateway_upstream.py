@@ -69,7 +69,8 @@ async def test_the_server_gets_the_deadline(
     request = service_pb.ResolveBillingModeRequest()
     answer, _ = await upstream.call(METHOD, request, service_pb.ResolveBillingModeResponse, headers(), callers)
     await upstream.close()
-    assert most / 2 < float(answer.resolution.reason) <= most
+    # gRPC sends a deadline in steps, rounded up.
+    assert most / 2 < float(answer.resolution.reason) < 1.02 * most
 
 
 CALLERS: Final[dict[str, tuple[dict[str, list[str]], list[tuple[str, str]]]]] = {
