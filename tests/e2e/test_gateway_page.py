@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from billing_grpc.cli.gateway_process import gateway_beside
 from tests.support.commands import billing_grpc
 from tests.support.gateways import TOKENS, UNKNOWN, Gateway, gateway
 from tests.support.polling import until
@@ -149,6 +150,15 @@ def test_a_server_starts_its_page_and_takes_it_along_when_it_ends(serve: Serve, 
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset
         until(lambda: http.ask("GET", "/", token=None).status != 200)
+
+
+def test_a_page_runs_no_code_of_the_folder_it_is_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("billing_grpc", "uvicorn"):
+        (tmp_path / f"{name}.py").write_text("open('taken', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with gateway_beside("127.0.0.1:0", local_admin=True):
+        pass
+    assert not (tmp_path / "taken").exists()
 
 
 def test_a_page_that_cannot_start_stops_no_server(serve: Serve, module_database_url: str, http: Gateway) -> None:

@@ -28,7 +28,8 @@ def gateway_beside(listen: str | None, *, local_admin: bool) -> Iterator[Started
     if listen is None:
         yield lambda _: None
         return
-    command = [sys.executable, "-m", "billing_grpc", "gateway", "--beside", "--listen", listen]
+    # -P: a file that somebody left in the current folder must not be taken for a module of this program.
+    command = [sys.executable, "-P", "-m", "billing_grpc", "gateway", "--beside", "--listen", listen]
     process = subprocess.Popen([*command, *(["--local-admin"] if local_admin else [])], stdin=subprocess.PIPE)  # noqa: S603 - our own program
     try:
         yield lambda bound: _tell(process, bound)

@@ -161,7 +161,8 @@ class Workers:
         """Start a worker and wait for its end; return its process id and return code."""
         # A process group of its own: a signal that a terminal sends to the whole group reaches a worker once, by its parent.
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "billing_grpc.server.processes.worker"),
+            # -P: a file that somebody left in the current folder must not be taken for a module of this program.
+            *(sys.executable, "-P", "-m", "billing_grpc.server.processes.worker"),
             stdin=PIPE,
             stdout=PIPE,
             env=dict(self._environment),
