@@ -344,6 +344,29 @@ def test_a_header_that_is_not_ascii_is_refused(http: Gateway, workspace: str) ->
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_body_with_two_lengths_ends_the_connection(http: Gateway, module_database_url: str, workspace: str) -> None:
+    host = f"Host: {http.authority}\r\nAuthorization: Bearer {TOKENS['admin']}\r\n"
+    inner = f'PUT {path(workspace)} HTTP/1.1\r\n{host}Content-Length: 16\r\n\r\n{{"mode": "byok"}}'
+    outer = f"PUT {path(workspace)} HTTP/1.1\r\n{host}Content-Length: {len(inner) + 5}\r\n"
+    with socket.create_connection(("127.0.0.1", http.process.port), timeout=PATIENCE) as connection:
+        connection.sendall(f"{outer}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{inner}".encode())
+        received = b""
+        while piece := connection.recv(1000):
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert stored(module_database_url, workspace) is None
+
+
+@pytest.mark.parametrize("actor", ["a\tb", "x" * 4300, "x" * 129])
+def test_an_actor_that_cannot_be_recorded_changes_nothing(
+    http: Gateway, module_database_url: str, workspace: str, actor: str
+) -> None:
+    answer = http.ask("PUT", path(workspace), {"mode": "byok"}, headers={"x-billing-actor": actor})
+    assert (answer.status, answer.reason) == (400, "TEXT_INVALID")
+    assert stored(module_database_url, workspace) is None
+
+
 def test_other_paths_and_methods_are_refused(http: Gateway) -> None:
     assert http.ask("GET", "/admin/workspaces").status == 404
     assert http.ask("GET", path(UNKNOWN) + "/").status == 404

@@ -15,6 +15,7 @@ _BODY_SECONDS: Final = 5.0
 """Seconds in which a whole body must arrive."""
 _ORIGIN: Final = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_TWO_LENGTHS: Final = frozenset({"content-length", "transfer-encoding"})
 _ALWAYS: Final = {
     "cache-control": "no-store",
     "referrer-policy": "no-referrer",
@@ -67,11 +68,15 @@ class Guard:
             await self._app(scope, _timely(receive), send_hardened)
         else:
             status, text = refusal
-            await JSONResponse({"error": text}, status)(scope, receive, send_hardened)
+            # The end of a body with two lengths is in doubt: what follows may be another caller's.
+            ends = {"connection": "close"} if _TWO_LENGTHS.issubset(headers) else None
+            await JSONResponse({"error": text}, status, ends)(scope, receive, send_hardened)
 
     def _refusal(self, headers: Headers) -> tuple[int, str] | None:
         if any(not name.isascii() or not value.isascii() for name, value in headers.raw):
             return 400, "a header holds a character beyond ASCII"
+        if _TWO_LENGTHS.issubset(headers):
+            return 400, "the request has both Content-Length and Transfer-Encoding: send one"
         hosts, origins = [each.lower() for each in headers.getlist("host")], headers.getlist("origin")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             return 421, "this host is not served here; an operator adds it with --host"

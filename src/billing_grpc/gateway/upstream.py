@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from billing_grpc import service_config
 from billing_grpc.client.channel import Dialer
 from billing_grpc.errors import ServerUnreachable
+from billing_grpc.validation import MAX_ACTOR
 from billing_grpc.wire.metadata import ACTOR, AUTHORIZATION, REQUEST_ID
 
 Answer = TypeVar("Answer", bound=Message)
@@ -25,7 +26,9 @@ Without this header the server could take the call for the gateway's own, by its
 its address. With it the server refuses the call, counts it and logs it.
 """
 
-_HANDED_ON: Final = (REQUEST_ID, ACTOR, "traceparent", "tracestate")
+_HANDED_ON: Final = (REQUEST_ID, "traceparent", "tracestate")
+_REFUSED_ACTOR: Final = "?" * (MAX_ACTOR + 1)
+"""Replaces an actor that cannot be sent on. The server refuses it, so no change is recorded without its actor."""
 _SENDABLE: Final = re.compile(r"[ -~]{1,4200}")
 """A longer token is none of the server's, and gRPC would refuse the call for it without a reason."""
 _DEFAULT_TIMEOUT: Final = 5.0
@@ -59,7 +62,8 @@ class Caller:
 
 
 def _handed_on(values: Callable[[str], Sequence[str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((key, value) for key in _HANDED_ON for value in values(key) if _SENDABLE.fullmatch(value))
+    actors = [(ACTOR, value if _SENDABLE.fullmatch(value) else _REFUSED_ACTOR) for value in values(ACTOR) if value]
+    return (*actors, *((key, value) for key in _HANDED_ON for value in values(key) if _SENDABLE.fullmatch(value)))
 
 
 class Upstream:
