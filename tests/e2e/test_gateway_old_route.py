@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -463,3 +463,14 @@ def test_a_request_that_does_not_arrive_ends(http: Gateway) -> None:
         assert (silent.recv(1), slow.recv(1)) == (b"", b"")
         assert bodiless.recv(100).startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() < ends
+
+
+def test_a_caller_that_reads_no_answer_is_cut_off(http: Gateway) -> None:
+    asked = f"GET / HTTP/1.1\r\nHost: {http.authority}\r\n\r\n".encode() * 1000
+    with (
+        socket.create_connection(("127.0.0.1", http.process.port), timeout=30) as connection,
+        suppress(ConnectionError),
+    ):
+        # Sending blocks once the gateway waits for this reader; then it fails in time, or the test fails at its timeout.
+        while True:
+            connection.sendall(asked)

@@ -20,6 +20,8 @@ from billing_grpc.gateway.upstream import Upstream
 
 _HEADER_SECONDS: Final = 5.0
 """Seconds in which the head of a request must arrive."""
+_READ_SECONDS: Final = 10.0
+"""Seconds in which a caller must read an answer that is ready."""
 _MAX_HEADER_BYTES: Final = 16 << 10
 _MAX_CONNECTIONS: Final = 1000
 _GRACE_SECONDS: Final = 5
@@ -146,13 +148,27 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """The library's HTTP/1.1, with a time limit for the head of a request: without one, silent connections use up all."""
+    """The library's HTTP/1.1, with time limits for a request's head and for the reading of its answer.
+
+    Without them, connections that send nothing, or read nothing, use up all.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the library says it
         super().connection_made(transport)
+        # Writing pauses as soon as anything waits for the caller, and goes on when nothing does.
+        transport.set_write_buffer_limits(high=0)
         self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = asyncio.get_running_loop().call_later(_READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._has_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -160,6 +176,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._has_read()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
@@ -173,3 +190,8 @@ class _Protocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _has_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
