@@ -119,6 +119,22 @@ def test_its_command_gets_sigterm_as_if_started_by_hand() -> None:
     assert standard_signals(as_first.stdout) == standard_signals(by_hand.stdout)
 
 
+def test_workers_run_no_code_of_the_folder_they_are_started_in(tmp_path: Path) -> None:
+    (tmp_path / "billing_grpc.py").write_text("open('taken', 'w')")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "billing_grpc", "serve"],
+        env=environment({"DATABASE_URL": NO_DATABASE, "BILLING_GRPC_WORKERS": "2"}),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert process.stdout is not None
+        started = process.stdout.readline()
+        process.terminate()
+    assert started.startswith(b"listening on ")
+    assert not (tmp_path / "taken").exists()
+
+
 def test_several_workers_without_a_temporary_folder_say_which_setting_helps() -> None:
     nowhere = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc/none']; "
     ended = subprocess.run(
