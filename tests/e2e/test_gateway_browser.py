@@ -346,6 +346,17 @@ def test_an_outage_is_shown_closed_and_ends_by_itself(
         assert "byok" not in tab.locator("#facts").inner_text()
 
 
+def test_an_answer_that_makes_no_sense_leaves_no_old_mode_on_the_page(admin: Any, workspace: str) -> None:
+    look_at(admin, workspace)
+    admin.locator("#summary").wait_for()
+    assert admin.locator("#facts").inner_text()
+    admin.route("**/GetWorkspaceBillingMode", lambda route: route.fulfill(json={"billingMode": {}}))
+    sees(admin, "#trouble", "This page failed")
+    assert admin.locator("#facts").inner_text() == ""
+    assert not admin.locator("#summary").is_visible()
+    lists(admin, 0)
+
+
 def test_the_keyboard_alone_is_enough(admin: Any, module_database_url: str, workspace: str) -> None:
     keys = admin.keyboard
     admin.locator("#text").focus()

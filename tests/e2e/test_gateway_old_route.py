@@ -8,7 +8,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
@@ -308,6 +309,15 @@ def test_a_request_for_another_host_changes_nothing(
     headers = {"host": host.format(port=http.process.port)}
     assert http.ask("PUT", path(workspace), {"mode": "byok"}, headers=headers).status == 421
     assert stored(module_database_url, workspace) is None
+
+
+def test_a_gateway_on_another_address_of_loopback_answers_at_what_it_prints(place: Site, tmp_path: Path) -> None:
+    flags = (*place.upstreams["unix"], "--listen", "127.0.0.2:0")
+    with gateway(tmp_path / "gateway", *flags) as running:
+        address = running.process.address.removeprefix("http://")
+        with closing(HTTPConnection(address, timeout=30)) as connection:
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 200
 
 
 def test_a_name_that_the_operator_gives_is_served(place: Site, tmp_path: Path, workspace: str) -> None:

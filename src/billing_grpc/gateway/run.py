@@ -56,8 +56,9 @@ def run(
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     with bound(listen) as listener, asyncio.Runner() as runner:
         port = listener.getsockname()[1]
-        own = [f"{name}:{port}" for name in _LOOPBACK_NAMES] if listen.is_loopback else []
-        url = f"http://{TcpAddress(listen.host, port).target}"
+        address = TcpAddress(listen.host, port).target
+        own = [address, *(f"{name}:{port}" for name in _LOOPBACK_NAMES)] if listen.is_loopback else []
+        url = f"http://{address}"
         pages = LocalAdmin(lambda secret: say(f"page: {url}/#{secret}")) if local_admin else None
         app = application(upstream, pages, hosts=[*hosts, *own], origins=origins)
 
