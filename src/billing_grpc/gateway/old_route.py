@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -186,10 +187,10 @@ def _failure(error: BillingError, workspace_id: str) -> JSONResponse:
     if isinstance(error, RequestError | CallError):
         reason = error.reason
     if isinstance(error, RequestError):
-        text = "workspace not found" if status == 404 else error.message  # noqa: PLR2004 - a status
+        text = "workspace not found" if status == HTTPStatus.NOT_FOUND else error.message
     body: dict[str, object] = {"error": text, "reason": reason}
     headers: Mapping[str, str] = {}
-    if status >= 500:  # noqa: PLR2004 - a class of statuses
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         body |= {"detail": text, "safe_default": CLOSED.value, "workspace_id": workspace_id}
     if isinstance(error, Unauthenticated):
         headers = {"www-authenticate": "Bearer"}

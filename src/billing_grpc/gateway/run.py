@@ -157,7 +157,7 @@ class _Protocol(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the library says it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # the library narrows asyncio's type too
         super().connection_made(transport)
         # Writing pauses as soon as anything waits for the caller, and goes on when nothing does.
         transport.set_write_buffer_limits(high=0)
