@@ -54,7 +54,7 @@ class AsyncioCalls(Calls):
             raise forked.deadline_missed() from None
         except asyncio.CancelledError:
             # gRPC raises this too if the channel is closed during the call; only a cancelled task may let it pass.
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             raise ServerUnreachable("this client was closed during the call") from None
         finally:
@@ -72,6 +72,7 @@ class AsyncioCalls(Calls):
         await self._dialer.close()
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
+    """Return whether the current task is being cancelled, or there is none."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from billing_grpc import service_config
+from billing_grpc.client.asyncio_calls import is_cancelled
 from billing_grpc.client.channel import Dialer
 from billing_grpc.errors import ServerUnreachable
 from billing_grpc.validation import MAX_ACTOR
@@ -101,8 +102,7 @@ class Upstream:
             answer = await running
         except asyncio.CancelledError:
             # gRPC raises this too if the channel is closed during the call; only a cancelled task may let it pass.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_cancelled():
                 raise
             raise _failed("the connection was closed during the call") from None
         # gRPC returns `None` for a message that does not parse, against its type annotation.
