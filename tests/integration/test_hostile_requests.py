@@ -24,7 +24,7 @@ from billing_grpc.server.listener import AccessPolicy
 from billing_grpc.server.settings.limits import Limits
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.testing import InMemoryRepository, running_server
-from tests.support.raw_http2 import EMPTY, GOAWAY, HEADERS, NO_WINDOW, RST_STREAM, Connection, connected, message
+from tests.support.raw_http2 import DATA, EMPTY, GOAWAY, HEADERS, NO_WINDOW, RST_STREAM, Connection, connected, message
 
 RESETS: Final = Path(__file__).parents[1] / "support" / "rapid_reset.py"
 RESOLVE: Final = "/molecule.billing.v1.BillingModeService/ResolveBillingMode"
@@ -254,6 +254,23 @@ async def test_answers_that_are_never_taken_take_no_place_from_callers(
             for _ in range(50):
                 await billing.ResolveBillingMode(service_pb.ResolveBillingModeRequest(), timeout=5, metadata=RIGHT)
                 await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+
+
+async def test_calls_that_arrive_while_the_server_is_busy_wait_for_it() -> None:
+    # By default gRPC cancels calls by chance once a thousand wait, and a caller cannot tell that from its own cancellation.
+    limits = Limits(max_concurrent_calls=5000, open_request_timeout=30)
+    async with serving(limits) as target, AsyncExitStack() as opened, asyncio.timeout(30):
+        callers = [await opened.enter_async_context(connected(target)) for _ in range(40)]
+        for caller in callers:
+            for _ in range(limits.max_streams):
+                caller.send(caller.open(RESOLVE, READER), EMPTY)
+        time.sleep(1)  # noqa: ASYNC251 - the server runs in this loop too, and must take no call meanwhile
+        for caller in callers:
+            ended = 0
+            while ended < limits.max_streams:
+                kind, _, _ = await caller.frame()
+                assert kind != RST_STREAM
+                ended += kind == DATA  # the only answer of a call
 
 
 def running(method: str) -> int:

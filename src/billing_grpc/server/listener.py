@@ -33,6 +33,10 @@ _SPARE_CALLS: Final = 4096
 the caller never takes. gRPC counts the last until the connection ends, and each holds about 24 KB."""
 
 
+def _admitted_calls(limits: Limits) -> int:
+    return limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS
+
+
 def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ...]:
     # gRPC ignores a misspelt option silently: `test_limits.py` and `test_hostile_requests.py` test the effect of each.
     return (
@@ -47,6 +51,10 @@ def _options(limits: Limits, *, shared_ports: bool) -> tuple[tuple[str, int], ..
         # next call as soon as it has an answer; without it more than a quarter of such calls were refused.
         ("grpc.http.overload_protection", 1),
         ("grpc.http2.max_deallocating_streams", limits.max_streams),
+        # How many calls may wait until the event loop takes them. By default gRPC cancels calls by chance from 1000 on; a
+        # caller cannot tell that from its own cancellation, and does not try again.
+        ("grpc.server.max_pending_requests", _admitted_calls(limits)),
+        ("grpc.server.max_pending_requests_hard_limit", _admitted_calls(limits)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.max_connection_idle)),
         ("grpc.max_connection_age_ms", _milliseconds(limits.max_connection_age)),
         ("grpc.max_connection_age_grace_ms", _milliseconds(limits.max_connection_age_grace)),
@@ -126,7 +134,7 @@ class RpcServer:
         self._server = grpc.aio.server(
             handlers=[chain],
             options=_options(limits, shared_ports=shared_ports),
-            maximum_concurrent_rpcs=limits.max_concurrent_calls + limits.max_watchers + _SPARE_CALLS,
+            maximum_concurrent_rpcs=_admitted_calls(limits),
         )
 
     async def start(self, addresses: Sequence[Address]) -> list[Address]:
