@@ -12,7 +12,7 @@ from billing_grpc.errors import STORAGE_ERRORS, StorageError
 from billing_grpc.model import BillingMode, ChangeNote, StoredOverride
 from billing_grpc.page_token import LogPosition
 from billing_grpc.server.telemetry.metrics import Metrics
-from billing_grpc.server.telemetry.observed_repository import ObservedRepository
+from billing_grpc.server.telemetry.observed_repository import observed
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
 
@@ -36,7 +36,7 @@ async def test_every_operation_is_passed_on_and_counted(service_url: str, databa
         connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [workspace])
     metrics = Metrics()
     async with PostgresRepository.opened(service_url) as postgres:
-        watched = ObservedRepository(postgres, metrics)
+        watched = observed(postgres, metrics)
         assert await watched.load_override(workspace, budget=5) == StoredOverride("byok")
         assert await watched.load_overrides([workspace], budget=5) == {workspace: StoredOverride("byok")}
         change = await watched.save_override(workspace, BillingMode.DISABLED, by=BY, etag="", budget=5)
@@ -60,7 +60,7 @@ async def test_every_operation_is_passed_on_and_counted(service_url: str, databa
 @pytest.mark.parametrize("reason", STORAGE_ERRORS)
 async def test_an_operation_that_fails_is_counted_by_its_reason(reason: str) -> None:
     repository, metrics = InMemoryRepository({WORKSPACE: "byok"}), Metrics()
-    watched = ObservedRepository(repository, metrics)
+    watched = observed(repository, metrics)
     repository.failure = STORAGE_ERRORS[reason]()
     with pytest.raises(StorageError) as raised:
         await watched.load_override(WORKSPACE, budget=1)
@@ -71,7 +71,7 @@ async def test_an_operation_that_fails_is_counted_by_its_reason(reason: str) -> 
 
 async def test_a_caller_that_goes_away_is_counted_as_cancelled() -> None:
     repository, metrics = InMemoryRepository({WORKSPACE: "byok"}), Metrics()
-    watched = ObservedRepository(repository, metrics)
+    watched = observed(repository, metrics)
     await watched.load_override(WORKSPACE, budget=1)
     repository.delay = 5.0
     asking = asyncio.ensure_future(watched.load_override(WORKSPACE, budget=10))

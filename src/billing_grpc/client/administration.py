@@ -6,7 +6,7 @@ from billing_grpc import validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import verified
-from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
+from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId, pages
 from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import BillingMode, BillingModeUpdate, Change, ChangeKind, WorkspaceBillingMode
 from billing_grpc.wire.messages import CHANGE_KIND_TO_PROTO, MODE_FROM_PROTO, MODE_TO_PROTO
@@ -105,24 +105,17 @@ class Administration:
             page_size=page_size,
             kind=None if kind is None else CHANGE_KIND_TO_PROTO[ChangeKind(kind)],
         )
-        seen: set[str] = set()
         while True:
-            answer = await self._calls.call(lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
-            for each in answer.changes:
-                yield verified.change(each, request.workspace_id)
-            if not answer.next_page_token:
-                if follow is None:
-                    return
-                if not answer.follow_token:
-                    raise AnswerInvalid("the server cannot follow its change log: it or its database lacks an update")
-                await self._calls.pause(follow)
-                request.page_token = answer.follow_token
-                seen.clear()
-                continue
-            if answer.next_page_token in seen:
-                raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
-            seen.add(answer.next_page_token)
-            request.page_token = answer.next_page_token
+            listed = pages(self._calls, lambda stub: stub.ListBillingModeChanges, "ListBillingModeChanges", request)
+            async for page in listed:
+                for each in page.changes:
+                    yield verified.change(each, request.workspace_id)
+            if follow is None:
+                return
+            if not page.follow_token:
+                raise AnswerInvalid("the server cannot follow its change log: it or its database lacks an update")
+            await self._calls.pause(follow)
+            request.page_token = page.follow_token
 
     async def _set(
         self,

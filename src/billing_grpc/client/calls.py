@@ -3,13 +3,14 @@
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
 from billing_grpc import service_config
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.client.trace_headers import inject
 from billing_grpc.errors import AnswerInvalid
@@ -34,6 +35,10 @@ _OWN_KEYS: Final = frozenset({AUTHORIZATION, REQUEST_ID})
 
 Request = TypeVar("Request", bound=Message)
 Answer = TypeVar("Answer", bound=Message)
+ListRequest = TypeVar(
+    "ListRequest", bound=service_pb.ListBillingModeChangesRequest | service_pb.ListWorkspaceBillingModesRequest
+)
+Page = TypeVar("Page", bound=service_pb.ListBillingModeChangesResponse | service_pb.ListWorkspaceBillingModesResponse)
 if TYPE_CHECKING:
     Stub = service_grpc.BillingModeServiceAsyncStub
 else:
@@ -117,6 +122,31 @@ class CallTerms:
         wanted = self._timeout if timeout is None else timeout
         seconds = _require_timeout(service_config.timeout(name) if wanted is None else wanted)
         return seconds if since is None else max(seconds - (time.monotonic() - since), _MIN_TIMEOUT)
+
+
+async def pages(
+    calls: Calls,
+    method: Callable[[Stub], grpc.aio.UnaryUnaryMultiCallable[ListRequest, Page]],
+    name: str,
+    request: ListRequest,
+) -> AsyncGenerator[Page, None]:
+    """Yield the pages of a list, each fetched when it is needed; `request` asks for the first one and is changed.
+
+    The other arguments are those of `Calls.call`.
+
+    Raises:
+        BillingError: as `Calls.call`; `AnswerInvalid` also if the pages lead back to an earlier one.
+    """
+    seen: set[str] = set()
+    while True:
+        page = await calls.call(method, name, request)
+        yield page
+        if not page.next_page_token:
+            return
+        if page.next_page_token in seen:
+            raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
+        seen.add(page.next_page_token)
+        request.page_token = page.next_page_token
 
 
 def require_message(answer: Answer) -> Answer:

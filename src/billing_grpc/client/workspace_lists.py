@@ -4,8 +4,7 @@ from collections.abc import AsyncGenerator
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import verified
-from billing_grpc.client.calls import Calls
-from billing_grpc.errors import AnswerInvalid
+from billing_grpc.client.calls import Calls, pages
 from billing_grpc.model import BillingMode, BillingModeSource, BillingModeSummary, OverrideFilter, WorkspaceBillingMode
 from billing_grpc.wire.messages import MODE_TO_PROTO, OVERRIDE_FILTER_TO_PROTO, SOURCE_TO_PROTO
 
@@ -53,20 +52,12 @@ class WorkspaceLists:
             override=None if override is None else OVERRIDE_FILTER_TO_PROTO[OverrideFilter(override)],
             would_change=would_change,
         )
-        last, seen = "", set()
-        while True:
-            answer = await self._calls.call(
-                lambda stub: stub.ListWorkspaceBillingModes, "ListWorkspaceBillingModes", request
-            )
-            for each in answer.billing_modes:
+        last = ""
+        listed = pages(self._calls, lambda stub: stub.ListWorkspaceBillingModes, "ListWorkspaceBillingModes", request)
+        async for page in listed:
+            for each in page.billing_modes:
                 yield verified.listed(each, request, after=last)
                 last = each.resolution.workspace_id
-            if not answer.next_page_token:
-                return
-            if answer.next_page_token in seen:
-                raise AnswerInvalid("the server's answer cannot be used: it leads back to an earlier page")
-            seen.add(answer.next_page_token)
-            request.page_token = answer.next_page_token
 
     async def summary(self, *, org_default: str | None = None) -> BillingModeSummary:
         """Return how many existing workspaces have which mode, as of one moment.

@@ -24,7 +24,7 @@ from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.settings.config import Settings
 from billing_grpc.server.telemetry import metrics_port
 from billing_grpc.server.telemetry.metrics import Metrics
-from billing_grpc.server.telemetry.observed_repository import ObservedRepository
+from billing_grpc.server.telemetry.observed_repository import observed
 from billing_grpc.server.telemetry.spans import Tracing
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres, default_directory
@@ -112,7 +112,7 @@ async def repository(
     ) as postgres:
         metrics.observe_pool(postgres.pool_stats)
         metrics.observe_database(lambda: postgres.available)
-        yield ObservedRepository(postgres, metrics, tracing)
+        yield observed(postgres, metrics, tracing)
 
 
 def rpc_server(
