@@ -105,9 +105,10 @@ async def test_a_read_never_answers_a_call_that_came_after_it_began(
 
     async with (
         slow_answers(service_url, hold) as slow_url,
-        PostgresRepository.opened(slow_url, longest_budget=BUDGET) as slow,
+        PostgresRepository.opened(slow_url, longest_budget=BUDGET, size=1) as slow,
     ):
         await until_idle(slow)
+        await slow.load_override(workspace, budget=BUDGET)  # from now on, a read is one round trip
         for before, after in itertools.pairwise(["byok", "disabled", "platform_managed", "byok"]):
             arrived.clear()
             delivered.clear()

@@ -66,7 +66,7 @@ class BoundedPool:
         Raises:
             SettingsError: libpq would not accept the address.
         """
-        # No named prepared statements: a pooler may run one in a session where the name means another statement.
+        # psycopg prepares no statements: a pooler may run one in a session where the name means another statement.
         connect = {"autocommit": True, "cursor_factory": AsyncRawCursor, "prepare_threshold": None}
 
         class PooledConnection(PersistentConnection):

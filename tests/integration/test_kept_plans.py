@@ -1,0 +1,140 @@
+"""A connection keeps the plan of a read, and the read sees every change that a new session would see."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final, LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
+from billing_grpc.model import StoredOverride
+from billing_grpc.storage.migrations import SERVICE_ROLE
+from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres.connection import Connection
+from billing_grpc.storage.postgres.overrides import load_overrides
+from billing_grpc.storage.postgres.standing import StaleSession
+
+BUDGET: Final = 5.0
+WORKSPACE: Final = str(uuid.uuid4())
+UNTIL_THE_PLAN_IS_KEPT: Final = 8
+"""Postgres makes a new plan for the first five executions of a prepared statement."""
+
+
+@pytest.fixture
+def owner(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The tables' owner, in autocommit mode; one workspace is on BYOK."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [WORKSPACE])
+        connection.execute("CREATE SCHEMA tenant")
+        connection.execute("GRANT USAGE ON SCHEMA tenant TO PUBLIC")
+        yield connection
+
+
+@pytest.fixture
+async def repository(owner: psycopg.Connection[Any], service_url: str) -> AsyncIterator[PostgresRepository]:
+    """A repository with one connection, which keeps the plan."""
+    del owner
+    url = make_conninfo(service_url, options="-c search_path=tenant,public")
+    async with PostgresRepository.opened(url, size=1) as repository:
+        for _ in range(UNTIL_THE_PLAN_IS_KEPT):
+            assert await override(repository) == StoredOverride("byok")
+        yield repository
+
+
+@pytest.fixture
+async def connection(owner: psycopg.Connection[Any], service_url: str) -> AsyncIterator[Connection]:
+    """One connection, which keeps the plan."""
+    del owner
+    opened = Connection.connect(service_url, autocommit=True, cursor_factory=psycopg.AsyncRawCursor)
+    async with await opened as connection:
+        await connection.prepare(BUDGET)
+        for _ in range(UNTIL_THE_PLAN_IS_KEPT):
+            assert await load_overrides(connection, [WORKSPACE]) == {WORKSPACE: StoredOverride("byok")}
+        yield connection
+
+
+async def override(repository: PostgresRepository) -> StoredOverride:
+    return await repository.load_override(WORKSPACE, budget=BUDGET)
+
+
+async def kept(connection: Connection) -> int:
+    cursor = await connection.execute("SELECT generic_plans FROM pg_prepared_statements")
+    return int((await cursor.fetchall())[0][0])
+
+
+async def test_the_plan_is_kept(connection: Connection) -> None:
+    before = await kept(connection)
+    assert before > 0
+    await load_overrides(connection, [WORKSPACE])
+    assert await kept(connection) == before + 1
+
+
+async def test_a_table_that_hides_the_old_one_is_read(
+    owner: psycopg.Connection[Any], repository: PostgresRepository
+) -> None:
+    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+    owner.execute("INSERT INTO tenant.workspaces VALUES (%s, 'disabled')", [WORKSPACE])
+    owner.execute(sql.SQL("GRANT SELECT ON tenant.workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    for _ in range(2):
+        assert await override(repository) == StoredOverride("disabled")
+    owner.execute("DROP TABLE tenant.workspaces")
+    for _ in range(2):
+        assert await override(repository) == StoredOverride("byok")
+
+
+async def test_a_table_in_the_place_of_the_old_one_is_read(
+    owner: psycopg.Connection[Any], repository: PostgresRepository
+) -> None:
+    owner.execute("ALTER TABLE workspaces RENAME TO old_workspaces")
+    owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode varchar(20))")
+    owner.execute("INSERT INTO workspaces VALUES (%s, 'disabled')", [WORKSPACE])
+    owner.execute(sql.SQL("GRANT SELECT ON workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    assert await override(repository) == StoredOverride("disabled")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ("REVOKE SELECT ON workspaces FROM billing_grpc", DatabaseDenied),
+        ("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY", DatabaseDenied),
+        ("ALTER TABLE workspaces RENAME TO gone", SchemaNotReady),
+        ("ALTER TABLE workspaces RENAME llm_billing_mode TO gone", SchemaNotReady),
+    ],
+)
+async def test_a_read_that_is_no_longer_possible_fails(
+    owner: psycopg.Connection[Any], repository: PostgresRepository, change: LiteralString, kind: type[StorageError]
+) -> None:
+    owner.execute(change)
+    for _ in range(2):
+        with pytest.raises(kind):
+            await override(repository)
+
+
+async def test_a_table_that_is_no_longer_durable_is_stale(
+    owner: psycopg.Connection[Any], repository: PostgresRepository
+) -> None:
+    owner.execute("DROP TRIGGER IF EXISTS workspace_billing_mode_log ON workspaces")
+    owner.execute("ALTER TABLE workspaces SET UNLOGGED")
+    with pytest.raises(DatabaseStale):
+        await override(repository)
+
+
+@pytest.mark.parametrize(
+    "change", ["SET default_transaction_read_only = on", "SET default_transaction_isolation = 'repeatable read'"]
+)
+async def test_a_session_that_may_show_old_values_is_stale(connection: Connection, change: LiteralString) -> None:
+    await connection.execute(change)
+    with pytest.raises(StaleSession):
+        await load_overrides(connection, [WORKSPACE])
+
+
+async def test_a_statement_that_another_session_lacks_is_a_pooler_and_the_read_still_answers(
+    connection: Connection,
+) -> None:
+    await connection.execute("DEALLOCATE ALL")
+    assert await load_overrides(connection, [WORKSPACE]) == {WORKSPACE: StoredOverride("byok")}
+    assert not connection.direct
+    assert await load_overrides(connection, [WORKSPACE]) == {WORKSPACE: StoredOverride("byok")}
