@@ -1,11 +1,9 @@
 """A connection to the database: run a statement, check the session that it ran in, and end a connection that hangs."""
 
 import asyncio
-import hashlib
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from typing import Any, ClassVar, Final, LiteralString, cast
 
 import psycopg
@@ -15,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from billing_grpc.errors import SchemaNotReady
-from billing_grpc.storage.postgres.exchange import exchange, exchange_prepared, prepare
+from billing_grpc.storage.postgres.exchange import KeptStatements
 from billing_grpc.storage.postgres.statements import (
     BEGIN,
     CHECK_SESSION,
@@ -65,7 +63,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     # One cursor for the life of the connection costs a fifth less than a cursor for each query.
     _cursor: AsyncRawCursor[Any]
     _new_session: tuple[str, str]
-    _kept: set[bytes]
+    _statements: KeptStatements
 
     async def prepare(self, time_limit: float) -> None:
         """Inspect the session and set it up. Close the connection if that fails.
@@ -82,7 +80,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.text_encoding = "utf-8" if encoding in UNIVERSAL_ENCODINGS else encoding
             if encoding in UNIVERSAL_ENCODINGS:
                 self.adapters.register_loader("text", TextAsBytes)
-            self._cursor, self._kept = AsyncRawCursor(self), set()
+            self._cursor = AsyncRawCursor(self)
+            self._statements = KeptStatements(self.pgconn, self.text_encoding)
             await self._cursor.execute(INSPECT_SESSION)
             read_only, pid, search_path, role = await self._cursor.fetchone() or (True, None, "", "")
             _require_writable(read_only=read_only)
@@ -120,8 +119,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         This costs less than half of `read`, and a direct connection keeps the plan. Texts come in `text_encoding`.
 
         Args:
-            query: one statement, whose types follow from casts. It returns no row if a name in it means another table than
-                when the server prepared it.
+            query: one statement for `KeptStatements`, whose types follow from casts.
             parameters: the values of $1, $2 and so on as ASCII text.
 
         Raises:
@@ -130,25 +128,12 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         if self.direct:
             try:
-                return await self._fetch_prepared(query.encode(), [each.encode() for each in parameters])
+                return await self._statements.run(query.encode(), [each.encode() for each in parameters])
             except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement):
                 log.warning("a pooler was noticed", text=_FOREIGN_STATEMENTS)
                 self.direct = False
         cursor = await self._read_in_own_transaction(query, parameters)
         return cast("PGresult", cursor.pgresult)
-
-    async def _fetch_prepared(self, statement: bytes, parameters: Sequence[bytes]) -> PGresult:
-        name = _name(statement)
-        if name not in self._kept:
-            await prepare(self.pgconn, name, statement, self.text_encoding)
-            self._kept.add(name)
-        result = await exchange_prepared(self.pgconn, name, parameters, self.text_encoding)
-        if result.ntuples == 0:
-            # A kept statement goes on reading the table that had the name when it was prepared.
-            await self._cursor.execute(b"DEALLOCATE " + name)
-            self._kept.discard(name)
-            return await exchange(self.pgconn, statement, parameters, self.text_encoding)
-        return result
 
     async def rows(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         """Return the rows of one statement in the open transaction.
@@ -233,12 +218,6 @@ class Connection(psycopg.AsyncConnection[Any]):
             return  # the peer was faster
         finally:
             borrowed.detach()  # libpq closes the descriptor
-
-
-@cache
-def _name(statement: bytes) -> bytes:
-    """Return the name of a prepared statement: no other statement has it, should a pooler share its sessions unnoticed."""
-    return b"billing_grpc_" + hashlib.sha256(statement).hexdigest()[:32].encode()
 
 
 def _require_writable(*, read_only: bool) -> None:

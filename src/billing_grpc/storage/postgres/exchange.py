@@ -5,7 +5,9 @@ where 15 µs are needed (uvloop), for each of some thousand reads a second. A ke
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
+from functools import cache
 
 import psycopg
 from psycopg import errors
@@ -16,7 +18,7 @@ from psycopg.pq.abc import PGconn, PGresult
 async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes], encoding: str) -> PGresult:
     """Send a statement and return its result, with values in binary format.
 
-    Do not cancel this coroutine, nor the others of this module: the connection cannot be used after that.
+    Do not cancel this coroutine: the connection cannot be used after that.
 
     Args:
         pgconn: a connection that runs nothing else, and is in non-blocking mode as psycopg's are.
@@ -31,16 +33,51 @@ async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes]
     return _last_with_status(await _results(pgconn), ExecStatus.TUPLES_OK, encoding)
 
 
-async def prepare(pgconn: PGconn, name: bytes, statement: bytes, encoding: str) -> None:
-    """Let the server keep a statement, and soon its plan, under a name; otherwise as `exchange`."""
-    pgconn.send_prepare(name, statement)
-    _last_with_status(await _results(pgconn), ExecStatus.COMMAND_OK, encoding)
+class KeptStatements:
+    """Runs the statements of one connection, and lets its server keep each under a name, and soon its plan.
+
+    A kept statement goes on reading the table that had its name when it was prepared, also if another table hides that one
+    by then. So a statement must look up its names again when it runs, and return no row if one means another table now.
+
+    Args:
+        pgconn: the connection, as `exchange` takes it.
+        encoding: as `exchange` takes it.
+    """
+
+    def __init__(self, pgconn: PGconn, encoding: str) -> None:
+        self._pgconn = pgconn
+        self._encoding = encoding
+        self._names: set[bytes] = set()
+
+    async def run(self, statement: bytes, parameters: Sequence[bytes]) -> PGresult:
+        """Return the result of a statement; arguments and errors are those of `exchange`.
+
+        Raises:
+            psycopg.errors.InvalidSqlStatementName: the connection leads to another session than before.
+            psycopg.errors.DuplicatePreparedStatement: the same.
+        """
+        name = _name(statement)
+        if name not in self._names:
+            self._pgconn.send_prepare(name, statement)
+            await self._last(ExecStatus.COMMAND_OK)
+            self._names.add(name)
+        self._pgconn.send_query_prepared(name, parameters, result_format=Format.BINARY)
+        result = await self._last(ExecStatus.TUPLES_OK)
+        if result.ntuples:
+            return result
+        self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
+        await self._last(ExecStatus.COMMAND_OK)
+        self._names.discard(name)
+        return await exchange(self._pgconn, statement, parameters, self._encoding)
+
+    async def _last(self, status: ExecStatus) -> PGresult:
+        return _last_with_status(await _results(self._pgconn), status, self._encoding)
 
 
-async def exchange_prepared(pgconn: PGconn, name: bytes, parameters: Sequence[bytes], encoding: str) -> PGresult:
-    """Run the statement that `prepare` has given this name; otherwise as `exchange`."""
-    pgconn.send_query_prepared(name, parameters, result_format=Format.BINARY)
-    return _last_with_status(await _results(pgconn), ExecStatus.TUPLES_OK, encoding)
+@cache
+def _name(statement: bytes) -> bytes:
+    """Return the name of a kept statement. No other statement has it, should a pooler share its sessions unnoticed."""
+    return b"billing_grpc_" + hashlib.sha256(statement).hexdigest()[:32].encode()
 
 
 async def _results(pgconn: PGconn) -> list[PGresult]:
