@@ -141,5 +141,6 @@ def _unusable(org_default: str | None) -> str:
     return "not a recognised mode" if (org_default or "").strip(_ASCII_SPACE) else "unset"
 
 
+@cache
 def _sentence(why: str, *, what_if: bool) -> str:
     return f"what if: {why}." if what_if else f"{why[0].upper()}{why[1:]}."
