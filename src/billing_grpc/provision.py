@@ -26,8 +26,8 @@ def plan(
         also_strip: further names to strip, such as the names in a server's answer.
 
     Returns:
-        The plan. It strips only under `platform_managed`, whether or not a proxy is configured: those of `env_keys` from
-        which a program could read a vendor key, as they are spelt, or without `env_keys` every key. It has no suspects.
+        The plan. It strips only under `platform_managed`, whether or not a proxy is configured. With `env_keys` it strips
+        those from which a program could read a vendor key, as they are spelt; without, every key. It has no suspects.
     """
     closed = resolution.mode not in OPEN_MODES
     strip: Iterable[str] = ()

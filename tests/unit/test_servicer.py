@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import grpc
@@ -15,6 +16,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from billing_grpc.errors import DatabaseTimeout, RequestError
 from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth.principals import LOCAL
+from billing_grpc.server.budget import StorageBudget
 from billing_grpc.server.call import RequestContext
 from billing_grpc.server.servicer import BillingModeService
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -337,10 +339,17 @@ def test_with_hardly_any_time_left_the_database_is_not_asked_and_the_answer_is_c
     assert answer.resolution.error.reason == "DATABASE_TIMEOUT"
 
 
-@pytest.mark.parametrize(("timeout", "most"), [(None, 0.25), (10.0, 0.25), (0.2, 0.15)])
+@pytest.mark.parametrize(("left", "budget"), [(None, 0.25), (10.0, 0.25), (0.3, 0.25), (0.2, 0.15)])
 def test_storage_gets_the_lesser_of_its_own_limit_and_the_time_left_but_50_ms(
-    timeout: float | None, most: float, monkeypatch: pytest.MonkeyPatch
+    left: float | None, budget: float
 ) -> None:
+    rpc: Any = SimpleNamespace(time_remaining=lambda: left)
+
+    assert StorageBudget(0.25).of(RequestContext(rpc, "/package.Service/Method")) == pytest.approx(budget)
+
+
+@pytest.mark.parametrize("timeout", [None, 0.2])
+def test_a_read_gets_the_budget_of_its_call(timeout: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness(storage_timeout=0.25)
     budgets: list[float] = []
     load = harness.repository.load_override
@@ -352,8 +361,7 @@ def test_storage_gets_the_lesser_of_its_own_limit_and_the_time_left_but_50_ms(
     monkeypatch.setattr(harness.repository, "load_override", observed)
     harness.call("ResolveBillingMode", service_pb.ResolveBillingModeRequest(workspace_id=BYOK), timeout=timeout)
 
-    (budget,) = budgets
-    assert 0 < budget <= most
+    assert 0 < budgets[0] <= (0.25 if timeout is None else 0.15)
 
 
 def test_a_write_answers_what_was_and_what_is() -> None:

@@ -124,7 +124,7 @@ class BillingModeService(WorkspaceLists):
         if request.validate_only:
             change = await self._would_save(workspace_id, mode, etag, call)
         else:
-            budget = self._budget(call)
+            budget = self._budget.of(call)
             change = await self._repository.save_override(workspace_id, mode, by=by, etag=etag, budget=budget)
         previous, current = self._view(workspace_id, change.previous), self._view(workspace_id, change.current)
         if change.stale:
@@ -141,7 +141,7 @@ class BillingModeService(WorkspaceLists):
         self, workspace_id: str, mode: BillingMode | None, etag: str, call: RequestContext
     ) -> OverrideChange:
         """Return the change that `save_override` would make; write nothing, and so keep the etag."""
-        previous = await self._repository.load_record(workspace_id, budget=self._budget(call))
+        previous = await self._repository.load_record(workspace_id, budget=self._budget.of(call))
         return OverrideChange.planned(previous, mode, etag)
 
     async def ValidateSecretWrite(
@@ -203,7 +203,7 @@ class BillingModeService(WorkspaceLists):
         position = page_token.log_position(request.page_token, of) if request.page_token else LogPosition()
         # One change beyond the page tells whether another page follows.
         page = await self._repository.list_changes(
-            workspace_id, kind=kind, position=position, limit=size + 1, budget=self._budget(call)
+            workspace_id, kind=kind, position=position, limit=size + 1, budget=self._budget.of(call)
         )
         shown, more = page.changes[:size], len(page.changes) > size
         until = position.until or page.snapshot
@@ -239,13 +239,13 @@ class BillingModeService(WorkspaceLists):
 
     async def _load(self, workspace_id: str, call: RequestContext) -> StoredOverride | ResolutionError:
         try:
-            return await self._repository.load_override(workspace_id, budget=self._budget(call))
+            return await self._repository.load_override(workspace_id, budget=self._budget.of(call))
         except StorageError as error:
             return ResolutionError(error.reason, error.message)
 
     async def _load_record(self, workspace_id: str, call: RequestContext) -> WorkspaceRecord:
         try:
-            return await self._repository.load_record(workspace_id, budget=self._budget(call))
+            return await self._repository.load_record(workspace_id, budget=self._budget.of(call))
         except StorageError as error:
             # A caller that needs a mode finds the fallback, marked as such, in the error's details.
             fallback = resolve(workspace_id, ResolutionError(error.reason, error.message), self._org_default())
@@ -256,6 +256,6 @@ class BillingModeService(WorkspaceLists):
     ) -> Mapping[str, StoredOverride | ResolutionError]:
         wanted = dict.fromkeys(workspace_ids)
         try:
-            return await self._repository.load_overrides(wanted, budget=self._budget(call))
+            return await self._repository.load_overrides(wanted, budget=self._budget.of(call))
         except StorageError as error:
             return dict.fromkeys(wanted, ResolutionError(error.reason, error.message))

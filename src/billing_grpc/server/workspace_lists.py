@@ -1,20 +1,16 @@
 """The RPCs that look at all workspaces: lists and counts, without one call for each id."""
 
 from collections.abc import Callable
-from typing import Final
 
 from billing_grpc import page_token, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
-from billing_grpc.errors import DatabaseTimeout
 from billing_grpc.model import ListedWorkspace, WorkspaceBillingMode
 from billing_grpc.resolver import resolve
 from billing_grpc.selection import Selection, summarise
+from billing_grpc.server.budget import StorageBudget
 from billing_grpc.server.call import RequestContext
 from billing_grpc.storage.repository import Repository
 from billing_grpc.wire import messages
-
-ANSWER_MARGIN: Final = 0.05
-"""Seconds before the caller's deadline that storage may not use, so that the answer arrives in time."""
 
 
 class WorkspaceLists:
@@ -29,7 +25,7 @@ class WorkspaceLists:
     def __init__(self, repository: Repository, org_default: Callable[[], str | None], storage_timeout: float) -> None:
         self._repository = repository
         self._org_default = org_default
-        self._storage_timeout = storage_timeout
+        self._budget = StorageBudget(storage_timeout)
 
     async def ListWorkspaceBillingModes(
         self, request: service_pb.ListWorkspaceBillingModesRequest, call: RequestContext
@@ -47,7 +43,7 @@ class WorkspaceLists:
         )
         after = page_token.workspace(request.page_token, of) if request.page_token else None
         page = await self._repository.list_workspaces(
-            selection.kinds, after=after, limit=size, budget=self._budget(call)
+            selection.kinds, after=after, limit=size, budget=self._budget.of(call)
         )
         # Storage skips by kinds of overrides. A row that cannot be read is of no kind, so it is judged here.
         shown = [each for each in page.workspaces if selection.shows(each.override)]
@@ -61,20 +57,8 @@ class WorkspaceLists:
     ) -> service_pb.SummarizeBillingModesResponse:
         """Count the existing workspaces by mode and source. Fails if the database cannot be read."""
         supposed = request.org_default if request.HasField("org_default") else None
-        stored = await self._repository.count_overrides(budget=self._budget(call))
+        stored = await self._repository.count_overrides(budget=self._budget.of(call))
         return messages.summary_to_proto(summarise(stored, self._org_default(), supposed))
-
-    def _budget(self, call: RequestContext) -> float:
-        """Return the seconds of storage that this call may use.
-
-        Raises:
-            DatabaseTimeout: no time is left; the database is not asked.
-        """
-        left = call.time_remaining()
-        budget = self._storage_timeout if left is None else min(left - ANSWER_MARGIN, self._storage_timeout)
-        if budget <= 0:
-            raise DatabaseTimeout
-        return budget
 
 
 def _listed(each: ListedWorkspace, selection: Selection) -> WorkspaceBillingMode:

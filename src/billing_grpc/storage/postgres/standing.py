@@ -8,9 +8,9 @@ from billing_grpc.errors import DatabaseDenied, DatabaseStale, StorageError
 
 log = structlog.stdlib.get_logger(__name__)
 
-# For a query over pg_class under the alias `relation`. It is part of the statement that reads, because only that statement
-# describes the same session at the same moment: behind a pooler the next statement may run in another session, and after a
-# failover on another server. Catalog names are qualified, so that the search path cannot lead to another object.
+# A template: `{relation}` is the alias of pg_class in the query that reads. It is part of that statement, because only that
+# statement describes the same session at the same moment: behind a pooler the next statement may run in another session, and
+# after a failover on another server. Catalog names are qualified, so that the search path cannot lead to another object.
 STANDING: Final = """CASE
     WHEN pg_catalog.pg_is_in_recovery() THEN 'standby'
     WHEN pg_catalog.current_setting('transaction_read_only')::pg_catalog.bool THEN 'read-only'
