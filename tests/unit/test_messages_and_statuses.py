@@ -4,6 +4,8 @@ from typing import Any, TypeVar
 
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from billing_grpc import errors, validation
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
@@ -55,6 +57,31 @@ EXPECTED_CODES = {
     errors.WriteNotApplied: code_pb2.FAILED_PRECONDITION,
     errors.ChangeNotRecorded: code_pb2.FAILED_PRECONDITION,
 }
+
+
+FIRST = "7f1fc6a0-0000-4000-8000-000000000001"
+OTHERS = tuple(f"7f1fc6a0-0000-4000-8000-00000000000{digit}" for digit in "23456789")
+
+
+@given(
+    overrides=st.lists(
+        st.builds(StoredOverride, st.none() | st.sampled_from(["byok", "", FIRST, OTHERS[0]]) | st.text(max_size=256))
+        | st.just(StoredOverride(None, exists=False))
+        | st.just(ResolutionError("VALUE_UNREADABLE", "a message")),
+        max_size=len(OTHERS),
+    ),
+    org_default=st.sampled_from([None, "byok", "garbage"]),
+)
+def test_the_bytes_around_an_id_answer_for_any_id_and_join_to_a_batch(
+    overrides: list[StoredOverride | ResolutionError], org_default: str | None
+) -> None:
+    joined, expected = b"", service_pb.BatchResolveBillingModesResponse()
+    for workspace_id, override in zip(OTHERS, overrides, strict=False):
+        before, after = messages.bytes_around_id(resolve(FIRST, override, org_default))
+        joined += before + workspace_id.encode() + after
+        expected.resolutions.append(messages.resolution_to_proto(resolve(workspace_id, override, org_default)))
+
+    assert service_pb.BatchResolveBillingModesResponse.FromString(joined) == expected
 
 
 def test_the_table_of_codes_lists_every_error_that_can_reach_a_client() -> None:

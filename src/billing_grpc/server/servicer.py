@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from billing_grpc import page_token, provision, validation
-from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import EtagStale, StorageError, WorkspaceNotFound
 from billing_grpc.model import (
@@ -34,10 +33,18 @@ from billing_grpc.wire.metadata import ACTOR
 
 @dataclass(slots=True)
 class _Decided:
-    """The decision for one override, and how many workspaces of a batch have it; the ids are those of the first."""
+    """The decision for one override, and how many workspaces of a batch have it.
+
+    Attributes:
+        resolution: that of the first workspace.
+        before: what an answer holds before the workspace's id.
+        after: what it holds after the id.
+        workspaces: how many have it.
+    """
 
     resolution: Resolution
-    message: pb.BillingModeResolution
+    before: bytes
+    after: bytes
     workspaces: int = 0
 
 
@@ -84,20 +91,19 @@ class BillingModeService(WorkspaceLists):
         what_if = request.HasField("org_default")
         org_default = request.org_default if what_if else self._org_default()
         overrides = await self._load_many(ids, call)
-        response = service_pb.BatchResolveBillingModesResponse()
-        # The rule looks at nothing but the override, so each different override is decided once.
+        # The rule looks at nothing but the override, so each different override is decided and serialised once: the answers
+        # for its workspaces differ in the id alone. A message for each workspace takes twice as long.
+        parts: list[bytes] = []
         decided: dict[StoredOverride | ResolutionError, _Decided] = {}
         for each in ids:
             override = overrides.get(each, NO_WORKSPACE)
             if (same := decided.get(override)) is None:
                 resolution = resolve(each, override, org_default, what_if=what_if)
-                same = decided[override] = _Decided(resolution, messages.resolution_to_proto(resolution))
+                same = decided[override] = _Decided(resolution, *messages.bytes_around_id(resolution))
             same.workspaces += 1
-            message = response.resolutions.add()
-            message.CopyFrom(same.message)
-            message.workspace_id = each
+            parts += (same.before, each.encode(), same.after)
         self._log.resolved([(each.resolution, each.workspaces) for each in decided.values()], what_if=what_if)
-        return response
+        return service_pb.BatchResolveBillingModesResponse.FromString(b"".join(parts))
 
     async def GetWorkspaceBillingMode(
         self, request: service_pb.GetWorkspaceBillingModeRequest, call: RequestContext

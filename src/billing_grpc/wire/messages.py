@@ -72,6 +72,17 @@ def resolution_to_proto(resolution: Resolution) -> pb.BillingModeResolution:
     return message
 
 
+def bytes_around_id(resolution: Resolution) -> tuple[bytes, bytes]:
+    """Return the serialised answer to a batch of this workspace alone: the bytes before its id, and those after it.
+
+    Between them, any other id makes the answer for that workspace: all ids have the same length. Joined, the answers of
+    several workspaces are one answer for all of them, because a serialised message has no beginning and no end.
+    """
+    answer = service_pb.BatchResolveBillingModesResponse(resolutions=[resolution_to_proto(resolution)])
+    before, _, after = answer.SerializeToString().partition(resolution.workspace_id.encode())
+    return before, after
+
+
 def billing_mode_to_proto(mode: WorkspaceBillingMode) -> pb.WorkspaceBillingMode:
     """Return a workspace's billing mode as a message."""
     message = pb.WorkspaceBillingMode(
