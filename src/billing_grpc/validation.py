@@ -21,8 +21,8 @@ NAMED_INDEXES: Final = 20
 """The largest number of invalid elements of a list that an error names."""
 
 _UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-_UUID_LINES: Final = re.compile(rf"(?:{_UUID.pattern}\n)*{_UUID.pattern}")
-_LINE_LENGTH: Final = 37
+_HEX_AS_ZERO: Final = bytes.maketrans(b"0123456789ABCDEFabcdef", b"0" * 22)
+_UUID_OF_ZEROS: Final = b"00000000-0000-0000-0000-000000000000"
 _ACTOR: Final = re.compile(rf"[ -~]{{0,{MAX_ACTOR}}}")
 _ETAG: Final = re.compile(r"[0-9]{1,19}(-[0-9a-f]{16})?")
 _UUID_REMEDY: Final = "must be a UUID in its canonical 8-4-4-4-12 form"
@@ -54,10 +54,10 @@ def batch_ids(texts: Sequence[str]) -> list[str]:
         InvalidArgument: COUNT_OUT_OF_RANGE, or WORKSPACE_ID_INVALID with the first 20 invalid indexes.
     """
     _count("workspace_ids", len(texts), 1, MAX_BATCH, "split the request")
-    # Ids alone have this length, and then they hold no line break: so one look at all of them is enough if all are valid.
-    joined = "\n".join(texts)
-    if len(joined) == len(texts) * _LINE_LENGTH - 1 and _UUID_LINES.fullmatch(joined):
-        return joined.lower().split("\n")
+    # All at once, which takes a third of the time: with each hexadecimal digit as 0, all of them are the UUID of zeros.
+    lines = "\n".join(texts)
+    if lines.encode("ascii", "replace").translate(_HEX_AS_ZERO) == b"\n".join([_UUID_OF_ZEROS] * len(texts)):
+        return lines.lower().split("\n")
     return _each(
         "workspace_ids",
         texts,

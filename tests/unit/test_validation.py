@@ -61,6 +61,42 @@ def test_a_malformed_id_in_a_batch_is_refused(text: str) -> None:
     assert [violation.field for violation in refused.value.violations] == ["workspace_ids[1]"]
 
 
+ids = st.uuids().map(str)
+ids_or_similar = st.builds(
+    lambda text, at, put, upper: (text.upper() if upper else text)[:at] + put + text[at + 1 :],
+    ids,
+    st.integers(0, 36),
+    st.text(alphabet="0aA-gx,\n\r\x00\uff10\ud800", max_size=2),
+    st.booleans(),
+)
+
+
+def is_id(text: str) -> bool:
+    try:
+        validation.workspace_id(text)
+    except InvalidArgument:
+        return False
+    return True
+
+
+@given(texts=st.lists(ids | ids_or_similar, min_size=1, max_size=5))
+def test_a_batch_takes_exactly_the_ids_that_a_single_call_takes(texts: list[str]) -> None:
+    wrong = [f"workspace_ids[{index}]" for index, text in enumerate(texts) if not is_id(text)]
+
+    if not wrong:
+        assert validation.batch_ids(texts) == [validation.workspace_id(text) for text in texts]
+        return
+    with pytest.raises(InvalidArgument) as refused:
+        validation.batch_ids(texts)
+    assert [each.field for each in refused.value.violations] == wrong
+
+
+@pytest.mark.parametrize("texts", [[f"{ID}\n{ID}"], [f"{ID}\n{ID}", ""], ["", f"\n{ID}"]], ids=repr)
+def test_ids_that_were_joined_are_not_ids(texts: list[str]) -> None:
+    with pytest.raises(InvalidArgument):
+        validation.batch_ids(texts)
+
+
 @pytest.mark.parametrize(("count", "remedy"), [(0, "name at least one"), (1001, "split the request")])
 def test_a_list_of_the_wrong_length_comes_with_the_right_remedy(count: int, remedy: str) -> None:
     with pytest.raises(InvalidArgument, match=remedy):
