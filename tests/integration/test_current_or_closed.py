@@ -23,7 +23,7 @@ from tests.support.writes import BY
 
 BUDGET: Final = 5.0
 ONE, OTHER = uuid.uuid4(), uuid.uuid4()
-DOUBLED: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
+UNREADABLE: Final = ResolutionError(ValueUnreadable.reason, ValueUnreadable.public_message)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ async def test_a_partitioned_table_answers_and_an_id_in_two_partitions_closes(
         with pytest.raises(ValueUnreadable):
             await repository.load_override(str(ONE), budget=BUDGET)
         assert await repository.load_overrides([str(ONE), str(OTHER)], budget=BUDGET) == {
-            str(ONE): DOUBLED,
+            str(ONE): UNREADABLE,
             str(OTHER): StoredOverride("byok"),
         }
 
@@ -267,7 +267,17 @@ def test_a_value_of_another_kind_is_no_array_of_rows(query: str, owner: psycopg.
     value = owner.pgconn.exec_params(query.encode(), [], result_format=1).get_value(0, 0)
     assert value is not None
     with pytest.raises((UnexpectedAnswer, struct.error)):
-        list(elements(value))
+        elements(value)
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT ARRAY['a', NULL]", "SELECT ARRAY[NULL, 'a', 'a']", "SELECT ARRAY[NULL::text]"]
+)
+def test_a_null_among_the_rows_is_no_answer(query: str, owner: psycopg.Connection[Any]) -> None:
+    value = owner.pgconn.exec_params(query.encode(), [], result_format=1).get_value(0, 0)
+    assert value is not None
+    with pytest.raises(UnexpectedAnswer):
+        elements(value)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["a", "bc", "=", "\n", "ä" * 300]], ids=len)
@@ -277,6 +287,15 @@ def test_an_array_of_rows_is_read_as_it_is(texts: list[str], owner: psycopg.Conn
     value = cursor.pgresult.get_value(0, 0)
     assert value is not None
     assert [each.decode() for each in elements(value)] == texts
+
+
+def test_a_text_that_cannot_be_decoded_is_marked_and_its_workspace_is_logged() -> None:
+    with capture_logs() as logged:
+        found = overrides_in(
+            [f"{ONE}=byok".encode(), f"{OTHER}=byok".encode() + b"\xff"], [str(ONE), str(OTHER)], "utf-8"
+        )
+    assert found == {str(ONE): StoredOverride("byok"), str(OTHER): UNREADABLE}
+    assert [(line["log_level"], line["workspace"]) for line in logged] == [("warning", str(OTHER))]
 
 
 def test_a_record_of_another_workspace_is_no_answer() -> None:

@@ -23,7 +23,7 @@ from billing_grpc.server.call import current_request_id
 from billing_grpc.storage.postgres import PostgresRepository, shared_reads
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.exchange import exchange
-from billing_grpc.storage.postgres.overrides import Overrides, load_overrides
+from billing_grpc.storage.postgres.overrides import Overrides, id_array, load_overrides
 from tests.support.slow_network import slow_answers
 from tests.support.victim import Victim
 from tests.support.writes import BY, add
@@ -287,7 +287,35 @@ async def test_a_shared_read_logs_under_no_callers_request_id(
 ID: Final = "00000000-0000-4000-8000-000000000000"
 
 
-@pytest.mark.parametrize("malformed", ["", "byok", "{}", f"{ID},{ID}", f"{{{ID}}}", f"{ID}\n", ID[:-1] + "A"])
+MALFORMED: Final = {
+    "empty": "",
+    "a word": "byok",
+    "an empty array": "{}",
+    "two ids": f"{ID},{ID}",
+    "an array": f"{{{ID}}}",
+    "a line": f"{ID}\n",
+    "upper case": ID[:-1] + "A",
+    "another digit": ID[:-1] + "\uff10",
+    "half a character": ID[:-1] + "\ud800",
+    "too long": ID + "0",
+    "a dash too early": ID.replace("0-4", "-04"),
+}
+
+
+@pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_id_never_comes_into_a_batch(malformed: str) -> None:
+    for ids in ([malformed], [ID, malformed], [malformed, ID], [malformed] * 1000):
+        with pytest.raises(ValueError, match="canonical"):
+            id_array(ids)
+
+
+def test_the_ids_of_a_batch_go_to_the_database_as_they_are() -> None:
+    ids = [str(uuid.uuid4()) for _ in range(1000)]
+    assert id_array(ids) == f"{{{','.join(ids)}}}"
+    assert id_array([]) == "{}"
+
+
+@pytest.mark.parametrize("malformed", MALFORMED.values(), ids=MALFORMED)
 async def test_a_malformed_id_never_comes_into_a_shared_read(
     malformed: str, repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:

@@ -3,7 +3,7 @@
 import re
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -20,7 +20,9 @@ Overrides = Mapping[str, StoredOverride | ResolutionError]
 
 _ID_LENGTH: Final = 36
 _ID: Final = re.compile("[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
-_IDS: Final = re.compile(rf"(?:{_ID.pattern}(?:,{_ID.pattern})*)?")
+_DIGIT_AS_ZERO: Final = bytes.maketrans(b"0123456789abcdef", b"0" * 16)
+_ID_OF_ZEROS: Final = b"00000000-0000-0000-0000-000000000000"
+_NOT_CANONICAL: Final = "a workspace id is not canonical"
 _ARRAY_HEADER: Final = struct.Struct("!iii")
 """The number of dimensions, flags, and the type of the elements. The length of each dimension and its first index follow."""
 _DIMENSION: Final = struct.Struct("!ii")
@@ -39,7 +41,16 @@ def require_canonical(workspace_id: str) -> None:
         ValueError: it is not.
     """
     if _ID.fullmatch(workspace_id) is None:
-        raise ValueError("a workspace id is not canonical")
+        raise ValueError(_NOT_CANONICAL)
+
+
+def id_array(workspace_ids: Collection[str]) -> str:
+    """Return the ids as an array in the text format of Postgres; raise as `require_canonical`."""
+    ids = ",".join(workspace_ids)
+    # With each digit as 0, all of them are the id of zeros. A regular expression takes seven times as long to see it.
+    if ids.encode("ascii", "replace").translate(_DIGIT_AS_ZERO) != b",".join([_ID_OF_ZEROS] * len(workspace_ids)):
+        raise ValueError(_NOT_CANONICAL)
+    return f"{{{ids}}}"
 
 
 async def load_overrides(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
@@ -55,15 +66,12 @@ async def load_overrides(connection: Connection, workspace_ids: Collection[str])
         StaleSession: the server of this connection may hold old values.
         StorageError: the table may hold old values, or hide rows.
     """
-    ids = ",".join(workspace_ids)
-    if _IDS.fullmatch(ids) is None:
-        raise ValueError("a workspace id is not canonical")
-    result = await connection.fetch(LOAD_OVERRIDES, [f"{{{ids}}}", str(_limit(workspace_ids))])
+    result = await connection.fetch(LOAD_OVERRIDES, [id_array(workspace_ids), str(_limit(workspace_ids))])
     standing, rows = result.get_value(0, 0), result.get_value(0, 1)
     if result.ntuples != 1 or standing is None or rows is None:
         raise UnexpectedAnswer
     await require_current_rows(connection.read, [(standing,)], WORKSPACES)
-    return overrides_in(list(elements(rows)), workspace_ids, connection.text_encoding)
+    return overrides_in(elements(rows), workspace_ids, connection.text_encoding)
 
 
 def overrides_in(rows: Sequence[bytes], asked: Collection[str], encoding: str) -> Overrides:
@@ -78,10 +86,10 @@ def overrides_in(rows: Sequence[bytes], asked: Collection[str], encoding: str) -
         UnexpectedAnswer: the rows do not answer the question.
         ValueUnreadable: one id has so many rows that the rows of others may be missing.
     """
-    found: dict[str, StoredOverride | ResolutionError] = {}
-    for row in rows:
-        key, value = row[:_ID_LENGTH].decode("ascii", "replace"), row[_ID_LENGTH:]
-        found[key] = _USUAL.get(value) or _override(key, value, encoding)
+    found: dict[str, StoredOverride | ResolutionError] = {
+        row[:_ID_LENGTH].decode("ascii", "replace"): _USUAL.get(row[_ID_LENGTH:]) or _override(row, encoding)
+        for row in rows
+    }
     if not found.keys() <= set(asked):
         raise UnexpectedAnswer
     if len(found) < len(rows):
@@ -107,18 +115,19 @@ def _limit(asked: Collection[str]) -> int:
     return 2 * len(asked)
 
 
-def _override(key: str, value: bytes, encoding: str) -> StoredOverride | ResolutionError:
-    if value[:1] != b"=":
+def _override(row: bytes, encoding: str) -> StoredOverride | ResolutionError:
+    key, sign, text = row[:_ID_LENGTH], row[_ID_LENGTH : _ID_LENGTH + 1], row[_ID_LENGTH + 1 :]
+    if sign != b"=":
         raise UnexpectedAnswer
     try:
-        return StoredOverride(value[1:].decode(encoding))
+        return StoredOverride(text.decode(encoding))
     except UnicodeDecodeError:
-        log.warning("stored override is not UTF-8", workspace=key)
+        log.warning("stored override is not UTF-8", workspace=key.decode("ascii", "replace"))
         return _UNREADABLE
 
 
-def elements(array: bytes) -> Iterator[bytes]:
-    """Yield the elements of an array of text in binary format.
+def elements(array: bytes) -> list[bytes]:
+    """Return the elements of an array of text in binary format.
 
     Raises:
         UnexpectedAnswer: it is another kind of value, or an element is NULL.
@@ -127,12 +136,14 @@ def elements(array: bytes) -> Iterator[bytes]:
     dimensions, _, kind = _ARRAY_HEADER.unpack_from(array)
     if dimensions > 1 or kind != _TEXT:
         raise UnexpectedAnswer
+    found: list[bytes] = []
     at = _ARRAY_HEADER.size + dimensions * _DIMENSION.size
     length_at = _LENGTH.unpack_from
     while at < len(array):
         (length,) = length_at(array, at)
         if length < 0:
             raise UnexpectedAnswer
-        at += _LENGTH.size
-        yield array[at : at + length]
-        at += length
+        start = at + _LENGTH.size
+        at = start + length
+        found.append(array[start:at])
+    return found
