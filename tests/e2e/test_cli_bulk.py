@@ -178,14 +178,12 @@ def test_a_preview_at_a_terminal_is_in_columns(server: Server, module_database_u
     assert seen.lines[0].split() == [workspace, "byok", "0", "inherit", "would_change"]
 
 
-def test_a_thousand_workspaces_are_previewed_and_written(
-    server: Server, module_database_url: str, tmp_path: Path
-) -> None:
-    ids = [str(uuid.uuid4()) for _ in range(1000)]
+def test_many_workspaces_are_previewed_and_written(server: Server, module_database_url: str, tmp_path: Path) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(200)]
     with psycopg.connect(module_database_url) as owner, owner.cursor() as cursor:
         cursor.executemany("INSERT INTO workspaces (id) VALUES (%s)", [[each] for each in ids])
     file = tmp_path / "ids"
     file.write_text("\n".join(ids))
     code, rows, said = bulk(server, file, "--mode", "byok", "--yes")
     assert (code, [row[0] for row in rows], {row[4] for row in rows}) == (OK, ids, {"changed"})
-    assert "1000 changed" in said
+    assert "200 changed" in said

@@ -30,7 +30,7 @@ DIFFERS: Final = {
 }
 SERVERS: Final = 2
 CALLERS: Final = 32
-ROUNDS: Final = 10
+ROUNDS: Final = 3
 
 
 def differing() -> str:
