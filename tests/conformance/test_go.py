@@ -18,13 +18,14 @@ SLOW: Final = "^(TestANameThatLeadsElsewhereIsSoonFollowed|TestAPeerThatHasVanis
 """These wait for about ten seconds; they are tried once, with the vectors."""
 
 PLUGINS: Final = ("protoc-gen-go", "protoc-gen-go-grpc")
+TEST: Final = ("test", "-vet=off", "-count=1", "-v")
+"""A test of its own vets the module, once."""
+
 SERVER: Final = shlex.join([sys.executable, "-m", "billing_grpc", "conformance-server"])
 
 
 def test_the_go_client_passes_every_vector(go: str) -> None:
-    done = run(
-        go, "test", "-count=1", "-v", "-parallel=8", "-skip=^TestARealServer$", "./...", CONFORMANCE_SERVER=SERVER
-    )
+    done = run(go, *TEST, "-parallel=8", "-skip=^TestARealServer$", "./...", CONFORMANCE_SERVER=SERVER)
     said = done.stdout + done.stderr
 
     assert done.returncode == 0, said
@@ -36,9 +37,8 @@ def test_the_go_client_passes_every_vector(go: str) -> None:
 
 def test_alone_and_without_a_server_the_module_skips_the_vectors_and_tries_the_rest(go: str, tmp_path: Path) -> None:
     alone = shutil.copytree(MODULE, tmp_path / "module")
-    arguments = ("test", "-count=1", "-v", f"-skip={SLOW}", "./...")
 
-    done = run(go, *arguments, folder=alone, CONFORMANCE_SERVER="", REAL_SERVER="")
+    done = run(go, *TEST, f"-skip={SLOW}", "./...", folder=alone, CONFORMANCE_SERVER="", REAL_SERVER="")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no vectors were run: set CONFORMANCE_SERVER" in done.stdout
