@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -16,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
 from tests.groups import GroupScheduling, is_timed
+from tests.places import place_for_databases
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -47,7 +46,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="session")
 def cluster_url() -> Iterator[str]:
     """A running Postgres whose template database has every migration."""
-    directory = Path(tempfile.gettempdir()) / f"billing-grpc-test-{uuid.uuid4().hex[:8]}"
+    directory = place_for_databases() / f"billing-grpc-test-{uuid.uuid4().hex[:8]}"
     try:
         with EmbeddedPostgres(directory, durable=False) as postgres:
             url = postgres.url
@@ -88,7 +87,7 @@ def service_url(database_url: str) -> str:
 def _database(cluster_url: str, template: str) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex}"
     with psycopg.connect(cluster_url, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
         try:
             yield make_conninfo(cluster_url, dbname=name)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from billing_grpc.storage.embedded.account import server_account
 from billing_grpc.storage.embedded.cluster import data_directory
 from billing_grpc.storage.embedded.directory import LOCK, open_own, prepare, previous_owner
 from billing_grpc.storage.embedded.installation import find_installation
+from tests.places import place_for_databases
 from tests.support.victim import Victim, running_victim
 
 _PATIENCE: Final = 20.0
@@ -93,7 +93,7 @@ class Pair:
 @contextmanager
 def running_pair() -> Iterator[Pair]:
     """A migrated pair with the service's role, removed at the end."""
-    place = Path(tempfile.gettempdir())
+    place = place_for_databases()
     name = f"billing-standby-{uuid.uuid4().hex[:8]}"
     standby = Victim(EmbeddedPostgres(place / name, durable=False), place / f"{name}.s")
     link = place / f"{name}.link"

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
+from tests.places import place_for_databases
 from tests.support.postgres_processes import process_ids
 
 
@@ -67,7 +67,7 @@ class Victim:
 @contextmanager
 def running_victim(*, durable: bool = False) -> Iterator[Victim]:
     """A migrated server with the service's role, removed at the end."""
-    place = Path(tempfile.gettempdir())
+    place = place_for_databases()
     name = f"billing-faults-{uuid.uuid4().hex[:8]}"
     victim = Victim(EmbeddedPostgres(place / name, durable=durable), place / f"{name}.s")
     try:
