@@ -19,4 +19,4 @@ def place_for_databases() -> Path:
         found = os.statvfs(_IN_MEMORY)
         if found.f_bavail * found.f_frsize >= _ROOM:
             return _IN_MEMORY
-    return Path(tempfile.gettempdir())
+    return Path(tempfile.gettempdir()).resolve()

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from tests.places import place_for_databases
 from tests.support.commands import Changes, billing_grpc, environment
 from tests.support.embedded import BYOK, DISABLED, INHERITS, PLATFORM, processes, set_mode
 from tests.support.polling import PATIENCE, until
@@ -46,7 +46,7 @@ PASTED: Final = ["grpcurl", "grpcurl", "grpcurl", "billing-grpc", "billing-grpc"
 
 def new_directory() -> Path:
     """A path directly below the temporary directory: as root, the database's user has to get there."""
-    return Path(tempfile.gettempdir()).resolve() / f"billing-e2e-data-{uuid.uuid4().hex[:8]}"
+    return place_for_databases() / f"billing-e2e-data-{uuid.uuid4().hex[:8]}"
 
 
 def settings(data: Path, **more: str | None) -> Changes:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
+from tests.places import place_for_databases
 from tests.support.commands import Changes, billing_grpc
 from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVICE, SERVING, Watch, check, watching
 from tests.support.polling import until
@@ -67,7 +67,7 @@ class Database:
 
 @pytest.fixture
 def database() -> Iterator[Database]:
-    place = Path(tempfile.gettempdir()).resolve() / f"billing-e2e-health-{uuid.uuid4().hex[:8]}"
+    place = place_for_databases() / f"billing-e2e-health-{uuid.uuid4().hex[:8]}"
     place.mkdir(mode=0o755)
     own = Database(place)
     try:

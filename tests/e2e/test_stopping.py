@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import psycopg
 import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from tests.places import place_for_databases
 from tests.support.commands import COMMAND, Changes, environment
 from tests.support.embedded import BYOK, INHERITS, processes, set_mode
 from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, Watch, check, watching
@@ -64,7 +64,7 @@ def settings(database_url: str) -> Changes:
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Path]:
     """The directory of an embedded database; the tests that stop it hard work on it one after the other."""
-    data = Path(tempfile.gettempdir()).resolve() / f"billing-e2e-stop-{uuid.uuid4().hex[:8]}"
+    data = place_for_databases() / f"billing-e2e-stop-{uuid.uuid4().hex[:8]}"
     try:
         with serving() as serve:
             assert serve(settings={"BILLING_GRPC_DATA_DIR": data}).stop() == 0

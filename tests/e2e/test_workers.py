@@ -5,7 +5,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
+from tests.places import place_for_databases
 from tests.support.commands import COMMAND, Changes, billing_grpc, environment
 from tests.support.embedded import BYOK, processes
 from tests.support.health_client import ADMINISTRATION, LIVENESS, NOT_SERVING, SERVING, check
@@ -293,7 +293,7 @@ def test_of_two_that_start_at_once_on_one_port_one_serves_and_one_says_why(setti
 
 @pytest.fixture
 def data() -> Iterator[Path]:
-    data = Path(tempfile.gettempdir()).resolve() / f"billing-e2e-workers-{uuid.uuid4().hex[:8]}"
+    data = place_for_databases() / f"billing-e2e-workers-{uuid.uuid4().hex[:8]}"
     try:
         yield data
     finally:

@@ -29,6 +29,7 @@ from billing_grpc.storage.embedded import EmbeddedPostgres, default_directory
 from billing_grpc.storage.embedded.account import Account
 from billing_grpc.storage.embedded.directory import prepare
 from billing_grpc.storage.embedded.installation import find_installation
+from tests.places import place_for_databases
 from tests.support.postgres_processes import process_ids
 
 ROOT = os.geteuid() == 0
@@ -49,7 +50,7 @@ with EmbeddedPostgres(Path(sys.argv[1]), durable=False) as server:
 @contextmanager
 def open_directory() -> Iterator[Path]:
     """A directory that every user can enter; pytest's own are closed to the server's user."""
-    made = Path(tempfile.mkdtemp(prefix="billing-test-", dir="/tmp")).resolve()
+    made = Path(tempfile.mkdtemp(prefix="billing-test-", dir=place_for_databases()))
     made.chmod(0o755)
     try:
         yield made
@@ -74,10 +75,16 @@ def prepared() -> Iterator[Path]:
 
 
 @pytest.fixture
-def server(prepared: Path, place: Path) -> Iterator[EmbeddedPostgres]:
-    """A server that runs, and is gone after the test."""
+def copied(prepared: Path, place: Path) -> Path:
+    """A copy of that directory."""
     subprocess.run(["cp", "-a", prepared, place / "pg"], check=True)
-    with EmbeddedPostgres(place / "pg", durable=False) as started:
+    return place / "pg"
+
+
+@pytest.fixture
+def server(copied: Path) -> Iterator[EmbeddedPostgres]:
+    """A server that runs, and is gone after the test."""
+    with EmbeddedPostgres(copied, durable=False) as started:
         yield started
 
 
@@ -169,8 +176,8 @@ def test_data_survives_a_restart(server: EmbeddedPostgres) -> None:
     assert rows(server.start(), "select n from kept") == [(42,)]
 
 
-def test_a_durable_server_keeps_the_defaults_that_survive_a_power_cut(place: Path) -> None:
-    with EmbeddedPostgres(place / "pg") as server:
+def test_a_durable_server_keeps_the_defaults_that_survive_a_power_cut(copied: Path) -> None:
+    with EmbeddedPostgres(copied) as server:
         assert rows(server.url, "show fsync") == [("on",)]
         assert rows(server.url, "show synchronous_commit") == [("on",)]
         assert rows(server.url, "show full_page_writes") == [("on",)]
@@ -322,28 +329,28 @@ def test_a_link_planted_for_the_log_is_not_followed(server: EmbeddedPostgres, pl
 # What it survives
 
 
-def test_a_server_orphaned_by_a_killed_process_is_replaced(place: Path, parents: Parents) -> None:
-    parent = parents(place / "pg")
+def test_a_server_orphaned_by_a_killed_process_is_replaced(copied: Path, parents: Parents) -> None:
+    parent = parents(copied)
     url, orphan = announced(parent)
     execute(url, "create table kept (n int)", "insert into kept values (42)")
     parent.kill()
     parent.wait()
     assert alive(orphan.pid)
-    with EmbeddedPostgres(place / "pg", durable=False) as server:
+    with EmbeddedPostgres(copied, durable=False) as server:
         assert rows(server.url, "select n from kept") == [(42,)]
         assert server.pid != orphan.pid
     assert not alive(orphan.pid)
     assert not sockets_of(url).exists()
 
 
-def test_an_orphan_that_does_not_answer_is_replaced(place: Path, parents: Parents) -> None:
-    parent = parents(place / "pg")
+def test_an_orphan_that_does_not_answer_is_replaced(copied: Path, parents: Parents) -> None:
+    parent = parents(copied)
     url, orphan = announced(parent)
     shutil.rmtree(sockets_of(url))
     orphan.suspend()
     parent.kill()
     parent.wait()
-    with EmbeddedPostgres(place / "pg", durable=False) as server:
+    with EmbeddedPostgres(copied, durable=False) as server:
         assert rows(server.url, "select 1") == [(1,)]
     assert not alive(orphan.pid)
 
@@ -379,8 +386,8 @@ def test_a_server_of_another_directory_is_never_stopped(server: EmbeddedPostgres
         assert other.pid is not None
 
 
-def test_a_killed_server_recovers_at_the_next_start(place: Path) -> None:
-    with EmbeddedPostgres(place / "pg") as server:
+def test_a_killed_server_recovers_at_the_next_start(copied: Path) -> None:
+    with EmbeddedPostgres(copied) as server:
         execute(server.url, "create table kept (n int)", "insert into kept values (42)")
         os.kill(pid_of(server), signal.SIGKILL)
         assert eventually(lambda: server.pid is None)
@@ -423,8 +430,8 @@ def test_an_interrupted_initdb_does_not_block(place: Path, parents: Parents) -> 
     assert not any((place / "pg").glob("initdb-*"))
 
 
-def test_ctrl_c_in_the_terminal_does_not_reach_the_server(place: Path, parents: Parents) -> None:
-    parent = parents(place / "pg")
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server(copied: Path, parents: Parents) -> None:
+    parent = parents(copied)
     url, _ = announced(parent)
     os.killpg(parent.pid, signal.SIGINT)
     assert parent.stdout is not None

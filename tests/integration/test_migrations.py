@@ -1,16 +1,15 @@
 """The migrations on a real Postgres: up and down, started together, killed, and on databases that others touched."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any, Final
 
 import psycopg
@@ -21,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.errors import MigrationError, SettingsError
 from billing_grpc.storage import migrations
 from billing_grpc.storage.migrations import MigrationStatus
-from tests.support.commands import billing_grpc
+from tests.support.commands import billing_grpc, start
 
 BASE: Final = "20260526110000_workspaces_base"
 MODE: Final = "20260526120000_workspaces_llm_billing_mode"
@@ -73,28 +72,6 @@ def owner(empty_database_url: str) -> Iterator[psycopg.Connection[Any]]:
     """The empty database's owner, in autocommit mode."""
     with owner_of(empty_database_url) as connection:
         yield connection
-
-
-@pytest.fixture
-def runs(empty_database_url: str) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Starts processes that migrate the empty database."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "billing_grpc", "migrate", *arguments],
-            env={**os.environ, "DATABASE_URL": empty_database_url},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def add_pair(folder: Path, name: str) -> None:
@@ -340,26 +317,27 @@ def test_the_check_refuses_every_other_text(checked: psycopg.Connection[Any], te
 
 
 def test_four_runs_at_once_on_one_empty_database_all_succeed_and_apply_each_migration_once(
-    runs: Callable[..., "subprocess.Popen[str]"], owner: psycopg.Connection[Any]
+    empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:
-    started = [runs("up") for _ in range(4)]
-    printed = []
-    for process in started:
-        output, complaint = process.communicate(timeout=50)
-        assert process.returncode == 0, complaint
-        printed.append(output)
-    assert sorted(printed) == sorted(["".join(f"applied {name}\n" for name in ALL), *["nothing to apply\n"] * 3])
+    with ThreadPoolExecutor(4) as threads:
+        settings = {"DATABASE_URL": empty_database_url}
+        ended = list(threads.map(lambda _: billing_grpc("migrate", "up", settings=settings), range(4)))
+    assert [each.stderr for each in ended if each.returncode] == []
+    assert sorted(each.stdout for each in ended) == sorted(
+        ["".join(f"applied {name}\n" for name in ALL), *["nothing to apply\n"] * 3]
+    )
     assert ledger(owner) == ALL
     assert times_applied(owner) == ALL
 
 
 def test_a_run_that_was_killed_in_the_middle_does_not_block_the_next(
-    runs: Callable[..., "subprocess.Popen[str]"], empty_database_url: str, owner: psycopg.Connection[Any]
+    empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:
     owner.execute(FOREIGN_TABLE)
     with psycopg.connect(empty_database_url) as holder:
         holder.execute("LOCK TABLE workspaces IN ACCESS SHARE MODE")
-        killed = runs("up")
+        settings = {"DATABASE_URL": empty_database_url}
+        killed = start("migrate", "up", settings=settings, stdout=DEVNULL, stderr=DEVNULL)
         eventually(lambda: waits_for_a_lock(owner))
         killed.send_signal(signal.SIGKILL)
         assert killed.wait(10) == -signal.SIGKILL

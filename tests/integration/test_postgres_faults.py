@@ -354,6 +354,7 @@ async def test_a_server_that_was_gone_for_long_is_used_again_as_soon_as_it_is_ba
     await asyncio.to_thread(victim.server.stop)
     while time.monotonic() < back_at:
         assert_down(await read(repository, workspace))
+        await asyncio.sleep(0.01)
     await asyncio.to_thread(victim.start)
     await recovered(repository, workspace)
 
