@@ -10,6 +10,8 @@ BENCHMARK_READY := $(VENV)/benchmark.ready
 VALIDATORS_READY := $(VENV)/validators.ready
 # buf and the plugins it starts come from the environment, whatever else is installed.
 WITH_BIN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Where Python keeps no byte code, each run of the tests, and each process that it starts, compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-fast check format generate generate-go lock release-contract benchmark fault-matrix scaling soak build sbom validators clean help
 
