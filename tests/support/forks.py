@@ -20,11 +20,12 @@ POSSIBLE: Final = hasattr(os, "pidfd_open")
 
 _OWN: Final = ("BILLING_GRPC_", "DATABASE_URL", "MOLECULE_")
 _SHELL: Final = {"PATH", "HOME"}
+_TERMINAL: Final = {"TERM", "NO_COLOR", "FORCE_COLOR"}  # rich reads them at each use
 
 
 def is_enough(environment: dict[str, str]) -> bool:
     """Return whether only the program reads this environment; the interpreter and libraries read theirs when loaded."""
-    return POSSIBLE and all(name in _SHELL or name.startswith(_OWN) for name in environment)
+    return POSSIBLE and all(name in _SHELL | _TERMINAL or name.startswith(_OWN) for name in environment)
 
 
 @cache

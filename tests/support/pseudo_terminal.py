@@ -5,12 +5,12 @@ import os
 import pty
 import re
 import struct
-import subprocess
+import tempfile
 import termios
 from dataclasses import dataclass
 from typing import Final
 
-from tests.support.commands import COMMAND, Changes, environment
+from tests.support.commands import Changes, start
 from tests.support.polling import PATIENCE
 
 ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -18,7 +18,7 @@ ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @dataclass(frozen=True)
 class Seen:
-    """What stood on the terminal, what went into the pipe beside it, and how the command ended."""
+    """What stood on the terminal, what went into the file beside it, and how the command ended."""
 
     screen: str
     piped: str
@@ -40,23 +40,22 @@ def at_terminal(
     """Runs a command of ours to its end; with `piped_output`, only standard error is a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        env=environment({"TERM": "xterm-256color", **(settings or {})}),
-        stdin=theirs,
-        stdout=subprocess.PIPE if piped_output else theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    piped = process.stdout.read().decode() if process.stdout is not None else ""
-    if process.stdout is not None:
-        process.stdout.close()
-    screen = b""
-    while part := _read(ours):
-        screen += part
-    os.close(ours)
-    return Seen(screen.decode().replace("\r\n", "\n"), piped, process.wait(PATIENCE))
+    with tempfile.TemporaryFile() as beside:
+        process = start(
+            *arguments,
+            settings={"TERM": "xterm-256color", **(settings or {})},
+            stdout=beside if piped_output else theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        screen = b""
+        while part := _read(ours):
+            screen += part
+        os.close(ours)
+        code = process.wait(PATIENCE)
+        beside.seek(0)
+        return Seen(screen.decode().replace("\r\n", "\n"), beside.read().decode(), code)
 
 
 def _read(terminal: int) -> bytes:
