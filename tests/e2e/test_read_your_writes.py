@@ -14,7 +14,7 @@ from tests.support.servers import Serve, Server
 from tests.support.slow_network import slow_answers
 from tests.support.workspaces import add_workspace, as_service
 
-SECONDS: Final = 4.0
+SECONDS: Final = 2.0
 WRITERS: Final = 12
 READERS: Final = 24
 CHANNELS: Final = 8
