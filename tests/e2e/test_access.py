@@ -100,7 +100,7 @@ def test_grpcurl_gets_in_with_a_token_over_tls_and_with_a_certificate_over_mutua
     over_mutual_tls = grpcurl_at(*with_certificate(ours), mutual, RESOLVE)
     too_much = grpcurl_at(*with_certificate(ours), mutual, SET)
     nobody = grpcurl_at(*trusting, tls, RESOLVE)
-    stranger = grpcurl_at(*with_certificate(theirs), mutual, RESOLVE)
+    stranger = grpcurl_at(*with_certificate(theirs), "-connect-timeout", "3", mutual, RESOLVE)
     without_any = grpcurl_at(*trusting, "-connect-timeout", "3", mutual, RESOLVE)
 
     for answered in (over_tls, over_mutual_tls):
