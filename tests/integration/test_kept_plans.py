@@ -34,6 +34,16 @@ def owner(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
+def login(owner: psycopg.Connection[Any]) -> Iterator[str]:
+    """A login of the service, so that other tests do not see what happens to the role."""
+    name = f"login_{uuid.uuid4().hex}"
+    owner.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE billing_grpc").format(sql.Identifier(name)))
+    yield name
+    owner.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+    owner.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+@pytest.fixture
 async def repository(owner: psycopg.Connection[Any], service_url: str) -> AsyncIterator[PostgresRepository]:
     """A repository with one connection, which keeps the plan."""
     del owner
@@ -111,6 +121,43 @@ async def test_a_read_that_is_no_longer_possible_fails(
     for _ in range(2):
         with pytest.raises(kind):
             await override(repository)
+
+
+@pytest.mark.parametrize(
+    "remedy",
+    ["ALTER ROLE {login} BYPASSRLS", "ALTER ROLE {login} SUPERUSER", "GRANT {owner} TO {login}"],
+    ids=["bypass", "superuser", "membership"],
+)
+@pytest.mark.parametrize("kept_before", [True, False])
+async def test_a_role_that_may_see_hidden_rows_now_sees_them(
+    owner: psycopg.Connection[Any], service_url: str, login: str, remedy: LiteralString, *, kept_before: bool
+) -> None:
+    # Postgres does not look at a kept statement again when a role's attributes or groups change.
+    async with PostgresRepository.opened(make_conninfo(service_url, user=login), size=1) as repository:
+        if kept_before:
+            for _ in range(UNTIL_THE_PLAN_IS_KEPT):
+                assert await override(repository) == StoredOverride("byok")
+        owner.execute("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY")
+        for _ in range(UNTIL_THE_PLAN_IS_KEPT):
+            with pytest.raises(DatabaseDenied):
+                await override(repository)
+        names = {"login": sql.Identifier(login), "owner": sql.Identifier(owner.info.user)}
+        owner.execute(sql.SQL(remedy).format(**names))
+        for _ in range(2):
+            assert await override(repository) == StoredOverride("byok")
+
+
+async def test_a_statement_prepared_without_any_right_answers_once_all_are_granted(
+    owner: psycopg.Connection[Any], service_url: str, login: str
+) -> None:
+    owner.execute("ALTER TABLE workspaces ENABLE ROW LEVEL SECURITY")
+    owner.execute(sql.SQL("REVOKE billing_grpc FROM {}").format(sql.Identifier(login)))
+    async with PostgresRepository.opened(make_conninfo(service_url, user=login), size=1) as repository:
+        with pytest.raises(DatabaseDenied):
+            await override(repository)
+        for grant in (sql.SQL("GRANT billing_grpc TO {}"), sql.SQL("ALTER ROLE {} BYPASSRLS")):
+            owner.execute(grant.format(sql.Identifier(login)))
+        assert await override(repository) == StoredOverride("byok")
 
 
 async def test_a_table_that_is_no_longer_durable_is_stale(

@@ -113,13 +113,14 @@ class Connection(psycopg.AsyncConnection[Any]):
             return await self._cursor.fetchall()
         return await (await self._read_in_own_transaction(query, parameters)).fetchall()
 
-    async def fetch(self, query: LiteralString, parameters: Sequence[str]) -> PGresult:
+    async def fetch(self, query: LiteralString, kept: LiteralString, parameters: Sequence[str]) -> PGresult:
         """Return the result of one statement as libpq's, with values in binary format; otherwise as `read`.
 
         This costs less than half of `read`, and a direct connection keeps the plan. Texts come in `text_encoding`.
 
         Args:
-            query: one statement for `KeptStatements`, whose types follow from casts.
+            query: one statement, whose types follow from casts.
+            kept: the same for `KeptStatements`.
             parameters: the values of $1, $2 and so on as ASCII text.
 
         Raises:
@@ -128,7 +129,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         if self.direct:
             try:
-                return await self._statements.run(query.encode(), [each.encode() for each in parameters])
+                return await self._statements.run(query.encode(), kept.encode(), [each.encode() for each in parameters])
             except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement):
                 log.warning("a pooler was noticed", text=_FOREIGN_STATEMENTS)
                 self.direct = False

@@ -36,8 +36,8 @@ async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes]
 class KeptStatements:
     """Runs the statements of one connection, and lets its server keep each under a name, and soon its plan.
 
-    A kept statement goes on reading the table that had its name when it was prepared, also if another table hides that one
-    by then. So a statement must look up its names again when it runs, and return no row if one means another table now.
+    Postgres does not look at a kept statement again after every change that gives it another meaning. So a kept statement
+    must return no row after such a change. From then on, the connection runs the statement without keeping it.
 
     Args:
         pgconn: the connection, as `exchange` takes it.
@@ -48,27 +48,35 @@ class KeptStatements:
         self._pgconn = pgconn
         self._encoding = encoding
         self._names: set[bytes] = set()
+        self._given_up: set[bytes] = set()
 
-    async def run(self, statement: bytes, parameters: Sequence[bytes]) -> PGresult:
-        """Return the result of a statement; arguments and errors are those of `exchange`.
+    async def run(self, statement: bytes, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
+        """Return the result of a statement; errors are those of `exchange`.
+
+        Args:
+            statement: as `exchange` takes it.
+            kept: the same statement, but it returns no row if it may mean something else than when it was prepared.
+            parameters: as `exchange` takes them.
 
         Raises:
             psycopg.errors.InvalidSqlStatementName: the connection leads to another session than before.
             psycopg.errors.DuplicatePreparedStatement: the same.
         """
-        name = _name(statement)
+        if kept not in self._given_up:
+            result = await self._run_kept(kept, parameters)
+            if result.ntuples:
+                return result
+            self._given_up.add(kept)
+        return await exchange(self._pgconn, statement, parameters, self._encoding)
+
+    async def _run_kept(self, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
+        name = _name(kept)
         if name not in self._names:
-            self._pgconn.send_prepare(name, statement)
+            self._pgconn.send_prepare(name, kept)
             await self._last(ExecStatus.COMMAND_OK)
             self._names.add(name)
         self._pgconn.send_query_prepared(name, parameters, result_format=Format.BINARY)
-        result = await self._last(ExecStatus.TUPLES_OK)
-        if result.ntuples:
-            return result
-        self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
-        await self._last(ExecStatus.COMMAND_OK)
-        self._names.discard(name)
-        return await exchange(self._pgconn, statement, parameters, self._encoding)
+        return await self._last(ExecStatus.TUPLES_OK)
 
     async def _last(self, status: ExecStatus) -> PGresult:
         return _last_with_status(await _results(self._pgconn), status, self._encoding)

@@ -12,7 +12,7 @@ from billing_grpc.errors import ValueUnreadable
 from billing_grpc.model import BillingMode, ResolutionError, StoredOverride
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.reading import DOUBLED, UnexpectedAnswer, require_current_rows
-from billing_grpc.storage.postgres.statements import LOAD_OVERRIDES, WORKSPACES
+from billing_grpc.storage.postgres.statements import KEPT_LOAD_OVERRIDES, LOAD_OVERRIDES, WORKSPACES
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -66,7 +66,8 @@ async def load_overrides(connection: Connection, workspace_ids: Collection[str])
         StaleSession: the server of this connection may hold old values.
         StorageError: the table may hold old values, or hide rows.
     """
-    result = await connection.fetch(LOAD_OVERRIDES, [id_array(workspace_ids), str(_limit(workspace_ids))])
+    parameters = [id_array(workspace_ids), str(_limit(workspace_ids))]
+    result = await connection.fetch(LOAD_OVERRIDES, KEPT_LOAD_OVERRIDES, parameters)
     standing, rows = result.get_value(0, 0), result.get_value(0, 1)
     if result.ntuples != 1 or standing is None or rows is None:
         raise UnexpectedAnswer

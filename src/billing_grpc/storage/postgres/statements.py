@@ -49,8 +49,7 @@ _OF_LOG: Final = STANDING.format(relation="log_class")
 # A decision needs the columns `id` and `llm_billing_mode` alone. The text is cut here, because a mode of a megabyte is a
 # mistake. The casts keep the query correct if the workspace server chose another text type. LIMIT bounds the answer also
 # if a broken table holds one id a million times. The rows come back as texts in one array, each the id, and then = and the
-# override unless it is NULL. That is cheaper to plan and to send than arrays of ids and of overrides. The name is looked up
-# when the server prepares the statement, and again by each execution: no row comes back if it means another table by then.
+# override unless it is NULL. That is cheaper to plan and to send than arrays of ids and of overrides.
 LOAD_OVERRIDES: Final = f"""
 SELECT {_OF_WORKSPACES}, ARRAY(
     SELECT pg_catalog.concat(id::pg_catalog.uuid, CASE WHEN llm_billing_mode IS NOT NULL THEN '=' END,
@@ -58,7 +57,15 @@ SELECT {_OF_WORKSPACES}, ARRAY(
     FROM workspaces WHERE id = ANY($1::pg_catalog.uuid[]) LIMIT $2::pg_catalog.int8)
 FROM pg_catalog.pg_class AS workspaces_class
 WHERE workspaces_class.oid = 'workspaces'::pg_catalog.regclass
+"""
+
+# The same, for a server that keeps it. Two changes do not make Postgres look at a kept statement again: another table hides
+# this one, or a role becomes free of row-level security, as by `ALTER ROLE ... BYPASSRLS`. The statement would go on hiding
+# rows then, although `row_security_active` denies that. So no row comes back if the name means another table, or if
+# its table has row-level security.
+KEPT_LOAD_OVERRIDES: Final = f"""{LOAD_OVERRIDES}
     AND workspaces_class.oid = pg_catalog.to_regclass('workspaces')
+    AND NOT workspaces_class.relrowsecurity
 """
 
 LOAD_RECORD: Final = f"""
