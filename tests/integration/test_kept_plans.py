@@ -95,6 +95,18 @@ async def test_a_table_that_hides_the_old_one_is_read(
         assert await override(repository) == StoredOverride("byok")
 
 
+async def test_a_table_that_hides_one_without_rights_is_read(
+    owner: psycopg.Connection[Any], repository: PostgresRepository
+) -> None:
+    owner.execute("REVOKE SELECT ON workspaces FROM billing_grpc")
+    with pytest.raises(DatabaseDenied):
+        await override(repository)
+    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+    owner.execute("INSERT INTO tenant.workspaces VALUES (%s, 'disabled')", [WORKSPACE])
+    owner.execute(sql.SQL("GRANT SELECT ON tenant.workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    assert await override(repository) == StoredOverride("disabled")
+
+
 async def test_a_table_in_the_place_of_the_old_one_is_read(
     owner: psycopg.Connection[Any], repository: PostgresRepository
 ) -> None:

@@ -7,6 +7,7 @@ where 15 µs are needed (uvloop), for each of some thousand reads a second. A ke
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 import psycopg
@@ -37,7 +38,7 @@ class KeptStatements:
     """Runs the statements of one connection, and lets its server keep each under a name, and soon its plan.
 
     Postgres does not look at a kept statement again after every change that gives it another meaning. So a kept statement
-    must return no row after such a change. From then on, the connection runs the statement without keeping it.
+    must return no row after such a change. From then on, as after a denial, the connection runs it without keeping it.
 
     Args:
         pgconn: the connection, as `exchange` takes it.
@@ -63,9 +64,10 @@ class KeptStatements:
             psycopg.errors.DuplicatePreparedStatement: the same.
         """
         if kept not in self._given_up:
-            result = await self._run_kept(kept, parameters)
-            if result.ntuples:
-                return result
+            with suppress(errors.InsufficientPrivilege):  # on a table, perhaps, that another one hides by now
+                result = await self._run_kept(kept, parameters)
+                if result.ntuples:
+                    return result
             self._given_up.add(kept)
         return await exchange(self._pgconn, statement, parameters, self._encoding)
 
