@@ -12,7 +12,7 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
 from billing_grpc.model import StoredOverride
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from billing_grpc.storage.postgres import PostgresRepository
+from billing_grpc.storage.postgres import PostgresRepository, exchange
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.overrides import load_overrides
 from billing_grpc.storage.postgres.standing import StaleSession
@@ -80,6 +80,15 @@ async def test_the_plan_is_kept(connection: Connection) -> None:
     assert before > 0
     await load_overrides(connection, [WORKSPACE])
     assert await kept(connection) == before + 1
+
+
+async def test_a_plan_is_made_anew_for_a_table_that_has_grown(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "KEPT_SECONDS", 0.0)
+    for _ in range(2):
+        assert await load_overrides(connection, [WORKSPACE]) == {WORKSPACE: StoredOverride("byok")}
+        assert await kept(connection) == 0
 
 
 async def test_a_table_that_hides_the_old_one_is_read(

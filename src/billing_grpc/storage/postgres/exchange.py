@@ -9,11 +9,15 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
+from typing import Final
 
 import psycopg
 from psycopg import errors
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
+
+KEPT_SECONDS: Final = 60.0
+"""How long a connection keeps a statement before it prepares it anew."""
 
 
 async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes], encoding: str) -> PGresult:
@@ -38,7 +42,8 @@ class KeptStatements:
     """Runs the statements of one connection, and lets its server keep each under a name, and soon its plan.
 
     Postgres does not look at a kept statement again after every change that gives it another meaning. So a kept statement
-    must return no row after such a change. From then on, as after a denial, the connection runs it without keeping it.
+    must return no row after such a change. From then on, as after a denial, the connection runs it without keeping it. It is
+    prepared anew once a minute: a plan that was made for a small table is slow after a bulk load, until the next ANALYZE.
 
     Args:
         pgconn: the connection, as `exchange` takes it.
@@ -48,7 +53,7 @@ class KeptStatements:
     def __init__(self, pgconn: PGconn, encoding: str) -> None:
         self._pgconn = pgconn
         self._encoding = encoding
-        self._names: set[bytes] = set()
+        self._prepared_at: dict[bytes, float] = {}
         self._given_up: set[bytes] = set()
 
     async def run(self, statement: bytes, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
@@ -72,11 +77,15 @@ class KeptStatements:
         return await exchange(self._pgconn, statement, parameters, self._encoding)
 
     async def _run_kept(self, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
-        name = _name(kept)
-        if name not in self._names:
+        name, now = _name(kept), asyncio.get_running_loop().time()
+        prepared_at = self._prepared_at.get(name)
+        if prepared_at is None or now - prepared_at >= KEPT_SECONDS:
+            if self._prepared_at.pop(name, None) is not None:
+                self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
+                await self._last(ExecStatus.COMMAND_OK)
             self._pgconn.send_prepare(name, kept)
             await self._last(ExecStatus.COMMAND_OK)
-            self._names.add(name)
+            self._prepared_at[name] = now
         self._pgconn.send_query_prepared(name, parameters, result_format=Format.BINARY)
         return await self._last(ExecStatus.TUPLES_OK)
 
