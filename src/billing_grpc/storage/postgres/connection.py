@@ -129,7 +129,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         if self.direct:
             try:
-                return await self._statements.run(query.encode(), kept.encode(), [each.encode() for each in parameters])
+                return await self._statements.run(query, kept, [each.encode() for each in parameters])
             except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement):
                 log.warning("a pooler was noticed", text=_FOREIGN_STATEMENTS)
                 self.direct = False

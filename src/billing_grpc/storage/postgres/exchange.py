@@ -54,13 +54,13 @@ class KeptStatements:
         self._pgconn = pgconn
         self._encoding = encoding
         self._prepared_at: dict[bytes, float] = {}
-        self._given_up: set[bytes] = set()
+        self._given_up: set[str] = set()
 
-    async def run(self, statement: bytes, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
+    async def run(self, statement: str, kept: str, parameters: Sequence[bytes]) -> PGresult:
         """Return the result of a statement; errors are those of `exchange`.
 
         Args:
-            statement: as `exchange` takes it.
+            statement: as `exchange` takes it, but as text.
             kept: the same statement, but it returns no row if it may mean something else than when it was prepared.
             parameters: as `exchange` takes them.
 
@@ -74,16 +74,16 @@ class KeptStatements:
                 if result.ntuples:
                     return result
             self._given_up.add(kept)
-        return await exchange(self._pgconn, statement, parameters, self._encoding)
+        return await exchange(self._pgconn, statement.encode(), parameters, self._encoding)
 
-    async def _run_kept(self, kept: bytes, parameters: Sequence[bytes]) -> PGresult:
+    async def _run_kept(self, kept: str, parameters: Sequence[bytes]) -> PGresult:
         name, now = _name(kept), asyncio.get_running_loop().time()
         prepared_at = self._prepared_at.get(name)
         if prepared_at is None or now - prepared_at >= KEPT_SECONDS:
             if self._prepared_at.pop(name, None) is not None:
                 self._pgconn.send_query_params(b"DEALLOCATE " + name, None)
                 await self._last(ExecStatus.COMMAND_OK)
-            self._pgconn.send_prepare(name, kept)
+            self._pgconn.send_prepare(name, kept.encode())
             await self._last(ExecStatus.COMMAND_OK)
             self._prepared_at[name] = now
         self._pgconn.send_query_prepared(name, parameters, result_format=Format.BINARY)
@@ -94,9 +94,9 @@ class KeptStatements:
 
 
 @cache
-def _name(statement: bytes) -> bytes:
+def _name(statement: str) -> bytes:
     """Return the name of a kept statement. No other statement has it, should a pooler share its sessions unnoticed."""
-    return b"billing_grpc_" + hashlib.sha256(statement).hexdigest()[:32].encode()
+    return b"billing_grpc_" + hashlib.sha256(statement.encode()).hexdigest()[:32].encode()
 
 
 async def _results(pgconn: PGconn) -> list[PGresult]:
