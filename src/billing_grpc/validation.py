@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Literal
 
 from billing_grpc.errors import FieldViolation, InvalidArgument, quoted
@@ -47,6 +47,14 @@ def workspace_id_or_none(text: str) -> str | None:
     return workspace_id(text) if text else None
 
 
+def joined_uuids(texts: Collection[str], separator: str) -> str | None:
+    """Return the texts joined by a separator that no UUID holds; `None` if one of them is not a UUID in canonical form."""
+    joined = separator.join(texts)
+    # With each hexadecimal digit as 0, all of them are the UUID of zeros. A regular expression takes twice as long.
+    zeros = separator.encode().join([_UUID_OF_ZEROS] * len(texts))
+    return joined if joined.encode("ascii", "replace").translate(_HEX_AS_ZERO) == zeros else None
+
+
 def batch_ids(texts: Sequence[str]) -> list[str]:
     """Return the ids in lower case, in their order, with duplicates.
 
@@ -54,9 +62,7 @@ def batch_ids(texts: Sequence[str]) -> list[str]:
         InvalidArgument: COUNT_OUT_OF_RANGE, or WORKSPACE_ID_INVALID with the first 20 invalid indexes.
     """
     _count("workspace_ids", len(texts), 1, MAX_BATCH, "split the request")
-    # All at once, which takes a third of the time: with each hexadecimal digit as 0, all of them are the UUID of zeros.
-    lines = "\n".join(texts)
-    if lines.encode("ascii", "replace").translate(_HEX_AS_ZERO) == b"\n".join([_UUID_OF_ZEROS] * len(texts)):
+    if (lines := joined_uuids(texts, "\n")) is not None:
         return lines.lower().split("\n")
     return _each(
         "workspace_ids",
