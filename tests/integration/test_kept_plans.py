@@ -11,7 +11,6 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.errors import DatabaseDenied, DatabaseStale, SchemaNotReady, StorageError
 from billing_grpc.model import StoredOverride
-from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository, exchange
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.overrides import load_overrides
@@ -66,6 +65,13 @@ async def connection(owner: psycopg.Connection[Any], service_url: str) -> AsyncI
         yield connection
 
 
+def hide_by_another_table(owner: psycopg.Connection[Any]) -> None:
+    """Create a table that the service's role finds first; the workspace is `disabled` there."""
+    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
+    owner.execute("INSERT INTO tenant.workspaces VALUES (%s, 'disabled')", [WORKSPACE])
+    owner.execute("GRANT SELECT ON tenant.workspaces TO billing_grpc")
+
+
 async def override(repository: PostgresRepository) -> StoredOverride:
     return await repository.load_override(WORKSPACE, budget=BUDGET)
 
@@ -94,9 +100,7 @@ async def test_a_plan_is_made_anew_for_a_table_that_has_grown(
 async def test_a_table_that_hides_the_old_one_is_read(
     owner: psycopg.Connection[Any], repository: PostgresRepository
 ) -> None:
-    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
-    owner.execute("INSERT INTO tenant.workspaces VALUES (%s, 'disabled')", [WORKSPACE])
-    owner.execute(sql.SQL("GRANT SELECT ON tenant.workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    hide_by_another_table(owner)
     for _ in range(2):
         assert await override(repository) == StoredOverride("disabled")
     owner.execute("DROP TABLE tenant.workspaces")
@@ -110,9 +114,7 @@ async def test_a_table_that_hides_one_without_rights_is_read(
     owner.execute("REVOKE SELECT ON workspaces FROM billing_grpc")
     with pytest.raises(DatabaseDenied):
         await override(repository)
-    owner.execute("CREATE TABLE tenant.workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")
-    owner.execute("INSERT INTO tenant.workspaces VALUES (%s, 'disabled')", [WORKSPACE])
-    owner.execute(sql.SQL("GRANT SELECT ON tenant.workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    hide_by_another_table(owner)
     assert await override(repository) == StoredOverride("disabled")
 
 
@@ -122,7 +124,7 @@ async def test_a_table_in_the_place_of_the_old_one_is_read(
     owner.execute("ALTER TABLE workspaces RENAME TO old_workspaces")
     owner.execute("CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode varchar(20))")
     owner.execute("INSERT INTO workspaces VALUES (%s, 'disabled')", [WORKSPACE])
-    owner.execute(sql.SQL("GRANT SELECT ON workspaces TO {}").format(sql.Identifier(SERVICE_ROLE)))
+    owner.execute("GRANT SELECT ON workspaces TO billing_grpc")
     assert await override(repository) == StoredOverride("disabled")
 
 
