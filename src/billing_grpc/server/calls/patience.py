@@ -75,8 +75,7 @@ class _Wait:
         self.begin()
 
     def begin(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a call is a task; the type checker cannot know it
+        task: Any = asyncio.current_task()  # a call is a task, so it is not `None`
         self._task, self._cancelling = task, task.cancelling()
         self._patience.begin(self)
 
