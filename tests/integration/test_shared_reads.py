@@ -251,6 +251,98 @@ async def test_a_workspace_that_cannot_be_read_costs_its_neighbours_few_reads(
     assert reads <= 2 + 2 * 6  # the first call's, the others', and two for each halving
 
 
+async def test_calls_that_come_one_by_one_while_others_wait_share_a_read(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, reads = add(owner, "byok"), 0
+    later: list[asyncio.Task[object]] = []
+
+    async def counted(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        nonlocal reads
+        reads += 1
+        answer = await load_overrides(connection, workspace_ids)
+        if reads == 1:
+            later.extend(asyncio.create_task(after(turns)) for turns in range(16))
+        return answer
+
+    async def after(turns: int) -> object:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await outcome(repository, workspace)
+
+    monkeypatch.setattr(shared_reads, "load_overrides", counted)
+    monkeypatch.setattr(shared_reads, "_LONGEST_TURNS", BUDGET)  # of the turns alone
+    assert await asyncio.gather(*calls(repository, workspace, workspace)) == [BYOK] * 2
+    assert await asyncio.gather(*later) == [BYOK] * 16
+    assert reads == 2
+
+
+async def test_decisions_without_pause_leave_the_only_connection_to_a_write_too(
+    service_url: str, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, busy, asking = add(owner, "byok"), asyncio.Event(), True
+    asked: list[asyncio.Task[object]] = []
+
+    async def one_more_asks(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        if asking:
+            asked.extend(calls(only, workspace))
+            busy.set()
+        return await load_overrides(connection, workspace_ids)
+
+    monkeypatch.setattr(shared_reads, "load_overrides", one_more_asks)
+    async with PostgresRepository.opened(service_url, longest_budget=BUDGET, size=1) as only:
+        asked.extend(calls(only, workspace))
+        await busy.wait()
+        try:
+            await only.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET)
+        finally:
+            asking = False
+        assert set(await asyncio.gather(*asked)) == {BYOK, StoredOverride("disabled")}
+
+
+async def test_each_of_the_reads_on_one_connection_has_a_time_of_its_own(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, reads = add(owner, "byok"), 0
+    with psycopg.connect(database_url) as holder:
+
+        async def locked_from_the_second_on(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                holder.execute("LOCK TABLE workspaces")
+            return await load_overrides(connection, workspace_ids)
+
+        monkeypatch.setattr(shared_reads, "load_overrides", locked_from_the_second_on)
+        patient = calls(repository, workspace)
+        await asyncio.sleep(0)
+        hurried = calls(repository, workspace, budget=0.5)
+        assert await asyncio.gather(*patient, *hurried) == [BYOK, DatabaseTimeout]
+        async with asyncio.timeout(SLACK):  # the server itself would end the statement after four seconds
+            while repository.pool_stats().in_use:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_connection_whose_time_ran_out_as_it_answered_loses_no_call_that_waits(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = add(owner, "byok")
+    used: list[Connection] = []
+
+    async def expiring(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        answer = await load_overrides(connection, workspace_ids)
+        if not used:
+            (lease,) = repository._pool._leases.values()  # noqa: SLF001 - no clock can be met as exactly
+            lease.expire()
+        used.append(connection)
+        return answer
+
+    monkeypatch.setattr(shared_reads, "load_overrides", expiring)
+    assert await asyncio.gather(*calls(repository, *[workspace] * 8)) == [BYOK] * 8
+    assert used[0].closed
+    assert used[1] is not used[0]
+
+
 async def test_an_id_with_many_rows_does_not_fail_its_neighbours(
     service_url: str, owner: psycopg.Connection[Any]
 ) -> None:

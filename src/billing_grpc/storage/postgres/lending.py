@@ -41,6 +41,18 @@ class Lease:
     deadline: float
     connection: Connection | None = None
     expired: bool = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def renew(self, deadline: float) -> None:
+        """Let the work have until `deadline`."""
+        self.end()
+        self.deadline = deadline
+        self._timer = asyncio.get_running_loop().call_at(deadline, self.expire)
+
+    def end(self) -> None:
+        """Let the time of the work that is done not run out."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def expire(self) -> None:
         """End the lease: sever its connection, which ends the work at once."""

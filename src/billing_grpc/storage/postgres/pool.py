@@ -180,12 +180,12 @@ class BoundedPool:
     ) -> tuple[asyncio.Task[Result], Lease]:
         loop = asyncio.get_running_loop()
         lease = Lease(deadline)
-        timer = loop.call_at(deadline, lease.expire)
+        lease.renew(deadline)
         task = loop.create_task(self._run_in_slot(lease, work, may_repeat, writes=writes))
         self._leases[task] = lease
 
         def ended(task: asyncio.Task[Result]) -> None:
-            timer.cancel()
+            lease.end()
             del self._leases[task]
             if not task.cancelled():
                 task.exception()  # retrieved, or asyncio complains if the caller has gone
