@@ -12,7 +12,7 @@ from tests.support.browsers import build_client, chromium, node_modules, other_s
 from tests.support.gateways import TOKENS, Gateway, Site, gateway, site
 from tests.support.polling import until
 from tests.support.servers import Serve, Server
-from tests.support.workspaces import add_workspace
+from tests.support.workspaces import add_workspace, stored_mode
 
 SOON: Final = 15_000
 """Milliseconds in which the page shows something; it looks every three seconds."""
@@ -88,13 +88,6 @@ def workspace(module_database_url: str) -> str:
     return add_workspace(module_database_url)
 
 
-def stored(database_url: str, workspace_id: str) -> str | None:
-    with psycopg.connect(database_url) as connection:
-        row = connection.execute("SELECT llm_billing_mode FROM workspaces WHERE id = %s", [workspace_id]).fetchone()
-    assert row is not None
-    return row[0] if row[0] is None else str(row[0])
-
-
 def store(database_url: str, workspace_id: str, mode: str | None) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s", [mode, workspace_id])
@@ -144,10 +137,10 @@ def test_a_change_is_previewed_made_and_shown_with_its_author_and_reason(
     assert admin.locator("#apply").is_disabled()
     preview(admin, "BILLING_MODE_BYOK", "own <b>contract</b>")
     sees(admin, "#outcome", "platform_managed (constant_fallback) becomes byok (workspace_override)")
-    assert stored(module_database_url, workspace) is None
+    assert stored_mode(module_database_url, workspace) is None
     admin.click("#apply")
     sees(admin, "#outcome", "Changed: it is byok")
-    assert stored(module_database_url, workspace) == "byok"
+    assert stored_mode(module_database_url, workspace) == "byok"
     sees(admin, "#facts", "own <b>contract</b>")
     sees(admin, "#facts", "by local")
     sees(admin, "#log tbody", "own <b>contract</b>")
@@ -281,14 +274,14 @@ def test_a_conflict_changes_nothing_and_is_explained(admin: Any, module_database
     admin.click("#apply")
     sees(admin, "#outcome", "It is now disabled (workspace_override)")
     sees(admin, "#outcome", "database_user:")
-    assert stored(module_database_url, workspace) == "disabled"
+    assert stored_mode(module_database_url, workspace) == "disabled"
     sees(admin, "#facts", "disabled")
     admin.evaluate("running = false")
     preview(admin, "BILLING_MODE_BYOK")
     sees(admin, "#outcome", "disabled (workspace_override) becomes byok")
     admin.click("#apply")
     sees(admin, "#outcome", "Changed:")
-    assert stored(module_database_url, workspace) == "byok"
+    assert stored_mode(module_database_url, workspace) == "byok"
 
 
 def test_the_page_notices_a_change_by_itself_and_voids_the_preview(
@@ -377,7 +370,7 @@ def test_the_keyboard_alone_is_enough(admin: Any, module_database_url: str, work
     assert admin.evaluate("document.activeElement.id") == "apply"
     keys.press("Enter")
     sees(admin, "#outcome", "Changed: it is disabled")
-    assert stored(module_database_url, workspace) == "disabled"
+    assert stored_mode(module_database_url, workspace) == "disabled"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -492,7 +485,7 @@ def test_a_site_that_is_not_listed_can_do_nothing(
     with other_site(tmp_path) as stranger:
         tab.goto(stranger)
         assert "Failed to fetch" in tab.evaluate(OLD_ROUTE, asked)
-        assert stored(module_database_url, workspace) is None
+        assert stored_mode(module_database_url, workspace) is None
         (_, frame) = tab.frames
         assert frame.url == "chrome-error://chromewebdata/"
     tab.goto(web[0])

@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any, Final
 
-import psycopg
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
@@ -20,7 +19,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from tests.support.gateways import TOKENS, UNKNOWN, Answer, Gateway, GrpcWeb, Site, enveloped, frames, gateway, site
 from tests.support.polling import PATIENCE
 from tests.support.servers import Serve
-from tests.support.workspaces import add_workspace
+from tests.support.workspaces import add_workspace, stored_mode
 
 ORIGIN: Final = "https://console.example"
 SERVICE: Final = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]
@@ -172,9 +171,7 @@ def test_a_misspelt_field_writes_nothing(http: Gateway, module_database_url: str
     answer = http.ask("POST", full("Set"), asked)
     assert (answer.status, reasons(answer)) == (400, ["TEXT_INVALID"])
     assert "validate_onyl" in answer.json["message"]
-    with psycopg.connect(module_database_url) as connection:
-        found = connection.execute("SELECT llm_billing_mode FROM workspaces WHERE id = %s", [workspace]).fetchone()
-    assert found == (None,)
+    assert stored_mode(module_database_url, workspace) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 10_000, b'{"secret_keys": {"K": "sk-secret"}}'])

@@ -79,6 +79,11 @@ class Gateway:
             connection.close()
 
 
+def old_route(workspace_id: str) -> str:
+    """Return the path of the replaced route for a workspace."""
+    return f"/admin/workspaces/{workspace_id}/llm-billing-mode"
+
+
 def frames(body: bytes) -> list[tuple[int, bytes]]:
     """The enveloped messages of Connect's streams and of gRPC-Web."""
     found = []

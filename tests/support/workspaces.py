@@ -19,3 +19,11 @@ def add_workspace(database_url: str, mode: str | None = None) -> str:
     with psycopg.connect(database_url) as connection:
         connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, %s)", [workspace_id, mode])
     return workspace_id
+
+
+def stored_mode(database_url: str, workspace_id: str) -> str | None:
+    """Return the text of an existing workspace's override."""
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("SELECT llm_billing_mode FROM workspaces WHERE id = %s", [workspace_id]).fetchone()
+    assert found is not None
+    return None if found[0] is None else str(found[0])
