@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import suppress
+from math import inf
 from typing import Any, Final
 
 import psycopg
@@ -277,27 +278,144 @@ async def test_calls_that_come_one_by_one_while_others_wait_share_a_read(
     assert reads == 2
 
 
+class CallsWithoutPause:
+    """Calls of which the next one comes while the read of the last one runs, so that each read is followed by another."""
+
+    def __init__(self, workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._workspace = workspace
+        self._asked: list[asyncio.Task[object]] = []
+        self._asking = True
+        self.connections: set[Connection] = set()
+        monkeypatch.setattr(shared_reads, "load_overrides", self._one_more_asks)
+
+    async def begin(self, repository: PostgresRepository) -> None:
+        """Ask, and return once a read runs."""
+        self._repository = repository
+        self._ask()
+        while not self.connections:
+            await asyncio.sleep(0)
+
+    async def end(self) -> set[object]:
+        """Ask no more; return the different answers."""
+        self._asking = False
+        return set(await asyncio.gather(*self._asked))
+
+    def _ask(self) -> None:
+        self._asked.extend(calls(self._repository, self._workspace))
+
+    async def _one_more_asks(self, connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        self.connections.add(connection)
+        if self._asking:
+            self._ask()
+        return await load_overrides(connection, workspace_ids)
+
+
 async def test_decisions_without_pause_leave_the_only_connection_to_a_write_too(
     service_url: str, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace, busy, asking = add(owner, "byok"), asyncio.Event(), True
-    asked: list[asyncio.Task[object]] = []
-
-    async def one_more_asks(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
-        if asking:
-            asked.extend(calls(only, workspace))
-            busy.set()
-        return await load_overrides(connection, workspace_ids)
-
-    monkeypatch.setattr(shared_reads, "load_overrides", one_more_asks)
+    workspace = add(owner, "byok")
+    monkeypatch.setattr(shared_reads, "_ONE_AFTER_ANOTHER", inf)
+    decisions = CallsWithoutPause(workspace, monkeypatch)
     async with PostgresRepository.opened(service_url, longest_budget=BUDGET, size=1) as only:
-        asked.extend(calls(only, workspace))
-        await busy.wait()
+        await decisions.begin(only)
         try:
             await only.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET)
         finally:
-            asking = False
-        assert set(await asyncio.gather(*asked)) == {BYOK, StoredOverride("disabled")}
+            answers = await decisions.end()
+    assert answers <= {BYOK, StoredOverride("disabled")}
+
+
+async def test_decisions_without_pause_give_their_connection_back_to_the_pool(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = CallsWithoutPause(add(owner, "byok"), monkeypatch)
+    await decisions.begin(repository)
+    try:
+        async with asyncio.timeout(BUDGET):
+            while len(decisions.connections) == 1:
+                await asyncio.sleep(0.01)
+    finally:
+        assert await decisions.end() == {BYOK}
+
+
+async def test_a_suspicious_read_that_answers_late_takes_no_calls_from_the_one_that_runs(
+    repository: PostgresRepository, owner: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, running, begun = add(owner, "byok"), set(), itertools.count()
+    may_answer = [asyncio.Event(), asyncio.Event(), asyncio.Event()]
+
+    async def held(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        number = next(begun)
+        running.add(number)
+        await may_answer[number].wait()
+        running.discard(number)
+        return await load_overrides(connection, workspace_ids)
+
+    monkeypatch.setattr(shared_reads, "load_overrides", held)
+    monkeypatch.setattr(shared_reads, "_ONE_AFTER_ANOTHER", inf)
+    monkeypatch.setattr(shared_reads, "SUSPICIOUS_AFTER", 0.05)
+    late = calls(repository, workspace)
+    await asyncio.sleep(0.1)
+    monkeypatch.setattr(shared_reads, "SUSPICIOUS_AFTER", BUDGET)
+    following = calls(repository, workspace)
+    while not running >= {0, 1}:
+        await asyncio.sleep(0)
+    gathered = calls(repository, workspace)
+    may_answer[0].set()
+    assert await asyncio.gather(*late) == [BYOK]
+    await asyncio.sleep(0.05)
+    assert running == {1}
+    for each in may_answer:
+        each.set()
+    assert await asyncio.gather(*following, *gathered) == [BYOK] * 2
+    assert not repository._shared_reads._running  # noqa: SLF001 - an answered read must end there, or it is severed later
+
+
+# what happens: seconds for which the event loop stands after the first answer, its slow turns after that, the budgets of the
+# two calls and the second answer. The database has 0.9 of a budget.
+BETWEEN_TWO_READS: Final = {
+    "the time of the first read ends": (0.8, 24, (1.0, BUDGET), BYOK),
+    "the time of the second read ends": (0.95, 0, (BUDGET, 1.0), DatabaseTimeout),
+}
+
+
+@pytest.mark.parametrize(
+    ("stands", "turns", "budgets", "second"), BETWEEN_TWO_READS.values(), ids=BETWEEN_TWO_READS.keys()
+)
+async def test_a_healthy_connection_survives_that_time_runs_out_between_two_reads(
+    repository: PostgresRepository,
+    owner: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    stands: float,
+    turns: int,
+    budgets: tuple[float, float],
+    second: object,
+) -> None:
+    workspace = add(owner, "byok")
+    used: list[Connection] = []
+
+    async def slow_turns() -> None:
+        for _ in range(turns):
+            time.sleep(0.01)  # noqa: ASYNC251 - the event loop is busy
+            await asyncio.sleep(0)
+
+    async def slow(connection: Connection, workspace_ids: Collection[str]) -> Overrides:
+        used.append(connection)
+        answer = await load_overrides(connection, workspace_ids)
+        if len(used) == 1:
+            time.sleep(stands)  # noqa: ASYNC251 - the event loop stands
+            turning.append(asyncio.create_task(slow_turns()))
+        return answer
+
+    monkeypatch.setattr(shared_reads, "load_overrides", slow)
+    for constant in ("_ONE_AFTER_ANOTHER", "_LONGEST_TURNS", "SUSPICIOUS_AFTER"):
+        monkeypatch.setattr(shared_reads, constant, inf)
+    turning: list[asyncio.Task[None]] = []
+    both = [calls(repository, workspace, budget=budget) for budget in budgets]
+    assert [await each for (each,) in both] == [BYOK, second]
+    await asyncio.gather(*turning)
+    await until_idle(repository)
+    assert not used[0].closed
 
 
 async def test_each_of_the_reads_on_one_connection_has_a_time_of_its_own(

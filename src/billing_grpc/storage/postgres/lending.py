@@ -44,13 +44,13 @@ class Lease:
     _timer: asyncio.TimerHandle | None = None
 
     def renew(self, deadline: float) -> None:
-        """Let the work have until `deadline`."""
+        """Give the work time until `deadline`."""
         self.end()
         self.deadline = deadline
         self._timer = asyncio.get_running_loop().call_at(deadline, self.expire)
 
     def end(self) -> None:
-        """Let the time of the work that is done not run out."""
+        """Stop the timer: the work is done."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -117,6 +117,11 @@ class BoundedPool:
         in_use = sum(lease.connection is not None for lease in self._leases.values())
         return PoolStats(self._size, self._lender.idle, in_use, waiting=len(self._leases) - in_use)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether work waits for a connection."""
+        return any(lease.connection is None for lease in self._leases.values())
+
     def deadline(self, budget: float) -> float:
         """Return when work that begins now is severed, in the clock of the event loop."""
         return asyncio.get_running_loop().time() + budget * SEVER_AT

@@ -1,8 +1,8 @@
 """Read the overrides of many callers together.
 
-While a read runs, new calls gather. After it, the next read asks for all of them in one query, on the same connection. So
-one connection serves any number of callers, and the more they are, the less each call costs. A read never answers a call
-that arrived after it began.
+While a read runs, new calls gather. After it, the next read asks for all of them in one query, mostly on the same
+connection. So one connection serves any number of callers, and the more they are, the less each call costs. A read never
+answers a call that arrived after it began.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from billing_grpc.storage.postgres.overrides import Overrides, load_overrides, r
 from billing_grpc.storage.postgres.pool import BoundedPool
 
 _TURNS: Final = 24
-"""How often the event loop turns before a read begins that calls have waited for."""
+"""How many times the event loop turns at most before a read uses the connection of the one before it."""
 _LONGEST_TURNS: Final = 0.002
-"""Seconds after which the loop turns no more before a read: one of its turns may take long."""
+"""Seconds after which no such turn begins: one of them may take long."""
 _ONE_AFTER_ANOTHER: Final = 0.05
-"""Seconds for which reads that follow one another use the same connection. Then other work may have it."""
+"""Seconds in which reads that follow one another may use the same connection. Then the pool may replace it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +51,7 @@ class _Read:
         suspicious_at: when the read has taken so long that the database itself is probed.
         sever_at: when the connection of the read is severed: late enough for each of its calls.
         calls: its calls, also those that have their answer or have gone.
-        lease: the lease of its connection; None until the read begins.
+        lease: the lease of its connection, which earlier reads may have used; None until the read begins.
         workspaces: what the query asks for; empty until the read begins.
         look_at: when the clock is looked at next, by `timer`.
     """
@@ -83,6 +83,7 @@ class SharedReads:
         self._pool = pool
         self._gathering: _Read | None = None
         self._running: set[_Read] = set()
+        # The read that the gathered calls wait for. While there is none, a call begins its own.
         self._lane: _Read | None = None
         pool.breaker.add_listener(self._on_change)
 
@@ -127,46 +128,51 @@ class SharedReads:
 
     def _begin(self, read: _Read) -> None:
         """Begin a read. Those that follow it closely use its connection."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _ONE_AFTER_ANOTHER
+        until = asyncio.get_running_loop().time() + _ONE_AFTER_ANOTHER
 
         async def work(connection: Connection) -> None:
             nonlocal read
             while True:
                 overrides = await load_overrides(connection, read.workspaces)
+                lease.end()
                 self._stop(read)
                 self._pool.breaker.record_success()
                 _answer(read, overrides)
-                following = await self._following(read) if loop.time() < until else None
+                following = await self._following(read, lease, until)
                 if following is None:
                     return
                 self._lane = read = following
+                self._start(read)
+                read.lease = lease
                 lease.renew(read.sever_at)
-                self._start(read, lease)
 
+        self._start(read)
         # No caller's context: a line about the read must not bear the request id of a caller that it is not about.
         context = Context()
-        task, lease = context.run(self._pool.start_read, work, read.sever_at)
-        self._start(read, lease)
+        task, read.lease = context.run(self._pool.start_read, work, read.sever_at)
+        lease = read.lease
         task.add_done_callback(lambda task: self._end(read, task), context=context)
 
-    async def _following(self, read: _Read) -> _Read | None:
-        """Return the read that is to use the connection of this one next; `None` if its connection is free.
+    async def _following(self, read: _Read, lease: Lease, until: float) -> _Read | None:
+        """Return the read that is to use the connection of this one next; None if no read is to use it.
 
         The event loop turns first. Under load each turn brings calls, and the more share a read, the less each costs. An
         idle loop turns in microseconds.
         """
-        loop = asyncio.get_running_loop()
-        latest = loop.time() + _LONGEST_TURNS
-        turns = 0
-        while self._gathering is not None and turns < _TURNS and loop.time() < latest:
+        clock = asyncio.get_running_loop().time
+        latest, turns = clock() + _LONGEST_TURNS, 0
+        while self._lane is read and self._gathering is not None and turns < _TURNS and clock() < latest:
             await asyncio.sleep(0)
             turns += 1
-        usable = read.lease is not None and not read.lease.expired
-        return self._gathered() if self._lane is read and usable else None
+        if self._lane is not read or lease.expired or self._pool.crowded:
+            return None
+        now, gathering = clock(), self._gathering
+        # A connection whose time is over is severed, although it may be well.
+        return None if gathering is None or now >= min(until, gathering.sever_at) else self._gathered()
 
-    def _start(self, read: _Read, lease: Lease) -> None:
-        read.lease, read.workspaces = lease, {call.workspace_id for call in read.waiting()}
+    def _start(self, read: _Read) -> None:
+        # Before the query is made: a workspace that it leaves out would look like one that is not stored.
+        read.workspaces = {call.workspace_id for call in read.waiting()}
         self._running.add(read)
 
     def _stop(self, read: _Read) -> None:
@@ -174,7 +180,7 @@ class SharedReads:
         read.stop_timer()
 
     def _end(self, read: _Read, task: "asyncio.Task[None]") -> None:
-        """Give the calls of a read that failed their error, and begin the next read."""
+        """If the read failed, give its calls their errors. Begin the next read."""
         self._stop(read)
         error = DatabaseUnreachable() if task.cancelled() else task.exception()
         if isinstance(error, ValueUnreadable) and len(read.workspaces) > 1:
