@@ -318,7 +318,7 @@ def test_an_asking_takes_no_longer_than_its_timeout_and_is_repeated_within_the_b
         return b""
 
     with answering(hang) as address:
-        ended = run(address, "", "--timeout", "0.5", "--retry-for", "10", "--", *SHOW)
+        ended = run(address, "", "--timeout", "0.5", "--retry-for", "3", "--", *SHOW)
         over.set()
 
     assert ended.returncode == 0

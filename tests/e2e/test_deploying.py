@@ -186,12 +186,12 @@ def cluster() -> Iterator[Victim]:
 
 @contextmanager
 def asking(server: Server, workspace: str) -> Iterator[list[pb.BillingModeResolution]]:
-    """A caller without a pause; what it was answered."""
+    """A caller all the while; what it was answered."""
     answers: list[pb.BillingModeResolution] = []
     stopping = threading.Event()
 
     def ask() -> None:
-        while not stopping.wait(0.005):
+        while not stopping.wait(0.02):
             answers.append(server.resolve(workspace))
 
     thread = threading.Thread(target=ask)

@@ -48,7 +48,9 @@ def pinned(file: str) -> set[str]:
 def image() -> Iterator[Path]:
     """Where the first stage left what the second takes."""
     with tempfile.TemporaryDirectory(prefix="billing-e2e-image-") as place:
-        yield containerfile.build(Path(place), {"UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"})
+        yield containerfile.build(
+            Path(place), {"PIP_NO_COMPILE": "1", "UV_COMPILE_BYTECODE": "0", "UV_SYSTEM_CERTS": "1"}
+        )
 
 
 def test_the_image_migrates_serves_and_is_a_gateway_as_it_is_configured(image: Path, empty_database_url: str) -> None:

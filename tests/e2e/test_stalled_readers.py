@@ -25,7 +25,7 @@ from billing_grpc import stalled_reader
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
 from billing_grpc.server.telemetry.log_queue import DROPPED, LENGTH
-from tests.support.commands import COMMAND, Changes, billing_grpc, environment
+from tests.support.commands import COMMAND, Changes, Process, billing_grpc, environment, start
 from tests.support.polling import PATIENCE, until
 from tests.support.ports import free_port
 
@@ -73,9 +73,13 @@ def running(
     settings: Changes | None = None,
     stdout: int = DEVNULL,
     stderr: int = DEVNULL,
-) -> Iterator[subprocess.Popen[bytes]]:
-    variables = environment({"DATABASE_URL": NO_DATABASE, **(settings or {})})
-    process = subprocess.Popen([*COMMAND, *arguments], env=variables, stdout=stdout, stderr=stderr)
+) -> Iterator[Process]:
+    changes = {"DATABASE_URL": NO_DATABASE, **(settings or {})}
+    process: Process
+    if arguments == ("serve",):
+        process = start(*arguments, settings=changes, stdout=stdout, stderr=stderr)
+    else:  # how the interpreter ends is a part of how a command does
+        process = subprocess.Popen([*COMMAND, *arguments], env=environment(changes), stdout=stdout, stderr=stderr)
     try:
         yield process
     finally:

@@ -29,6 +29,8 @@ from tests.support.writes import add
 
 CALLERS: Final = 8
 SECONDS: Final = 2.0
+PAUSE: Final = 0.1
+"""Seconds between a caller's turns of three calls each; the sessions change dozens of times meanwhile."""
 BUDGET: Final = 10.0
 ABSENT: Final = "00000000-0000-4000-8000-00000000dead"
 
@@ -133,6 +135,7 @@ async def ask_for_a_while(client: BillingClient, workspaces: list[str]) -> Count
             note(await client.resolve(one))
             for resolution in [*await client.resolve_many([one]), *await client.resolve_many(workspaces)]:
                 note(resolution)
+            await asyncio.sleep(PAUSE)
 
     await asyncio.gather(*(call(first) for first in range(CALLERS)))
     return seen

@@ -26,9 +26,12 @@ LOCALE: Final = "LC_CTYPE"
 """Python's own, where the environment names no locale."""
 
 _MODULES: Final = (
-    *("billing_grpc.cli.changes", "billing_grpc.cli.get_set", "billing_grpc.cli.main", "billing_grpc.cli.plan"),
+    *("billing_grpc.cli.changes", "billing_grpc.cli.gateway", "billing_grpc.cli.get_set", "billing_grpc.cli.main"),
+    "billing_grpc.cli.plan",
     *("billing_grpc.cli.resolve", "billing_grpc.cli.run", "billing_grpc.cli.serve", "billing_grpc.cli.validate_secret"),
     *("billing_grpc.cli.watch_health", "billing_grpc.conformance.command", "billing_grpc.storage.embedded"),
+    # What the program's libraries load when they are first used.
+    *("email.policy", "importlib_metadata", "rich.table", "uvicorn.protocols.http.h11_impl", "uvloop"),
 )
 
 

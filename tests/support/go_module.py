@@ -27,8 +27,11 @@ def toolchain() -> str:
 
 
 def run(*command: str, folder: Path = MODULE, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a tool in the module; it may neither fetch a toolchain nor change what is pinned."""
-    pinned = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
+    """Run a tool in the module; it may neither fetch a toolchain nor change what is pinned.
+
+    Without paths in what is built, copies of the module share what the first of them compiled.
+    """
+    pinned = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -trimpath", "GOWORK": "off"}
     return subprocess.run(
         command,
         cwd=folder,
