@@ -15,6 +15,9 @@ from tests.support.victim import Victim
 
 _PATIENCE: Final = 10.0
 
+AT_ONCE: Final = 1.0
+"""Seconds for which a fault lasts that a server answers about at once: as long as the longest answer may take."""
+
 READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode", LIST_WORKSPACES, SUMMARIZE})
 ALL: Final = frozenset(RPCS)
 

@@ -15,7 +15,7 @@ from psycopg import sql
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.faults.calls import CORRUPT, LIST, LIST_WORKSPACES, SET, SUMMARIZE
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
-from tests.faults.fault import ALL, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
+from tests.faults.fault import ALL, AT_ONCE, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
 from tests.faults.pair import is_primary
 from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
 from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
@@ -210,7 +210,7 @@ def _corrupt(scene: Scene) -> Iterator[None]:
 @contextmanager
 def _undecodable(scene: Scene) -> Iterator[None]:
     """Bytes that are no text, in a database that takes any."""
-    execute_together(scene.url, "ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
+    execute_together(scene.url, "ALTER TABLE workspaces DROP CONSTRAINT IF EXISTS workspaces_llm_billing_mode_check")
     with psycopg.connect(scene.url) as connection:
         _store(connection, scene.read, b"\xff\xfe")
     try:
@@ -254,6 +254,7 @@ _DIRECT: Final[dict[str, Fault]] = {
         _reversible(_COLUMN.format("llm_billing_mode", "kept"), _COLUMN.format("kept", "llm_billing_mode")),
         reasons("SCHEMA_NOT_READY"),
         READERS | {SET},
+        holds=AT_ONCE,
     ),
     "no_log": Fault(
         "the change log missing",
@@ -262,6 +263,7 @@ _DIRECT: Final[dict[str, Fault]] = {
         ),
         reasons("SCHEMA_NOT_READY"),
         frozenset({"GetWorkspaceBillingMode", SET, LIST, LIST_WORKSPACES}),
+        holds=AT_ONCE,
     ),
     "no_rights": Fault(
         "the service's role without its rights on the table",
@@ -273,14 +275,16 @@ _DIRECT: Final[dict[str, Fault]] = {
         ),
         reasons("DENIED"),
         READERS | {SET},
+        holds=AT_ONCE,
     ),
-    "corrupt": Fault("a stored text that is no mode", _corrupt, frozenset(), frozenset(), shows=READERS),
+    "corrupt": Fault("a stored text that is no mode", _corrupt, frozenset(), frozenset(), shows=READERS, holds=AT_ONCE),
     "undecodable": Fault(
         "a stored text that is not UTF-8",
         _undecodable,
         reasons("VALUE_UNREADABLE"),
         READERS - {SUMMARIZE},
         shows=frozenset({SUMMARIZE}),  # as a number
+        holds=AT_ONCE,
     ),
 }
 _OTHERWISE_BEHIND: Final = {"lost": BEHIND, "paused": BEHIND, "undecodable": ANY_BYTES}
