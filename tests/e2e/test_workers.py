@@ -44,13 +44,19 @@ if "billing_grpc.server.processes.worker" in sys.orig_argv:
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(module_database_url: str) -> Changes:
     return {
         "DATABASE_URL": as_service(module_database_url),
         "BILLING_GRPC_WORKERS": "2",
         "MOLECULE_LLM_BILLING_MODE": "byok",
     }
+
+
+@pytest.fixture(scope="module")
+def standing(module_serve: Serve, settings: Changes) -> Server:
+    """One server for the tests that leave it as it is: each of its processes takes a second of a processor to start."""
+    return module_serve(settings=settings)
 
 
 def workers(server: Server) -> set[psutil.Process]:
@@ -265,13 +271,12 @@ def test_a_port_of_somebody_else_is_a_start_up_error(settings: Changes, *, share
 
 @pytest.mark.parametrize("second", ["1", "2"], ids=["by one process", "by workers"])
 def test_a_port_that_workers_have_is_not_shared_with_another_server(
-    serve: Serve, settings: Changes, second: str
+    standing: Server, settings: Changes, second: str
 ) -> None:
-    server = serve(settings=settings)
-    mine: Changes = {"BILLING_GRPC_WORKERS": second, "BILLING_GRPC_LISTEN": server.address}
+    mine: Changes = {"BILLING_GRPC_WORKERS": second, "BILLING_GRPC_LISTEN": standing.address}
     ended = billing_grpc("serve", settings={**settings, **mine})
     assert (ended.returncode, ended.stdout) == (FAILED, "")
-    assert f"billing-grpc: cannot listen on {server.address}: " in ended.stderr
+    assert f"billing-grpc: cannot listen on {standing.address}: " in ended.stderr
 
 
 def test_of_two_that_start_at_once_on_one_port_one_serves_and_one_says_why(settings: Changes) -> None:
