@@ -24,7 +24,7 @@ run: $(RUN_READY) ## set up, start a database, the server on 127.0.0.1:50051 and
 
 # The fault matrix measures time to the tenth of a second, so it runs after all others, in processes that mostly wait. The
 # tests that ARGS names run in one process.
-WORKERS ?= 4
+WORKERS ?= 3
 test: $(DEV_READY) ## set up and run every test, or the tests that ARGS names
 ifdef ARGS
 	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
