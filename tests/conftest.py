@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
-from tests.groups import GroupScheduling, begins
+from tests.groups import GroupScheduling, is_timed
 from tests.places import place_for_databases
 
 pytest.register_assert_rewrite("tests.support")
@@ -32,7 +32,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupSchedul
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let a parallel run begin with what takes longest."""
     if IN_PARALLEL:
-        items.sort(key=lambda item: begins(item.nodeid))
+        items.sort(key=lambda item: not is_timed(item.nodeid))
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
