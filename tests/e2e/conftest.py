@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: servers, a short directory, grpcurl."""
+"""What the end-to-end tests share: servers, a workspace, a short directory, grpcurl."""
 
 import shutil
 import tempfile
@@ -8,7 +8,9 @@ from typing import Final
 
 import pytest
 
+from tests.support.gateways import Site, site
 from tests.support.servers import Serve, serving
+from tests.support.workspaces import add_workspace
 
 GRPCURL: Final = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3"
 
@@ -25,6 +27,18 @@ def module_serve() -> Iterator[Serve]:
     """Starts servers that all tests of a module share."""
     with serving() as start:
         yield start
+
+
+@pytest.fixture
+def workspace(module_database_url: str) -> str:
+    """A workspace without a mode of its own."""
+    return add_workspace(module_database_url)
+
+
+@pytest.fixture(scope="module")
+def place(module_serve: Serve, module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A server with every kind of listener, for gateways."""
+    return site(module_serve, module_database_url, tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture

@@ -83,11 +83,6 @@ def admin(local: Gateway, new_tab: Callable[..., Any]) -> Any:
     return tab
 
 
-@pytest.fixture
-def workspace(module_database_url: str) -> str:
-    return add_workspace(module_database_url)
-
-
 def store(database_url: str, workspace_id: str, mode: str | None) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("UPDATE workspaces SET llm_billing_mode = %s WHERE id = %s", [mode, workspace_id])

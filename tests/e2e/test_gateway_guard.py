@@ -10,29 +10,18 @@ from typing import Final
 
 import pytest
 
-from tests.support.gateways import TOKENS, UNKNOWN, Gateway, Site, gateway, old_route, site
+from tests.support.gateways import TOKENS, UNKNOWN, Gateway, Site, gateway, old_route
 from tests.support.polling import PATIENCE
-from tests.support.servers import Serve
-from tests.support.workspaces import add_workspace, stored_mode
+from tests.support.workspaces import stored_mode
 
 ORIGIN: Final = "https://console.example"
 STRANGER: Final = "https://stranger.example"
 
 
 @pytest.fixture(scope="module")
-def place(module_serve: Serve, module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return site(module_serve, module_database_url, tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
 def http(place: Site) -> Iterator[Gateway]:
     with gateway(place.folder / "unix", *place.upstreams["unix"], "--origin", ORIGIN) as running:
         yield running
-
-
-@pytest.fixture
-def workspace(module_database_url: str) -> str:
-    return add_workspace(module_database_url)
 
 
 def test_pages_of_a_listed_origin_may_call(http: Gateway, workspace: str) -> None:

@@ -25,19 +25,9 @@ KEYS: Final = {"workspace_id", "resolved_mode", "workspace_override", "org_defau
 
 
 @pytest.fixture(scope="module")
-def place(module_serve: Serve, module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Site:
-    return site(module_serve, module_database_url, tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
 def http(place: Site) -> Iterator[Gateway]:
     with gateway(place.folder / "unix", *place.upstreams["unix"]) as running:
         yield running
-
-
-@pytest.fixture
-def workspace(module_database_url: str) -> str:
-    return add_workspace(module_database_url)
 
 
 def test_a_workspace_is_read_set_and_cleared_as_before(http: Gateway, workspace: str) -> None:

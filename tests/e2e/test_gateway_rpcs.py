@@ -19,7 +19,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as se
 from tests.support.gateways import TOKENS, UNKNOWN, Answer, Gateway, GrpcWeb, Site, enveloped, frames, gateway, site
 from tests.support.polling import PATIENCE
 from tests.support.servers import Serve
-from tests.support.workspaces import add_workspace, stored_mode
+from tests.support.workspaces import stored_mode
 
 ORIGIN: Final = "https://console.example"
 SERVICE: Final = service_pb.DESCRIPTOR.services_by_name["BillingModeService"]
@@ -37,11 +37,6 @@ def place(module_serve: Serve, module_database_url: str, tmp_path_factory: pytes
 def http(place: Site) -> Iterator[Gateway]:
     with gateway(place.folder / "gateway", *place.upstreams["tls"], "--origin", ORIGIN) as running:
         yield running
-
-
-@pytest.fixture
-def workspace(module_database_url: str) -> str:
-    return add_workspace(module_database_url)
 
 
 def requests(workspace: str) -> dict[str, dict[str, Any]]:

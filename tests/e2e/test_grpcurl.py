@@ -140,11 +140,6 @@ def curl(request: pytest.FixtureRequest, grpcurl: str, server: Server) -> Grpcur
     return Grpcurl(grpcurl, server.addresses[request.param])
 
 
-@pytest.fixture
-def workspace(module_database_url: str) -> str:
-    return add_workspace(module_database_url)
-
-
 def method(start: str) -> str:
     return f"{SERVICE}/{next(name for name in RPCS if name.startswith(start))}"
 
