@@ -16,7 +16,7 @@ from tests.support.victim import Victim
 _PATIENCE: Final = 10.0
 
 AT_ONCE: Final = 1.0
-"""Seconds for which a fault lasts that a server answers about at once: as long as the longest answer may take."""
+"""Seconds that a fault lasts if every answer reports it at once. The longest answer may take as long."""
 
 READERS: Final = frozenset({*DECISIONS, "GetWorkspaceBillingMode", LIST_WORKSPACES, SUMMARIZE})
 ALL: Final = frozenset(RPCS)

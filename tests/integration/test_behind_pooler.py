@@ -30,7 +30,7 @@ from tests.support.writes import add
 CALLERS: Final = 8
 SECONDS: Final = 2.0
 PAUSE: Final = 0.1
-"""Seconds between a caller's turns of three calls each; the sessions change dozens of times meanwhile."""
+"""Seconds that a caller waits after three calls. The sessions change dozens of times in all."""
 BUDGET: Final = 10.0
 ABSENT: Final = "00000000-0000-4000-8000-00000000dead"
 

@@ -342,7 +342,7 @@ async def test_a_server_that_was_killed_is_used_again_once_it_is_back(
         outcome = await read(repository, workspace, 0.3)
         assert isinstance(outcome, StorageError | StoredOverride)
         assert outcome != NO_WORKSPACE
-        await asyncio.sleep(0.01)  # the start has a thread of this process
+        await asyncio.sleep(0.01)  # a loop without a pause would starve the thread that starts the server
     await start
     await recovered(repository, workspace)
 

@@ -83,7 +83,7 @@ class SharedReads:
         self._pool = pool
         self._gathering: _Read | None = None
         self._running: set[_Read] = set()
-        # The read that the gathered calls wait for. While there is none, a call begins its own.
+        # The running read that gathered calls wait for. If it is None, a new call begins a read at once.
         self._lane: _Read | None = None
         pool.breaker.add_listener(self._on_change)
 
@@ -166,9 +166,11 @@ class SharedReads:
             turns += 1
         if self._lane is not read or lease.expired or self._pool.crowded:
             return None
-        now, gathering = clock(), self._gathering
-        # A connection whose time is over is severed, although it may be well.
-        return None if gathering is None or now >= min(until, gathering.sever_at) else self._gathered()
+        gathering = self._gathering
+        # A lease that ends in the past would sever this healthy connection.
+        if gathering is None or clock() >= min(until, gathering.sever_at):
+            return None
+        return self._gathered()
 
     def _start(self, read: _Read) -> None:
         # Before the query is made: a workspace that it leaves out would look like one that is not stored.
