@@ -36,8 +36,6 @@ from billing_grpc.storage.repository import Repository
 log = structlog.stdlib.get_logger(__name__)
 
 _REFRESH_INTERVAL: Final = 1.0
-_COLLECTED_AFTER: Final = 20_000
-"""Objects made and not freed, after which young garbage is collected: with the default a call takes a tenth more time."""
 _FORCED_EXIT_FLUSH: Final = 0.2
 """Seconds that the log's reader gets to take a line when a second signal ends the process."""
 
@@ -191,10 +189,9 @@ async def serve(
 
 
 def _spare_collector() -> None:
-    """Leave what the start has made out of every collection of garbage, and collect less often: calls make few cycles."""
+    """Leave what the start has made out of every collection of garbage."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_COLLECTED_AFTER)
 
 
 async def _until_stopped(server: RpcServer, stop: "asyncio.Future[signal.Signals]") -> None:

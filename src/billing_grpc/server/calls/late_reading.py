@@ -65,9 +65,9 @@ def _answering_once(
     async def answer(call: RequestContext) -> bytes:
         # Not serialized by gRPC: the text of an error would reach the caller.
         response = serialize(await behaviour(await _request(call, parse, patience), call))
-        # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so.
-        ended: Any = patience.until_ended()
-        call.rpc.add_done_callback(ended)
+        # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so. The end
+        # of the task ends this wait: with a callback of gRPC, only the garbage collector could free the call.
+        patience.until_ended()
         return response
 
     return answer

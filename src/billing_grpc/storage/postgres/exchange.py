@@ -101,47 +101,64 @@ def _name(statement: str) -> bytes:
 
 async def _results(pgconn: PGconn) -> list[PGresult]:
     """Send what waits to be sent, and return the results when all have arrived."""
-    loop = asyncio.get_running_loop()
-    received: asyncio.Future[list[PGresult]] = loop.create_future()
-    results: list[PGresult] = []
-    descriptor = pgconn.socket
+    return await _Receiver(pgconn).results()
 
-    def stop() -> None:
-        loop.remove_reader(descriptor)
-        loop.remove_writer(descriptor)
 
-    def receive() -> None:
+class _Receiver:
+    """Receives the results of what was sent on a connection.
+
+    An object, not functions in a function: such functions refer to each other, and what they hold would be freed by the
+    garbage collector alone, after thousands of reads.
+    """
+
+    __slots__ = ("_descriptor", "_loop", "_pgconn", "_received", "_results")
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self._pgconn = pgconn
+        self._descriptor = pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._received: asyncio.Future[None] = self._loop.create_future()
+        self._results: list[PGresult] = []
+
+    async def results(self) -> list[PGresult]:
+        unsent = self._pgconn.flush() != 0  # a long statement, and the socket is full
+        self._loop.add_reader(self._descriptor, self._receive)
+        if unsent:
+            self._loop.add_writer(self._descriptor, self._send)
         try:
-            if _all_taken(pgconn, results):
-                stop()
-                received.set_result(results)
+            await self._received
+        except asyncio.CancelledError:
+            self._stop()
+            raise
+        return self._results
+
+    def _receive(self) -> None:
+        try:
+            if _all_taken(self._pgconn, self._results):
+                self._stop()
+                self._received.set_result(None)
             else:
                 # uvloop stops watching a socket that is reset, also if it still holds data.
-                loop.remove_reader(descriptor)
-                loop.add_reader(descriptor, receive)
+                self._loop.remove_reader(self._descriptor)
+                self._loop.add_reader(self._descriptor, self._receive)
         except psycopg.Error as error:
-            # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then.
-            stop()
-            received.set_exception(error)
+            self._fail(error)
 
-    def send() -> None:
+    def _send(self) -> None:
         try:
-            if pgconn.flush() == 0:
-                loop.remove_writer(descriptor)
+            if self._pgconn.flush() == 0:
+                self._loop.remove_writer(self._descriptor)
         except psycopg.Error as error:
-            stop()
-            received.set_exception(error)
+            self._fail(error)
 
-    unsent = pgconn.flush() != 0  # a long statement, and the socket is full
-    loop.add_reader(descriptor, receive)
-    if unsent:
-        loop.add_writer(descriptor, send)
-    try:
-        await received
-    except asyncio.CancelledError:
-        stop()
-        raise
-    return results
+    def _fail(self, error: psycopg.Error) -> None:
+        # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then.
+        self._stop()
+        self._received.set_exception(error)
+
+    def _stop(self) -> None:
+        self._loop.remove_reader(self._descriptor)
+        self._loop.remove_writer(self._descriptor)
 
 
 def _all_taken(pgconn: PGconn, results: list[PGresult]) -> bool:
