@@ -57,10 +57,10 @@ class ReloadedFile(Generic[Value]):
     def current(self) -> Value:
         """Return the value of the files as they are now; while they are broken, the fallback or the last good value."""
         with self._lock:
-            if any(file.changed() for file in self._files) or self._due():
+            if any(map(WatchedFile.changed, self._files)):
                 self._make_anew()
             elif self._error is not None:
-                self._complain(self._error)
+                self._try_again(self._error)
             return self._value
 
     def reload(self) -> None:
@@ -69,10 +69,11 @@ class ReloadedFile(Generic[Value]):
             self._complaint.over()
             self._make_anew()
 
-    def _due(self) -> bool:
-        if self._error is None or self._retry_seconds is None:
-            return False
-        return time.monotonic() - self._tried >= self._retry_seconds
+    def _try_again(self, error: Exception) -> None:
+        if self._retry_seconds is not None and time.monotonic() - self._tried >= self._retry_seconds:
+            self._make_anew()
+        else:
+            self._complain(error)
 
     def _make_anew(self) -> None:
         self._tried = time.monotonic()

@@ -32,6 +32,8 @@ class WatchedFile:
     def __init__(self, path: Path, max_bytes: int, retry_seconds: float = 1.0) -> None:
         """Watch a file; this reads nothing yet, and a file of more than `max_bytes` is never read."""
         self.path = path
+        # Each call asks for the file's state, and `Path` would make this text anew.
+        self._name = os.fspath(path)
         self._max_bytes = max_bytes
         self._retry_seconds = retry_seconds
         self._looked = False
@@ -49,7 +51,7 @@ class WatchedFile:
             return True
         now = self._signature()
         if self._failed is None:
-            return now != self._seen or self._differs()
+            return now != self._seen or (self._unsettled is not None and self._differs(*self._unsettled))
         tried, at = self._failed
         return now != tried or time.monotonic() - at >= self._retry_seconds
 
@@ -71,11 +73,8 @@ class WatchedFile:
         self._unsettled = content, time.monotonic()
         return content
 
-    def _differs(self) -> bool:
-        """Return whether the content differs although `stat` is the same."""
-        if self._unsettled is None:
-            return False
-        content, read_at = self._unsettled
+    def _differs(self, content: bytes, read_at: float) -> bool:
+        """Return whether the content differs from what was read at this moment, although `stat` is the same."""
         grain = _COARSE_GRAIN if self._seen is not None and self._seen[-1] % _SECOND == 0 else _GRAIN
         settles = time.monotonic() - read_at > grain
         try:
@@ -105,7 +104,7 @@ class WatchedFile:
 
     def _signature(self) -> tuple[int, ...] | None:
         try:
-            found = os.stat(self.path)  # noqa: PTH116 - `Path.stat` takes twice as long, and each call asks
+            found = os.stat(self._name)  # noqa: PTH116 - `Path.stat` takes twice as long, and each call asks
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -138,10 +138,10 @@ up = sys.argv[1] == "up"
 metrics.observe_pool(lambda: SimpleNamespace(size=8, idle=5, in_use=3, waiting=1))
 metrics.observe_database(lambda: up)
 metrics.observe_tasks(lambda: 3)
-metrics.refresh()
 for _ in range(2):
     metrics.counter_of_calls("/molecule.billing.v1.BillingModeService/ResolveBillingMode")("OK", 0.0008)
 metrics.call_begun()
+metrics.refresh()
 print("ready", flush=True)
 sys.stdin.readline()
 metrics.call_ended()

@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from billing_grpc.model import ChangeNote, OverrideChange, Principal, Resolution, SecretKeyVerdict
+from billing_grpc.model import ChangeNote, OverrideChange, Principal, Resolution, ResolutionError, SecretKeyVerdict
 from billing_grpc.resolver import is_corrupt
 from billing_grpc.secret_keys import normalise
 from billing_grpc.server.telemetry.metrics import Metrics
@@ -34,10 +34,15 @@ class DecisionLog:
             resolutions: the different resolutions that one call answered, each with the number of its workspaces.
             what_if: whether the caller supplied the org default. Such an answer is logged, but not counted.
         """
-        if not what_if:
-            for resolution, workspaces in resolutions:
-                self._metrics.count_resolution(resolution, workspaces)
-        degraded = [(each, each.error, workspaces) for each, workspaces in resolutions if each.error is not None]
+        degraded: list[tuple[Resolution, ResolutionError, int]] = []
+        corrupt: list[tuple[Resolution, int]] = []
+        for each, workspaces in resolutions:
+            if not what_if:
+                self._metrics.count_resolution(each, workspaces)
+            if each.error is not None:
+                degraded.append((each, each.error, workspaces))
+            elif is_corrupt(each):
+                corrupt.append((each, workspaces))
         if degraded:
             first, error, _ = degraded[0]
             log.warning(
@@ -47,8 +52,6 @@ class DecisionLog:
                 org_default=first.org_default.value,
                 affected=sum(workspaces for _, _, workspaces in degraded),
             )
-
-        corrupt = [(each, workspaces) for each, workspaces in resolutions if is_corrupt(each)]
         if corrupt:
             # The override's text is left out: it may be anything. An administrator reads it with `GetWorkspaceBillingMode`.
             log.warning(

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -33,5 +33,8 @@ def extract(metadata: Metadata) -> Context:
 
 def current_trace() -> tuple[str, str] | None:
     """Return the ids of the current trace and span, in hexadecimal; None outside of a trace."""
+    # Every log line asks. Without traces the context is empty.
+    if not get_current():
+        return None
     context = get_current_span().get_span_context()
     return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None

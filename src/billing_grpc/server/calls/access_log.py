@@ -42,7 +42,7 @@ class _Line(Hooks):
             code=code,
             duration_ms=round((time.perf_counter() - call.started) * 1000, 3),
             principal=None if principal is None else principal.name,
-            role=None if principal is None else principal.role.value,
+            role=None if principal is None else principal.role,
             request_id=call.request_id,
             # The number of workspaces of a batch; `None` if the request was not checked.
             **{"workspaces" if isinstance(workspace, int) else "workspace": workspace},

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -67,7 +67,9 @@ def _answering_once(
         response = serialize(await behaviour(await _request(call, parse, patience), call))
         # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so. The end
         # of the task ends this wait: with a callback of gRPC, only the garbage collector could free the call.
-        patience.until_ended()
+        task = _task()
+        patience.begin(task)
+        task.add_done_callback(patience.end)
         return response
 
     return answer
@@ -86,17 +88,27 @@ def _answering_often(behaviour: Callable[..., Any], requested: Callable[[Request
 
 
 async def _request(call: RequestContext, parse: Parse, patience: Patience) -> Any:
+    task = _task()
+    patience.begin(task)
     try:
-        with patience.one():
-            raw = await call.rpc.read()
-    except TimeoutError:
-        raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request did not arrive in time") from None
+        raw = await call.rpc.read()
+    except asyncio.CancelledError:
+        # As in `asyncio.timeout`: the call is refused only if it is not being cancelled otherwise too.
+        if not patience.end(task) and task.uncancel() == 0:
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the request did not arrive in time") from None
+        raise
+    finally:
+        patience.end(task)
     if raw is grpc.aio.EOF:
         # gRPC also ends the stream of a call that is cancelled, late or too large, and cancels the call a few turns of the
         # loop later: this pause lets that cancellation arrive.
         await asyncio.sleep(_CANCELLATION_PAUSE)
         raise _not_a_message()
     return _parsed(raw, parse)
+
+
+def _task() -> "asyncio.Task[Any]":
+    return cast("asyncio.Task[Any]", asyncio.current_task())  # each call has one
 
 
 async def _requests(call: RequestContext, parse: Parse) -> AsyncIterator[Any]:

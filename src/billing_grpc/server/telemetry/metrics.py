@@ -93,6 +93,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._pool: Callable[[], PoolStats] | None = None
         self._database: Callable[[], bool] | None = None
+        self._calls_now = 0
         self._running: Callable[[], int] | None = None
         self._resolutions = self._counter(
             "resolutions",
@@ -191,11 +192,11 @@ class Metrics:
 
     def call_begun(self) -> None:
         """Count a call as in progress until `call_ended`."""
-        self._in_flight.inc()
+        self._calls_now += 1
 
     def call_ended(self) -> None:
         """Count a call as in progress no longer."""
-        self._in_flight.dec()
+        self._calls_now -= 1
 
     def counter_of_calls(self, path: str, *, timed: bool = True) -> Callable[[str, float], None]:
         """Return a function that counts a call that has ended, given the name of its status and its seconds.
@@ -242,6 +243,7 @@ class Metrics:
 
     def refresh(self) -> None:
         """Set the gauges from their sources."""
+        self._in_flight.set(self._calls_now)
         if self._running is not None:
             self._tasks.set(self._running())
         if self._database is not None:

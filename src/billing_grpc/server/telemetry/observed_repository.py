@@ -3,14 +3,15 @@
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 from billing_grpc.errors import StorageError
 from billing_grpc.server.telemetry.metrics import Metrics
 from billing_grpc.server.telemetry.spans import Tracing
 from billing_grpc.storage.repository import Repository
+
+Work: TypeAlias = Callable[..., Awaitable[Any]]
 
 _WORKSPACES: Final = "workspaces"
 _CHANGES: Final = "workspace_billing_mode_changes"
@@ -30,21 +31,29 @@ def observed(repository: Repository, metrics: Metrics, tracing: Tracing | None =
         metrics: where operations are counted and timed.
         tracing: makes their spans; `None` for no spans.
     """
-    operations = {name: _observing(name, getattr(repository, name), metrics, tracing) for name in _OPERATIONS}
+    operations = {name: getattr(repository, name) for name in _OPERATIONS}
+    if tracing is not None:
+        operations = {name: _in_span(name, work, tracing) for name, work in operations.items()}
+    operations = {name: _counted(name, work, metrics) for name, work in operations.items()}
     return cast("Repository", SimpleNamespace(**operations))
 
 
-def _observing(
-    operation: str, work: Callable[..., Awaitable[Any]], metrics: Metrics, tracing: Tracing | None
-) -> Callable[..., Awaitable[Any]]:
+def _in_span(operation: str, work: Work, tracing: Tracing) -> Work:
     statement, table = _STATEMENTS.get(operation, "SELECT"), _TABLES.get(operation, _WORKSPACES)
 
-    async def observing(*args: Any, **kwargs: Any) -> Any:
+    async def in_span(*args: Any, **kwargs: Any) -> Any:
+        with tracing.storage_span(operation, statement, table):
+            return await work(*args, **kwargs)
+
+    return in_span
+
+
+def _counted(operation: str, work: Work, metrics: Metrics) -> Work:
+    async def counted(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         outcome = "cancelled"
         try:
-            with nullcontext() if tracing is None else tracing.storage_span(operation, statement, table):
-                answer = await work(*args, **kwargs)
+            answer = await work(*args, **kwargs)
             outcome = "ok"
         except StorageError as error:
             outcome = error.reason
@@ -53,4 +62,4 @@ def _observing(
             metrics.count_storage(operation, outcome, time.perf_counter() - started)
         return answer
 
-    return observing
+    return counted
