@@ -30,21 +30,29 @@ from benchmarks.stage import CONNECTIONS, Stage
 OPEN_LOOP: Final = (SERVICE, EMPTY_UVLOOP, NAIVE_UVLOOP, FASTAPI, GO)
 IDLE: Final = 1000
 NEIGHBOURED: Final = 40
-"""Per cent of the service's capacity that healthy callers ask for beside bad neighbours."""
+"""Per cent of the service's core that healthy callers use beside bad neighbours."""
 _WARM_UP: Final = 0.3
 _SETTLED: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How often and how long, in seconds."""
+    """How often and how long, in seconds.
+
+    Runs are short and many: a machine that is shared may be half as fast for some seconds, and then whole rounds should be.
+    """
 
     rounds: int
     seconds: float
 
+    @property
+    def of_tails(self) -> "Plan":
+        """Return the plan of what needs long runs: the latencies of few calls, and processor time of single processes."""
+        return Plan(max(2, self.rounds // 3), 4 * self.seconds)
 
-FULL: Final = Plan(rounds=5, seconds=0.7)
-QUICK: Final = Plan(rounds=2, seconds=0.2)
+
+FULL: Final = Plan(rounds=15, seconds=0.25)
+QUICK: Final = Plan(rounds=3, seconds=0.15)
 
 
 def closed(stage: Stage, plan: Plan) -> Iterator[Sample]:
@@ -60,6 +68,7 @@ def closed(stage: Stage, plan: Plan) -> Iterator[Sample]:
 
 def open_rates(stage: Stage, plan: Plan) -> Iterator[Sample]:
     """Yield each server's latencies under calls that come by the clock, at the same rates for all."""
+    plan = plan.of_tails
     capacity = min(
         stage.resolve(name, callers=BUSY, seconds=plan.seconds)["calls_per_s"]
         for name in (SERVICE, NAIVE_UVLOOP, FASTAPI)
@@ -67,7 +76,7 @@ def open_rates(stage: Stage, plan: Plan) -> Iterator[Sample]:
     for turn in range(plan.rounds):
         for share in SHARES:
             for name in (each for each in OPEN_LOOP if each in stage.servers):
-                sample = stage.resolve(name, rate=capacity * share / 100, seconds=1.25 * plan.seconds)
+                sample = stage.resolve(name, rate=capacity * share / 100, seconds=plan.seconds)
                 yield {"round": turn, "share": share, **sample}
 
 
@@ -109,7 +118,7 @@ def workers(stage: Stage, plan: Plan) -> Iterator[Sample]:
     """Yield one worker on one core beside two on two; the second has twice the callers and connections."""
     if not processes.PINNED:  # also where several workers do not work
         return
-    requests = workspaces.resolve_requests()
+    requests, plan = workspaces.resolve_requests(), plan.of_tails
     with (
         stage.service("one_worker") as one,
         stage.service("two_workers", processes.TWO_CORES, BILLING_GRPC_WORKERS="2") as two,
@@ -151,36 +160,38 @@ def idle(stage: Stage, _: Plan) -> Iterator[Sample]:
 
 
 def neighbours(stage: Stage, plan: Plan) -> Iterator[Sample]:
-    """Yield healthy callers' latencies with and without callers that cancel, dawdle, send garbage or far too much."""
-    server = stage.servers[SERVICE]
-    rate = stage.resolve(SERVICE, callers=BUSY, seconds=plan.seconds)["calls_per_s"] * NEIGHBOURED / 100
-    seconds = 3 * plan.seconds
+    """Yield healthy callers' latencies alone, beside bad neighbours, and beside as many good ones."""
+    server, plan = stage.servers[SERVICE], plan.of_tails
+    # By the processor time of calls that come one by one: many callers at once share reads, and cost less each.
+    rate = NEIGHBOURED / 100 / stage.resolve(SERVICE, callers=1, seconds=plan.seconds)["cpu_us"] * 1e6
+    seconds = 2 * plan.seconds
     for turn in range(plan.rounds):
-        yield {"round": turn, "neighbours": False, **stage.resolve(SERVICE, rate=rate, seconds=seconds)}
+        yield {"round": turn, "neighbours": "none", **stage.resolve(SERVICE, rate=rate, seconds=seconds)}
         host, port = server.address
-        command = processes.python("benchmarks.neighbours", f"{host}:{port}", stage.token)
-        with subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True) as bad:
-            if bad.stdout is None or not bad.stdout.readline():
-                raise SystemExit("the bad neighbours did not start")
-            try:
-                sample = stage.resolve(SERVICE, rate=rate, seconds=seconds)
-            finally:
-                bad.terminate()
-            yield {"round": turn, "neighbours": True, "bad_calls": json.loads(bad.stdout.read()), **sample}
+        for manners in ("bad", "good"):
+            command = processes.python("benchmarks.neighbours", f"{host}:{port}", stage.token, manners)
+            with subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True) as others:
+                if others.stdout is None or not others.stdout.readline():
+                    raise SystemExit("the neighbours did not start")
+                try:
+                    sample = stage.resolve(SERVICE, rate=rate, seconds=seconds)
+                finally:
+                    others.terminate()
+                yield {"round": turn, "neighbours": manners, "their_calls": json.loads(others.stdout.read()), **sample}
 
 
 def many_rows(stage: Stage, plan: Plan) -> Iterator[Sample]:
     """Yield the service over ten million rows beside ten thousand; filling the table takes minutes."""
-    url = stage.new_database("many")
+    url, plan = stage.new_database("many"), plan.of_tails
     began = time.perf_counter()
     workspaces.fill(url, workspaces.MANY)
     filled = round(time.perf_counter() - began)
     with stage.service("many", DATABASE_URL=url) as server:
         for turn in range(plan.rounds + 1):
-            few = stage.resolve(SERVICE, callers=BUSY, seconds=2 * plan.seconds)
+            few = stage.resolve(SERVICE, callers=BUSY, seconds=plan.seconds)
             connections = stage.grpc(server, "ResolveBillingMode", workspaces.is_resolved)
             requests = workspaces.resolve_requests(workspaces.MANY)
-            many = stage.closed(server, connections, requests, BUSY, 2 * plan.seconds)
+            many = stage.closed(server, connections, requests, BUSY, plan.seconds)
             if turn:  # the first warms up
                 yield {"round": turn - 1, "rows": workspaces.COUNT, **few}
                 yield {"round": turn - 1, "rows": workspaces.MANY, "filled_in_s": filled, **many}
@@ -206,7 +217,7 @@ def locks(stage: Stage, _: Plan) -> Iterator[Sample]:
 
 def profile(stage: Stage, plan: Plan) -> Iterator[Sample]:
     """Yield where the service's main thread is while 32 callers ask, sampled by py-spy."""
-    seconds = max(4, round(10 * plan.seconds))
+    seconds = max(4, round(10 * plan.of_tails.seconds))
     with profiling.sampled(stage.servers[SERVICE].pid, seconds, stage.directory / "profile.txt") as found:
         stage.resolve(SERVICE, callers=BUSY, seconds=seconds + 1.0)
     yield {"round": 0, **found}

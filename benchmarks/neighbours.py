@@ -1,7 +1,8 @@
-"""Callers that behave badly, until SIGTERM: python -m benchmarks.neighbours HOST:PORT TOKEN.
+"""Callers beside those that are measured, until SIGTERM: python -m benchmarks.neighbours HOST:PORT TOKEN bad|good.
 
-Some cancel what they have just asked, some open calls and send nothing, some send bytes that are no message, some send
-more than the service takes. Prints `begun`, and at the end how often each happened, by the status of the call, as JSON.
+Of the bad ones some cancel what they have just asked, some open calls and send nothing, some send bytes that are no message,
+some send more than the service takes. The good ones ask for as many decisions. Prints `begun`, and at the end how often each
+happened, by the status of the call, as JSON.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ _GOOD: Final = service_pb.ResolveBillingModeRequest(workspace_id=workspace(0).id
 _MALFORMED: Final = b"\xff" * 40
 _OVERSIZED: Final = b"\x0a" * (5 << 20)
 _DAWDLES: Final = 0.5
-_A_SECOND: Final = {"cancelled": 100, "late": 50, "malformed": 100, "oversized": 5}
+_BAD: Final = {"cancelled": 100, "late": 50, "malformed": 100, "oversized": 5}
+_GOOD_ONES: Final = {"good": sum(_BAD.values())}
+"""Calls a second."""
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -46,6 +49,7 @@ def _kinds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> 
         await stream(nothing(), metadata=metadata, timeout=_DAWDLES)
 
     return {
+        "good": lambda: unary(_GOOD, metadata=metadata, timeout=5),
         "cancelled": cancelled,
         "late": late,
         "malformed": lambda: unary(_MALFORMED, metadata=metadata, timeout=5),
@@ -53,7 +57,7 @@ def _kinds(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> 
     }
 
 
-async def _misbehave(kind: str, call: Call, counted: Counter[str]) -> None:
+async def _call(kind: str, call: Call, counted: Counter[str]) -> None:
     try:
         await call()
     except grpc.aio.AioRpcError as error:
@@ -64,22 +68,23 @@ async def _misbehave(kind: str, call: Call, counted: Counter[str]) -> None:
         counted[f"{kind}: OK"] += 1
 
 
-async def _go_on(kind: str, call: Call, counted: Counter[str]) -> None:
+async def _go_on(kind: str, call: Call, rate: float, counted: Counter[str]) -> None:
     async with asyncio.TaskGroup() as group:
         while True:
-            group.create_task(_misbehave(kind, call, counted))
-            await asyncio.sleep(1 / _A_SECOND[kind])
+            group.create_task(_call(kind, call, counted))
+            await asyncio.sleep(1 / rate)
 
 
-async def main(address: str, token: str) -> None:
-    """Misbehave until SIGTERM."""
+async def main(address: str, token: str, manners: str) -> None:
+    """Call until SIGTERM."""
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     counted: Counter[str] = Counter()
     metadata = (("authorization", f"Bearer {token}"),)
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
         await channel.channel_ready()
-        running = [asyncio.create_task(_go_on(*each, counted)) for each in _kinds(channel, metadata).items()]
+        kinds, rates = _kinds(channel, metadata), _GOOD_ONES if manners == "good" else _BAD
+        running = [asyncio.create_task(_go_on(kind, kinds[kind], rate, counted)) for kind, rate in rates.items()]
         sys.stdout.write("begun\n")
         sys.stdout.flush()
         await ended.wait()

@@ -76,15 +76,16 @@ def _machine(data: dict[str, Any], samples: Samples) -> str:
     calls = sum(each.get("calls", 0) for each in every)
     return (
         f"{machine['processor']}, {machine['cores']} cores ({cores}), {machine['system']}, Python {machine['python']};"
-        f" {libraries}. Load of the machine before the run: {machine['load_before']}. {plan['rounds']} rounds;"
-        f" {calls:,} calls, of which {sum(each.get('wrong', 0) for each in every)} had a wrong status or answer. The load"
-        f" generator used at most {max(samples.generator_shares(), default=0):.0%} of its core."
+        f" {libraries}. Load of the machine before the run:"
+        f" {machine['load_before']}. {plan['rounds']} rounds; {calls:,} calls, of which"
+        f" {sum(each.get('wrong', 0) for each in every)} had a wrong status or answer. The load generator used at most"
+        f" {max(samples.generator_shares(), default=0):.0%} of its core."
     )
 
 
 def _targets(samples: Samples) -> str:
     rows = [(each.target, each.measured, "yes" if each.met else "**no**") for each in results(samples)]
-    return _table(("target", "measured: median (range)", "met?"), rows)
+    return _table(("target", "measured: median (middle half)", "met?"), rows)
 
 
 def _peers(samples: Samples, measure: str) -> list[str]:
@@ -131,7 +132,7 @@ def _open(samples: Samples) -> str:
 
 
 def _neighbours(samples: Samples) -> str:
-    counted = samples.of("neighbours", neighbours=True)[-1]["bad_calls"]
+    counted = samples.of("neighbours", neighbours="bad")[-1]["their_calls"]
     ends = ", ".join(f"{kind} ({number})" for kind, number in counted.items())
     return f"How the calls of the bad neighbours ended in the last round: {ends}."
 

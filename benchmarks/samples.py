@@ -19,7 +19,7 @@ Sample = dict[str, Any]
 
 
 class Spread(NamedTuple):
-    """The median of all rounds, and the smallest and the largest."""
+    """The median of all rounds, and the bounds of the middle half of them."""
 
     median: float
     low: float
@@ -31,8 +31,11 @@ class Spread(NamedTuple):
 
 
 def spread(values: list[float]) -> Spread:
-    """Return median and range of these values."""
-    return Spread(statistics.median(values), min(values), max(values))
+    """Return the median and the middle half of these values."""
+    if len(values) == 1:
+        return Spread(*values * 3)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
 
 
 class Samples:
@@ -60,7 +63,7 @@ class Samples:
         return [each[name] for each in self.of(measure, **where)]
 
     def spread(self, measure: str, name: str, **where: object) -> Spread:
-        """Return the same as median and range."""
+        """Return the same as median and middle half."""
         return spread(self.values(measure, name, **where))
 
     def ratio(self, measure: str, name: str, one: dict[str, object], other: dict[str, object]) -> Spread:

@@ -121,8 +121,15 @@ def _idle(samples: Samples) -> Iterator[Result]:
 
 
 def _neighbours(samples: Samples) -> Iterator[Result]:
-    found = samples.ratio("neighbours", "p99_ms", {"neighbours": True}, {"neighbours": False})
-    yield _at_most("p99 of healthy callers beside bad ones at most 1.2 × that without", found, 1.2)
+    bad, good = (
+        samples.ratio("neighbours", "p99_ms", {"neighbours": manners}, {"neighbours": "none"})
+        for manners in ("bad", "good")
+    )
+    yield Result(
+        "p99 of healthy callers beside bad ones at most 1.2 × that without",
+        f"{bad.text(2)}; beside as many good calls instead {good.text(2)}",
+        bad.median <= 1.2,
+    )
 
 
 def _many_rows(samples: Samples) -> Iterator[Result]:
