@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -67,9 +67,7 @@ def _answering_once(
         response = serialize(await behaviour(await _request(call, parse, patience), call))
         # gRPC sends the answer and its status together, and waits until the caller takes them; it need never do so. The end
         # of the task ends this wait: with a callback of gRPC, only the garbage collector could free the call.
-        task = _task()
-        patience.begin(task)
-        task.add_done_callback(patience.end)
+        patience.begin().add_done_callback(patience.end)
         return response
 
     return answer
@@ -88,8 +86,7 @@ def _answering_often(behaviour: Callable[..., Any], requested: Callable[[Request
 
 
 async def _request(call: RequestContext, parse: Parse, patience: Patience) -> Any:
-    task = _task()
-    patience.begin(task)
+    task = patience.begin()
     try:
         raw = await call.rpc.read()
     except asyncio.CancelledError:
@@ -105,10 +102,6 @@ async def _request(call: RequestContext, parse: Parse, patience: Patience) -> An
         await asyncio.sleep(_CANCELLATION_PAUSE)
         raise _not_a_message()
     return _parsed(raw, parse)
-
-
-def _task() -> "asyncio.Task[Any]":
-    return cast("asyncio.Task[Any]", asyncio.current_task())  # each call has one
 
 
 async def _requests(call: RequestContext, parse: Parse) -> AsyncIterator[Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 
 class Patience:
@@ -23,13 +23,18 @@ class Patience:
         self._waiting: dict[asyncio.Task[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, task: "asyncio.Task[Any]") -> None:
-        """Limit the time of a wait. When the time is over, or too many calls have begun to wait since, cancel its task."""
+    def begin(self) -> "asyncio.Task[Any]":
+        """Begin a wait of the current task, and return the task, for `end`.
+
+        The task is cancelled when its time is over, or when too many calls have begun to wait since.
+        """
+        task = cast("asyncio.Task[Any]", asyncio.current_task())  # each call has one
         self._waiting[task] = time.monotonic() + self._seconds
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
         if self._limit is not None and len(self._waiting) > self._limit:
             self._expire(next(iter(self._waiting)))
+        return task
 
     def end(self, task: "asyncio.Task[Any]") -> bool:
         """End a wait; return whether it ended in time."""
