@@ -99,6 +99,12 @@ async def test_a_call_leaves_one_line_that_says_how_it_ended_and_who_called(
     }
 
 
+async def test_a_decision_may_take_longer_than_a_request_may_take_to_arrive() -> None:
+    async with serving(Limits(request_timeout=0.2)) as site:
+        site.repository.delay = 0.5
+        assert (await site.code()).name == "OK"
+
+
 async def test_no_line_holds_anything_of_the_metadata_or_the_request(site: Site) -> None:
     for metadata in (RIGHT, RIGHT[1:], (("authorization", "Bearer wrong-token"), *RIGHT[1:])):
         for request in (RESOLVE, WRONG):

@@ -101,6 +101,28 @@ def test_what_libraries_say_of_their_routine_or_of_headers_is_not_written(librar
     assert lines(written) == []
 
 
+def test_a_line_has_what_its_logger_is_bound_to_unless_it_is_below_the_level(written: Path) -> None:
+    with written.open("ab") as file:
+        logs.configure("json", "WARNING", descriptor=file.fileno())
+        ours = structlog.stdlib.get_logger("ours").bind(part="one", number=1)
+        ours.debug("lower")
+        ours.info("lower")
+        ours.warning("a warning", number=2)
+        ours.error("an error")
+
+        assert [(line["event"], line["level"], line["part"], line["number"]) for line in lines(written)] == [
+            ("a warning", "warning", "one", 2),
+            ("an error", "error", "one", 1),
+        ]
+
+
+def test_a_line_that_is_dropped_raises_nothing(written: Path) -> None:
+    for _ in range(3):
+        structlog.stdlib.get_logger("ours").warning("storage failed", reason="test")
+
+    assert [line["event"] for line in lines(written)] == ["storage failed"]
+
+
 def test_an_error_that_is_being_handled_is_in_the_line_of_another_thread(written: Path) -> None:
     try:
         os.environ["NO SUCH VARIABLE"]
