@@ -89,7 +89,7 @@ def test_what_was_asked_is_counted(exposed: Exposed) -> None:
     assert exposed.value("billing_grpc_storage_seconds_count", operation="save_override", outcome="ok") == 1
     assert exposed.value("billing_grpc_resolutions_total", mode="byok", source="workspace_override") == 2
     assert exposed.value("billing_grpc_blocked_secret_writes_total", verdict="blocked_platform_managed") == 1
-    assert exposed.value("billing_grpc_calls_in_flight") == 0
+    until(lambda: exposed.value("billing_grpc_calls_in_flight") == 0)
 
 
 def test_the_pool_and_what_is_running_are_shown(exposed: Exposed) -> None:

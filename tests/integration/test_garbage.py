@@ -41,7 +41,7 @@ REQUESTS: Final[dict[str, Any]] = {
 async def test_a_call_leaves_nothing_to_the_garbage_collector(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, 'byok')", [WORKSPACE])
-    left = {}
+    left: dict[str, list[str]] = {}
     async with (
         PostgresRepository.opened(database_url) as repository,
         running_server(repository) as target,
@@ -49,26 +49,29 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(database_url: str)
     ):
         stub: Any = service_grpc.BillingModeServiceStub(channel)
         for method, request in REQUESTS.items():
-            rpc = getattr(stub, method)
-            await rpc(request, timeout=10)  # makes what is made once
-            gc.collect()
-            gc.disable()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            try:
-                for _ in range(CALLS):
-                    await rpc(request, timeout=10)
-                gc.collect()
-                found = Counter(_kind(each) for each in gc.garbage)
-            finally:
-                gc.set_debug(0)
-                gc.garbage.clear()
-                gc.enable()
-            left[method] = [
-                kind
-                for kind, number in found.items()
-                if number >= CALLS and (kind.startswith(OURS) or kind in OF_A_CALL)
-            ]
+            left[method] = await _garbage(getattr(stub, method), request)
+        with psycopg.connect(database_url) as connection:
+            connection.execute("ALTER TABLE workspaces RENAME TO elsewhere")
+        left["a decision that is degraded"] = await _garbage(stub.ResolveBillingMode, REQUESTS["ResolveBillingMode"])
     assert not any(left.values()), left
+
+
+async def _garbage(rpc: Any, request: Any) -> list[str]:
+    """What each call leaves."""
+    await rpc(request, timeout=10)  # makes what is made once
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(CALLS):
+            await rpc(request, timeout=10)
+        gc.collect()
+        found = Counter(_kind(each) for each in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    return [kind for kind, number in found.items() if number >= CALLS and (kind.startswith(OURS) or kind in OF_A_CALL)]
 
 
 def _kind(found: object) -> str:

@@ -616,31 +616,95 @@ async def test_a_lost_connection_does_not_stop_the_wait_of_one_that_gets_its_des
         await connection.close()
 
 
-@pytest.mark.parametrize("new_event_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def test_a_connection_that_is_reset_after_part_of_an_answer_is_lost_at_once(
-    service_url: str, new_event_loop: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
+def reset(server: socket.socket) -> None:
+    """Send a part of an answer, and reset the connection: its statement is still unread."""
     fields = b"SFATAL\0VFATAL\0C57P02\0Mgone\0\0"
+    server.send(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
+    server.close()
 
-    def reset(server: socket.socket) -> None:
-        server.send(b"E" + struct.pack("!i", 4 + len(fields)) + fields)
-        server.close()  # the statement is still unread, so this resets the connection
 
+def close_half(server: socket.socket) -> None:
+    server.shutdown(socket.SHUT_WR)
+
+
+LOOPS: Final = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOST: Final[dict[str, tuple[int, Callable[[socket.socket], None]]]] = {
+    "after part of an answer": (0, reset),
+    "while a long statement is sent": (30 << 20, close_half),
+}
+
+
+@pytest.mark.parametrize("new_event_loop", LOOPS.values(), ids=LOOPS)
+@pytest.mark.parametrize(("length", "lose"), LOST.values(), ids=LOST)
+def test_a_connection_that_is_lost_is_noticed_at_once(
+    length: int,
+    lose: Callable[[socket.socket], None],
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop],
+    service_url: str,
+) -> None:
     async def ask() -> None:
         connection = await Connection.connect(service_url, autocommit=True)
         client, server = socket.socketpair()
         client.settimeout(0)
         os.dup2(client.fileno(), connection.pgconn.socket)
         client.close()
-        asyncio.get_running_loop().call_later(0.05, reset, server)
+        asyncio.get_running_loop().call_later(0.05, lose, server)
         try:
             async with asyncio.timeout(BUDGET):
-                await exchange(connection.pgconn, b"SELECT 1", [], "utf-8")
+                await exchange(connection.pgconn, b"SELECT length($1::text)", [b"x" * length], "utf-8")
         finally:
             await connection.close()
+            server.close()
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner, pytest.raises(psycopg.OperationalError):
         runner.run(ask())
+
+
+@pytest.mark.parametrize("new_event_loop", LOOPS.values(), ids=LOOPS)
+def test_a_wait_that_is_cancelled_as_its_answer_comes_ends_quietly(
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop], service_url: str
+) -> None:
+    complaints: list[object] = []
+
+    async def ask() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        connection = await Connection.connect(service_url, autocommit=True)
+        try:
+            waiting = asyncio.ensure_future(exchange(connection.pgconn, b"SELECT 1", [], "utf-8"))
+            await asyncio.sleep(0)
+            time.sleep(0.05)  # noqa: ASYNC251 - the answer arrives, and the loop does not notice yet
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+        finally:
+            await connection.close()
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(ask())
+    assert complaints == []
+
+
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["decisions", "batches"])
+async def test_callers_with_hardly_any_time_cost_no_connection(
+    one_by_one: bool, repository: PostgresRepository, owner: psycopg.Connection[Any]
+) -> None:
+    def sessions() -> set[int]:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'billing_grpc'"
+        return {pid for (pid,) in owner.execute(query)}
+
+    workspace, before = add(owner, "byok"), sessions()
+    failures = set()
+    for budget in (0.0001, 0.0005, 0.001) * 30:
+        try:
+            if one_by_one:
+                await repository.load_override(workspace, budget=budget)
+            else:
+                await repository.load_overrides([workspace], budget=budget)
+        except StorageError as error:
+            failures.add(type(error))
+    assert failures == {DatabaseTimeout}
+    await until_idle(repository)
+    assert sessions() == before
 
 
 async def test_a_shared_read_in_another_encoding_than_utf8_is_decoded(

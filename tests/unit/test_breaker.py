@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from billing_grpc.errors import DatabaseTimeout, StorageError
+from billing_grpc.server.call import current_request_id
 from billing_grpc.storage.postgres.breaker import OVERLAP_AFTER, PROBE_EVERY, RIDE_OUT, Breaker
 
 PATIENCE = 10.0
@@ -79,3 +80,18 @@ async def test_nothing_is_asked_after_the_end(breaker: Breaker, probes: Probes) 
     await asyncio.sleep(0.05)
     assert probes == []
     assert await breaker.wait_until_closed() is False
+
+
+async def test_a_probe_does_not_bear_the_request_id_of_a_caller() -> None:
+    seen: list[str | None] = []
+
+    async def probe() -> StorageError | None:
+        seen.append(current_request_id.get(None))
+        return None
+
+    breaker, token = Breaker(probe), current_request_id.set("of-a-caller")
+    breaker.start_probing()
+    await until(lambda: bool(seen))
+    current_request_id.reset(token)
+    await breaker.stop()
+    assert seen == [None]

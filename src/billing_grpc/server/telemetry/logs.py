@@ -122,7 +122,7 @@ def _wrapper(least: str) -> type[structlog.BoundLoggerBase]:
     levels = logging.getLevelNamesMapping()
     methods = {
         name: _method(name) if levels[name.upper()] >= levels[least] else _nothing
-        for name in ("debug", "info", "warning", "error")
+        for name in ("debug", "info", "warning", "error", "critical")
     }
     exception = partialmethod(methods["error"], exc_info=True)
     return type("BoundLogger", (structlog.BoundLoggerBase,), {**methods, "exception": exception})

@@ -6,6 +6,7 @@ Circuit breaker libraries use the next caller as the probe, and that caller wait
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context
 from typing import Any, Final
 
 import structlog
@@ -72,7 +73,8 @@ class Breaker:
     def start_probing(self) -> None:
         """Start probing unless probes are running. Call this when a call failed or has waited for long."""
         if self._probing is None and not self._stopped:
-            self._probing = asyncio.get_running_loop().create_task(self._probe_until_decided())
+            # No caller's context: a line about the database must not bear the request id of one caller.
+            self._probing = Context().run(asyncio.get_running_loop().create_task, self._probe_until_decided())
 
     def until_open(self) -> "asyncio.Future[None]":
         """Return a future that is done once the breaker opens. All callers share it and must not cancel it."""

@@ -136,7 +136,8 @@ class _Receiver:
         try:
             if _all_taken(self._pgconn, self._results):
                 self._stop()
-                self._received.set_result(None)
+                if not self._received.done():  # cancelled in this turn of the loop
+                    self._received.set_result(None)
             else:
                 # uvloop stops watching a socket that is reset, also if it still holds data.
                 self._loop.remove_reader(self._descriptor)
@@ -152,9 +153,12 @@ class _Receiver:
             self._fail(error)
 
     def _fail(self, error: psycopg.Error) -> None:
-        # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then.
-        self._stop()
-        self._received.set_exception(error)
+        # Now, not when the task goes on: libpq has closed the socket, and another one may get its number until then. If the
+        # socket was also watched for room to send, asyncio's loop complains that it is closed, and forgets it.
+        with suppress(OSError):
+            self._stop()
+        if not self._received.done():
+            self._received.set_exception(error)
 
     def _stop(self) -> None:
         self._loop.remove_reader(self._descriptor)

@@ -126,6 +126,10 @@ class BoundedPool:
         """Return when work that begins now is severed, in the clock of the event loop."""
         return asyncio.get_running_loop().time() + budget * SEVER_AT
 
+    def read_deadline(self, budget: float) -> float:
+        """Return the same for a read. A caller with hardly any time goes without it, and no healthy connection is lost."""
+        return self.deadline(max(budget, SUSPICIOUS_AFTER))
+
     async def run(
         self,
         work: Work[Result],
@@ -148,7 +152,8 @@ class BoundedPool:
             StorageError: the work failed, its time was up, or the database is known to be down.
         """
         await self.require_available()
-        task, lease = self._start(work, self.deadline(budget), may_repeat, writes=writes)
+        deadline = self.deadline(budget) if writes else self.read_deadline(budget)
+        task, lease = self._start(work, deadline, may_repeat, writes=writes)
         try:
             result = await self._result(task, lease, budget, writes=writes)
         except (DatabaseUnreachable, DatabaseTimeout, DatabaseStale):

@@ -106,11 +106,15 @@ class SharedReads:
         if read is None:
             read = self._gathering = _Read(now + SUSPICIOUS_AFTER)
         read.calls.append(call)
-        read.sever_at = max(read.sever_at, self._pool.deadline(budget))
+        read.sever_at = max(read.sever_at, self._pool.read_deadline(budget))
         self._look_at(read, min(read.suspicious_at, call.deadline))
         if self._lane is None:
             self._begin_next()
-        return await call.answer
+        try:
+            return await call.answer
+        finally:
+            # The error of the answer refers to this frame, so only the garbage collector could free them.
+            del call, read
 
     def _begin_next(self) -> None:
         """Read what the gathered calls ask for."""
