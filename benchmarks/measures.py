@@ -39,7 +39,7 @@ _SETTLED: Final = 1.0
 class Plan:
     """How often and how long, in seconds.
 
-    Runs are short and many: a machine that is shared may be half as fast for some seconds, and then whole rounds should be.
+    Runs are short and many: a shared machine may be slow for some seconds, and then all servers of a round should be slow.
     """
 
     rounds: int

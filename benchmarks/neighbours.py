@@ -24,9 +24,9 @@ _GOOD: Final = service_pb.ResolveBillingModeRequest(workspace_id=workspace(0).id
 _MALFORMED: Final = b"\xff" * 40
 _OVERSIZED: Final = b"\x0a" * (5 << 20)
 _DAWDLES: Final = 0.5
+# Calls a second.
 _BAD: Final = {"cancelled": 100, "late": 50, "malformed": 100, "oversized": 5}
-_GOOD_ONES: Final = {"good": sum(_BAD.values())}
-"""Calls a second."""
+_AS_MANY_GOOD: Final = {"good": sum(_BAD.values())}
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -83,7 +83,7 @@ async def main(address: str, token: str, manners: str) -> None:
     metadata = (("authorization", f"Bearer {token}"),)
     async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
         await channel.channel_ready()
-        kinds, rates = _kinds(channel, metadata), _GOOD_ONES if manners == "good" else _BAD
+        kinds, rates = _kinds(channel, metadata), _AS_MANY_GOOD if manners == "good" else _BAD
         running = [asyncio.create_task(_go_on(kind, kinds[kind], rate, counted)) for kind, rate in rates.items()]
         sys.stdout.write("begun\n")
         sys.stdout.flush()

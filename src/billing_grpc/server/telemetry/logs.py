@@ -98,6 +98,8 @@ def _of_this_moment(logger: _Logger, level: str, line: structlog.typing.EventDic
 
 
 def _method(level: str) -> Callable[..., None]:
+    """Return the method of a logger that logs a line at this level, and returns at once."""
+
     def log(self: structlog.BoundLoggerBase, event: str, **fields: Any) -> None:
         line: Any = {**self._context, **fields, "event": event}
         try:
@@ -117,7 +119,7 @@ def _nothing(*_: object, **__: object) -> None:
 def _wrapper(least: str) -> type[structlog.BoundLoggerBase]:
     """Return the class of loggers whose methods below a level do nothing.
 
-    Each call logs a line, which takes two thirds of the time that it takes with structlog's own class.
+    The access log writes a line for each call, which takes a third less time than with structlog's own class.
     """
     levels = logging.getLevelNamesMapping()
     methods = {
