@@ -32,8 +32,6 @@ class WatchedFile:
     def __init__(self, path: Path, max_bytes: int, retry_seconds: float = 1.0) -> None:
         """Watch a file; this reads nothing yet, and a file of more than `max_bytes` is never read."""
         self.path = path
-        # Each call asks for the file's state, and `Path` would make this text anew.
-        self._name = os.fspath(path)
         self._max_bytes = max_bytes
         self._retry_seconds = retry_seconds
         self._looked = False
@@ -104,7 +102,7 @@ class WatchedFile:
 
     def _signature(self) -> tuple[int, ...] | None:
         try:
-            found = os.stat(self._name)  # noqa: PTH116 - `Path.stat` takes twice as long, and each call asks
+            found = os.stat(self.path)  # noqa: PTH116 - `Path.stat` takes twice as long, and each call asks
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
