@@ -214,11 +214,17 @@ def applying(build: list[str]) -> str:
     return f'kubectl() {{ [ "$1 $2" = "apply -k" ] && command {shlex.join(build)} "$3" > built.yaml; }}\n'
 
 
-def test_secrets_are_files_and_a_password_rotates_without_a_restart(
-    cluster: Victim, tmp_path: Path, serve: Serve
-) -> None:
-    if (build := kustomize()) is None:
+@pytest.fixture
+def build() -> list[str]:
+    """The command that builds an overlay."""
+    if (found := kustomize()) is None:
         pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
+    return found
+
+
+def test_secrets_are_files_and_a_password_rotates_without_a_restart(
+    build: list[str], cluster: Victim, tmp_path: Path, serve: Serve
+) -> None:
     shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "tokens.toml"))
     apply = applying(build)
     variables = {"DATABASE_URL": cluster.url, "OWNER_PASSWORD": "of-the-owner"}
@@ -270,10 +276,8 @@ def test_secrets_are_files_and_a_password_rotates_without_a_restart(
 
 
 def test_the_gateway_of_the_cluster_answers_its_probes_and_its_callers(
-    tmp_path: Path, database_url: str, serve: Serve
+    build: list[str], tmp_path: Path, database_url: str, serve: Serve
 ) -> None:
-    if (build := kustomize()) is None:
-        pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
     shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets", "tokens.toml"))
     folder = tmp_path / "deploy" / "kubernetes" / "overlays" / "tenant"
     (folder / "secrets").mkdir()

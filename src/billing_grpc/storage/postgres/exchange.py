@@ -35,7 +35,7 @@ async def exchange(pgconn: PGconn, statement: bytes, parameters: Sequence[bytes]
         psycopg.Error: the statement failed, or the connection is lost.
     """
     pgconn.send_query_params(statement, parameters, result_format=Format.BINARY)
-    return _last_with_status(await _results(pgconn), ExecStatus.TUPLES_OK, encoding)
+    return _last_with_status(await _Receiver(pgconn).results(), ExecStatus.TUPLES_OK, encoding)
 
 
 class KeptStatements:
@@ -90,7 +90,7 @@ class KeptStatements:
         return await self._last(ExecStatus.TUPLES_OK)
 
     async def _last(self, status: ExecStatus) -> PGresult:
-        return _last_with_status(await _results(self._pgconn), status, self._encoding)
+        return _last_with_status(await _Receiver(self._pgconn).results(), status, self._encoding)
 
 
 @cache
@@ -99,16 +99,11 @@ def _name(statement: str) -> bytes:
     return b"billing_grpc_" + hashlib.sha256(statement.encode()).hexdigest()[:32].encode()
 
 
-async def _results(pgconn: PGconn) -> list[PGresult]:
-    """Send what waits to be sent, and return the results when all have arrived."""
-    return await _Receiver(pgconn).results()
-
-
 class _Receiver:
     """Receives the results of what was sent on a connection.
 
-    An object, not functions in a function: such functions refer to each other, and what they hold would be freed by the
-    garbage collector alone, after thousands of reads.
+    It is a class because nested functions would refer to each other. Only the garbage collector could then free what they
+    hold.
     """
 
     __slots__ = ("_descriptor", "_loop", "_pgconn", "_received", "_results")
@@ -121,6 +116,7 @@ class _Receiver:
         self._results: list[PGresult] = []
 
     async def results(self) -> list[PGresult]:
+        """Send what waits to be sent, and return the results when all have arrived."""
         unsent = self._pgconn.flush() != 0  # a long statement, and the socket is full
         self._loop.add_reader(self._descriptor, self._receive)
         if unsent:

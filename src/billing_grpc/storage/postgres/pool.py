@@ -127,7 +127,10 @@ class BoundedPool:
         return asyncio.get_running_loop().time() + budget * SEVER_AT
 
     def read_deadline(self, budget: float) -> float:
-        """Return the same for a read. A caller with hardly any time goes without it, and no healthy connection is lost."""
+        """Return when a read that begins now is severed, in the clock of the event loop.
+
+        A read gets some time even if its caller has almost none: the caller fails, and the healthy connection stays.
+        """
         return self.deadline(max(budget, SUSPICIOUS_AFTER))
 
     async def run(

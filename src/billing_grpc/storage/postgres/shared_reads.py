@@ -83,7 +83,7 @@ class SharedReads:
         self._pool = pool
         self._gathering: _Read | None = None
         self._running: set[_Read] = set()
-        # The running read that gathered calls wait for. If it is None, a new call begins a read at once.
+        # Gathered calls wait until this read has ended. If it is None, a new call does not wait and begins a read.
         self._lane: _Read | None = None
         pool.breaker.add_listener(self._on_change)
 
@@ -113,7 +113,8 @@ class SharedReads:
         try:
             return await call.answer
         finally:
-            # The error of the answer refers to this frame, so only the garbage collector could free them.
+            # An error that is raised here refers to this frame. If the frame also led to the error, only the garbage
+            # collector could free them.
             del call, read
 
     def _begin_next(self) -> None:
@@ -171,10 +172,10 @@ class SharedReads:
         if self._lane is not read or lease.expired or self._pool.crowded:
             return None
         gathering = self._gathering
-        # A lease that ends in the past would sever this healthy connection.
-        if gathering is None or clock() >= min(until, gathering.sever_at):
+        if gathering is None:
             return None
-        return self._gathered()
+        # After `until` the pool may replace the connection. After `sever_at` a new lease would sever a healthy connection.
+        return self._gathered() if clock() < min(until, gathering.sever_at) else None
 
     def _start(self, read: _Read) -> None:
         # Before the query is made: a workspace that it leaves out would look like one that is not stored.
