@@ -492,6 +492,10 @@ async def test_commits_that_wait_for_a_standby_that_is_away_take_few_of_the_serv
         connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         connection.execute("SELECT pg_reload_conf()")
         try:
+            # The processes of the server take note of a setting one after another.
+            async with asyncio.timeout(5):
+                while await write(repository, add(connection), 0.3) is None:
+                    pass
             for workspaces in [[add(connection) for _ in range(4)] for _ in range(4)]:
                 told = await asyncio.gather(*(write(repository, each, 1.5) for each in workspaces))
                 assert set(told) == {DatabaseTimeout}
