@@ -316,6 +316,18 @@ async def test_one_connection_has_no_more_watches_open_than_it_may() -> None:
                 await asyncio.sleep(0.05)
 
 
+async def test_a_watch_that_ends_at_its_deadline_gives_its_place_back() -> None:
+    async with serving(Limits(max_watchers=WATCHERS_OF_A_CONNECTION)) as target, stubs(target) as (_, health):
+        request = health_pb2.HealthCheckRequest()
+        for _ in range(3):
+            ending = [health.Watch(request, timeout=0.1) for _ in range(WATCHERS_OF_A_CONNECTION)]
+            assert {await watch.code() for watch in ending} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            while running(WATCH):
+                await asyncio.sleep(0.05)
+        for watch in [health.Watch(request) for _ in range(WATCHERS_OF_A_CONNECTION)]:
+            await watch.read()
+
+
 async def test_a_client_that_checks_health_goes_on_calling_when_no_place_to_watch_is_left() -> None:
     policy = {"healthCheckConfig": {"serviceName": ""}, "loadBalancingConfig": [{"round_robin": {}}]}
     async with serving(Limits(max_watchers=1)) as target, stubs(target) as (_, health):

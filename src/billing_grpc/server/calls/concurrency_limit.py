@@ -1,6 +1,5 @@
 """Limits how many calls run at once; a call beyond the limit is refused at once instead of waiting in vain."""
 
-from collections import Counter
 from typing import Final
 
 import grpc
@@ -62,13 +61,14 @@ class _Watchers(Hooks):
     def __init__(self, limit: int, of_a_connection: int) -> None:
         self._limit: Final = limit
         self._of_a_connection: Final = of_a_connection
-        self._taken: Counter[str] = Counter()
+        # With the peers that had them at the start: gRPC forgets the peer of a call that ends at its deadline.
+        self._taken: dict[RequestContext, str] = {}
 
     def start(self, call: RequestContext) -> None:
         peer = call.rpc.peer()
-        mine = 0 if peer.startswith(_WITHOUT_PORT) else self._taken[peer]
-        if self._taken.total() < self._limit and mine < self._of_a_connection:
-            self._taken[peer] += 1
+        mine = 0 if peer.startswith(_WITHOUT_PORT) else list(self._taken.values()).count(peer)
+        if len(self._taken) < self._limit and mine < self._of_a_connection:
+            self._taken[call] = peer
         elif call.method == roles.WATCH:
             # gRPC clients that check health take this status for healthy. After any other status they would stop calling, so
             # an unauthenticated caller could stop every client by opening streams.
@@ -78,5 +78,4 @@ class _Watchers(Hooks):
 
     def end(self, call: RequestContext, code: str) -> None:
         del code
-        self._taken[call.rpc.peer()] -= 1
-        self._taken += Counter()  # removes the zeros
+        del self._taken[call]
