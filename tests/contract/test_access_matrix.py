@@ -354,6 +354,7 @@ def test_local_is_who_calls_from_this_machine_and_only_where_the_operator_said_s
         hooks.start(call)
         assert call.caller == LOCAL
     else:
-        with pytest.raises(Unauthenticated):
+        # gRPC has no address of a caller whose call has ended at its deadline.
+        with pytest.raises(Unauthenticated if peer or not local_admin else grpc.aio.InternalError):
             hooks.start(call)
         assert call.principal is None

@@ -1,6 +1,7 @@
 """What happens around every call: its line in the log, its place, and errors that end in one place."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
@@ -283,3 +284,19 @@ async def test_a_call_that_is_cancelled_before_its_request_came_is_logged_as_can
                 await asyncio.sleep(0.02)
 
     assert {line["code"] for line in logs if line["event"] == "call"} == {"CANCELLED"}
+
+
+async def test_a_call_that_ended_before_it_was_looked_at_is_not_logged_as_unauthenticated() -> None:
+    # A channel whose threads go on while the loop of the server stands still.
+    async with running_server(InMemoryRepository()) as target:
+        with grpc.insecure_channel(target) as channel, capture_logs() as logs:
+            billing: Any = service_grpc.BillingModeServiceStub(channel)
+            await asyncio.to_thread(billing.ResolveBillingMode, service_pb.ResolveBillingModeRequest())
+            for _ in range(20):
+                billing.ResolveBillingMode.future(service_pb.ResolveBillingModeRequest(), timeout=0.1)
+            time.sleep(0.3)  # noqa: ASYNC251
+            async with asyncio.timeout(10):
+                while len(codes := [line["code"] for line in logs if line["event"] == "call"]) < 21:
+                    await asyncio.sleep(0.02)
+
+    assert codes == ["OK"] + ["DEADLINE_EXCEEDED"] * 20

@@ -4,6 +4,8 @@ import datetime as dt
 from collections.abc import Callable
 from typing import Final
 
+import grpc
+
 from billing_grpc.errors import PermissionDenied, Unauthenticated
 from billing_grpc.model import Principal
 from billing_grpc.server.auth import roles
@@ -50,6 +52,7 @@ class Authentication(Hooks):
         """Set the principal.
 
         Raises:
+            InternalError: of gRPC, the call has ended.
             Unauthenticated: the credentials name no principal.
             PermissionDenied: its role may not call the method.
         """
@@ -71,6 +74,9 @@ class Authentication(Hooks):
             if read is None or not read.holds(dt.datetime.now(dt.UTC)):
                 return None
             return self._principals.current().by_certificate(read.uris, read.dns_names)
-        if self._local_admin and rpc.peer().startswith(_LOCAL_PEERS):
-            return LOCAL
-        return None
+        if not self._local_admin:
+            return None
+        if not (address := rpc.peer()):
+            # gRPC forgets the peer of a call that has ended at its deadline. Nobody waits for an answer any more.
+            raise grpc.aio.InternalError("the call has ended")
+        return LOCAL if address.startswith(_LOCAL_PEERS) else None
