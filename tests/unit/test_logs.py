@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import pytest
 import structlog
 from opentelemetry.sdk.trace import TracerProvider
@@ -49,6 +50,14 @@ def test_nothing_that_a_caller_sent_is_left_in_a_record(logger: str, error: Exce
     assert ("a-token" in logging.Formatter().format(record)) == (not taken)
     if taken:
         assert record.__dict__["error"] == (None if error is None else type(error).__name__)
+
+
+def test_an_answer_that_came_too_late_for_its_caller_is_no_error_of_the_server() -> None:
+    error = grpc.aio.InternalError("Failed")
+    record = logging.LogRecord("grpc._cython.cygrpc", logging.ERROR, "x.py", 1, "ExecuteBatchError", (), None)
+    assert WithoutCallersBytes().filter(record)
+    record.exc_info = (type(error), error, None)
+    assert not WithoutCallersBytes().filter(record)
 
 
 @pytest.fixture
