@@ -22,15 +22,16 @@ PAGE ?= 127.0.0.1:8080
 run: $(RUN_READY) ## set up, start a database, the server on 127.0.0.1:50051 and a page
 	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve --page $(PAGE)
 
-# The fault matrix measures time to the tenth of a second, so it runs after all others, in two processes that mostly wait. The
+# The fault matrix measures time to the tenth of a second, so it runs after all others, in processes that wait half of
+# the time. The
 # tests that ARGS names run in one process.
-WORKERS ?= 3
+WORKERS ?= 4
 test: $(DEV_READY) ## set up and run every test, or the tests that ARGS names
 ifdef ARGS
 	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
 else
 	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --ignore=tests/faults
-	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder tests/faults
+	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=3 --no-loadscope-reorder tests/faults
 endif
 
 test-fast: $(DEV_READY) ## the tests of the rule and of the contract, in under a minute

@@ -9,6 +9,11 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Tests that measure time, and those that hurt a database, in groups of about the same length.
 _MATRIX: Final = "tests/faults/test_fault_matrix.py"
+# A group for each database that its faults hurt, and two for the faults that are done straight to a server, the most.
+_MATRIX_GROUPS: Final = {
+    **{pooled: f"faults, {pooled}" for pooled in ("session", "transaction")},
+    **dict.fromkeys(("behind", "any_bytes", "both", "link", "link_pooled"), "faults, elsewhere"),
+}
 TIMED: Final = {
     "tests/e2e/test_rolling_restart.py": "timed",
     "tests/e2e/test_stopping.py": "timed",
@@ -25,7 +30,8 @@ def group_of(node_id: str) -> str:
     """Return the name of a test's group: its file, whose fixtures are then made once, if nothing else is said."""
     file, _, name = node_id.partition("::")
     if file == _MATRIX:
-        return "faults, pooled" if "[session-" in name or "[transaction-" in name else "faults"
+        where, _, fault = name.partition("[")[2].partition("-")
+        return _MATRIX_GROUPS.get(where) or f"faults, {where}, {'first' if fault < 'n' else 'second'} half"
     return TIMED.get(file, file)
 
 

@@ -1,5 +1,6 @@
 """What a parallel run keeps apart: each file by itself, those that measure time together."""
 
+from collections import Counter
 from pathlib import Path
 
 from tests.faults.table import RUNS
@@ -23,10 +24,14 @@ def test_files_that_measure_time_exist_and_begin_first() -> None:
     )
 
 
-def test_the_fault_matrix_is_two_groups_by_where_the_pooler_is() -> None:
-    groups = {where: group_of(f"{MATRIX}::test_x[{where}-{name}]") for where, name in RUNS}
-    assert {where for where, group in groups.items() if group == "faults, pooled"} == {"session", "transaction"}
-    assert set(groups.values()) == {"faults", "faults, pooled"}
+def test_the_fault_matrix_is_a_group_for_each_database_and_two_for_the_one_with_most_faults() -> None:
+    groups = {(where, name): group_of(f"{MATRIX}::test_x[{where}-{name}]") for where, name in RUNS}
+    assert len(set(groups.values())) == 5
+    for pooled in ("session", "transaction"):
+        assert {where for (where, _), group in groups.items() if group == f"faults, {pooled}"} == {pooled}
+    halves = Counter(group for (where, _), group in groups.items() if where == "direct")
+    assert len(halves) == 2
+    assert min(halves.values()) >= 6
 
 
 def test_the_scheduler_asks_for_the_group() -> None:

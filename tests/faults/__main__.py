@@ -13,6 +13,8 @@ from tests.support.pooler import SESSION, TRANSACTION
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 
+_PACE: Final = 0.07
+
 _HEAD: Final = """# What every fault does to every RPC
 
 Written by `make fault-matrix`. It does each fault to a real Postgres under a real `billing-grpc serve`. The server has
@@ -92,7 +94,7 @@ def main() -> int:
     outcomes = {}
     with all_deployments() as deployments:
         for run, fault in RUNS.items():
-            outcomes[run] = asyncio.run(suffer(deployments.to(run[0]), fault))
+            outcomes[run] = asyncio.run(suffer(deployments.to(run[0]), fault, _PACE))
             wrong = outcomes[run].everything_wrong
             sys.stdout.write(f"{' '.join(run)}: {'; '.join(wrong) or 'as the contract says'}\n")
             sys.stdout.flush()

@@ -33,7 +33,7 @@ AT_ONCE: Final = 0.1
 
 _ATTEMPTS: Final = 4
 _STARVED: Final = 0.5
-_PACE: Final = 0.07
+_LOOK_EVERY: Final = 0.07
 _BEFORE: Final = 0.3
 _AFTER: Final = 0.4
 _NEVER: Final = 6.0
@@ -81,19 +81,22 @@ class Outcome:
         return [*self.problems, *(f"{cell.rpc}: {each}" for cell in self.cells.values() for each in cell.problems)]
 
 
-async def suffer(served: Served, fault: Fault) -> Outcome:
+async def suffer(served: Served, fault: Fault, pace: float) -> Outcome:
     """Lets the service be called before, during and after the fault, and looks at everything it did.
 
     Again, a few times at most, when something was wrong while others kept this machine's processors from us.
+
+    Args:
+        pace: the seconds that each caller lets pass between two of its calls.
     """
     for _ in range(_ATTEMPTS - 1):
         began, waited = time.monotonic(), _waited_for_a_processor()
-        outcome = await _suffer_once(served, fault)
+        outcome = await _suffer_once(served, fault, pace)
         share = (_waited_for_a_processor() - waited) / (time.monotonic() - began)
         if not outcome.everything_wrong or share < _STARVED:
             return outcome
         sys.stderr.write(f"again, because {share:.0%} of the time somebody waited: {outcome.everything_wrong}\n")
-    return await _suffer_once(served, fault)
+    return await _suffer_once(served, fault, pace)
 
 
 def _waited_for_a_processor() -> float:
@@ -105,12 +108,12 @@ def _waited_for_a_processor() -> float:
     return int(counted.splitlines()[0].rpartition("=")[2]) / 1e6
 
 
-async def _suffer_once(served: Served, fault: Fault) -> Outcome:
+async def _suffer_once(served: Served, fault: Fault, pace: float) -> Outcome:
     if fault.prepare is not None:
         await asyncio.to_thread(fault.prepare, served.scene)
     async with grpc.aio.insecure_channel(served.server.address) as channel:
         stub: service_grpc.BillingModeServiceAsyncStub = service_grpc.BillingModeServiceStub(channel)
-        load = _Load(stub, served.scene, fault)
+        load = _Load(stub, served.scene, fault, pace)
         await load.all_true_since(time.monotonic())
         await _settled(served)
         files = served.open_files
@@ -155,7 +158,10 @@ def _told_from_the_past(calls: list[Call], complete: float, incomplete: float) -
 class _Load:
     """Callers of every RPC, with a long deadline and a short one."""
 
-    def __init__(self, stub: "service_grpc.BillingModeServiceAsyncStub", scene: Scene, fault: Fault) -> None:
+    def __init__(
+        self, stub: "service_grpc.BillingModeServiceAsyncStub", scene: Scene, fault: Fault, pace: float
+    ) -> None:
+        self._pace = pace
         self.calls: list[Call] = []
         self._stopping = False
         self._callers = [
@@ -178,7 +184,7 @@ class _Load:
         """Whether, soon, every RPC told the truth in all calls of some time begun after the moment."""
         while time.monotonic() < moment + _NEVER:
             if self._tasks:
-                await asyncio.sleep(_PACE)
+                await asyncio.sleep(_LOOK_EVERY)
             else:
                 self.calls += await asyncio.gather(*(caller.once() for caller in self._callers))
             recent = [call for call in self.calls if call.began > max(moment, time.monotonic() - _AFTER)]
@@ -191,7 +197,7 @@ class _Load:
     async def _call(self, caller: Caller) -> None:
         while not self._stopping:
             self.calls.append(await caller.once())
-            await asyncio.sleep(_PACE)
+            await asyncio.sleep(self._pace)
 
 
 def _cell(rpc: str, calls: list[Call], fault: Fault, began: float, ended: float) -> Cell:
@@ -225,7 +231,7 @@ async def _settled(served: Served) -> bool:
     for _ in range(100):
         if served.sessions == _POOL_SIZE:
             return True
-        await asyncio.sleep(_PACE)
+        await asyncio.sleep(_LOOK_EVERY)
     return False
 
 
@@ -236,7 +242,7 @@ async def _leaks(served: Served, files_before: int) -> list[str]:
     for _ in range(60):
         if served.open_files <= files_before and served.sessions == _POOL_SIZE:
             return []
-        await asyncio.sleep(_PACE)
+        await asyncio.sleep(_LOOK_EVERY)
     found.append(f"{served.open_files} open files, {files_before} before; {served.sessions} sessions")
     return found
 

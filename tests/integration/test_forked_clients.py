@@ -367,9 +367,13 @@ def test_workers_of_gunicorn_ask(vectors: str, tmp_path: Path, options: tuple[st
             connection.request("GET", "/")
             return connection.getresponse().read().decode().split(" ", 1)
 
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX) as attempt:
+            return attempt.connect_ex(str(path)) == 0
+
     command = (sys.executable, "-m", "gunicorn", "web:app", "--workers=2", "--max-requests=8", f"--bind=unix:{path}")
     with running(*command, *options, folder=tmp_path), ThreadPoolExecutor(4) as pool:
-        until(path.exists)
+        until(listens)
         answers = [each for _ in range(10) for each in pool.map(lambda _: get(), range(4))]
 
     assert {said for _, said in answers} == {f"{BYOK} {BYOK}"}
