@@ -147,7 +147,7 @@ def handshake(target: str, version: ssl.TLSVersion, trust: bytes) -> str | None:
         try:
             with context.wrap_socket(plain, server_hostname="localhost") as secure:
                 return secure.version()
-        except (ssl.SSLEOFError, ConnectionResetError):  # gRPC sends no alert
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError):  # gRPC sends no alert
             return None
 
 
