@@ -1,6 +1,7 @@
 """Makes certificates for the TLS tests, on the spot and valid for minutes."""
 
 import datetime as dt
+import inspect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,15 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
+        usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
         certificate = (
             x509.CertificateBuilder(by.name if by else subject, subject, key.public_key(), next(SERIALS))
             .not_valid_before(now - dt.timedelta(days=2))
             .not_valid_after(ends or now + dt.timedelta(days=2))
             .add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**{**usage, "key_cert_sign": may_sign}), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(_signed_with(by.key if by else key), critical=False)
             .sign(by.key if by else key, hashes.SHA256())
         )
         return cls(subject, key, certificate)
@@ -67,6 +72,7 @@ class Authority:
             .not_valid_before(now - dt.timedelta(days=2))
             .not_valid_after(end)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(_signed_with(self.key), critical=False)
             .sign(self.key, hashes.SHA256())
         )
         return Issued(
@@ -90,3 +96,8 @@ class Issued:
         certificate.write_bytes(self.certificate)
         key.write_bytes(self.key)
         return certificate, key
+
+
+def _signed_with(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    """What clients of Python 3.13 and later insist on."""
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
