@@ -20,9 +20,9 @@ _HEAD: Final = """# What every fault does to every RPC
 Written by `make fault-matrix`. It does each fault to a real Postgres under a real `billing-grpc serve`. The server has
 the service's own role, a storage timeout of 1 s, and `byok` as the organisation's default. During the fault three
 callers call every RPC. Two ask about a workspace that stores `byok`, with deadlines of 2 s and 0.5 s. The third asks
-about a workspace that stores `platform_managed`. The same runs are tests (`tests/faults/`). They fail if a status is
-wrong, if an answer opens more than is stored, if an answer is late, if a write is half done, or if the service does not
-recover.
+about a workspace that stores `platform_managed`. The same runs are tests (`tests/faults/`), in which callers pause for
+120 ms instead of 70. They fail if a status is wrong, if an answer opens more than is stored, if an answer is late, if a
+write is half done, or if the service does not recover.
 
 A cell holds three things: the kinds of answers; the slowest answer in milliseconds; and the milliseconds from the end
 of the fault until all answers were the truth again (at most 1000; a caller calls every 70). *Closed* is `OK` with
