@@ -22,9 +22,8 @@ PAGE ?= 127.0.0.1:8080
 run: $(RUN_READY) ## set up, start a database, the server on 127.0.0.1:50051 and a page
 	@BILLING_GRPC_LOCAL_ADMIN=$${BILLING_GRPC_LOCAL_ADMIN:-on} exec $(BIN)/billing-grpc serve --page $(PAGE)
 
-# The fault matrix measures time to the tenth of a second, so it runs after all others, in processes that wait half of
-# the time. The
-# tests that ARGS names run in one process.
+# The fault matrix measures time to the tenth of a second, so it runs after all others, in processes that wait half of the
+# time. The tests that ARGS names run in one process.
 WORKERS ?= 4
 test: $(DEV_READY) ## set up and run every test, or the tests that ARGS names
 ifdef ARGS

@@ -37,12 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Collect no garbage yet: next to nothing of what is loaded and collected for the run ends before it."""
-    gc.disable()
+    """Turn the garbage collector off in a worker while modules load: they make hardly any garbage."""
+    if IN_PARALLEL:
+        gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector see only what comes from now on; otherwise a tenth of all time is its own."""
+    """Let the garbage collector leave alone what the whole run needs; otherwise it takes a tenth of all time."""
     gc.freeze()
     gc.enable()
 

@@ -9,7 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Tests that measure time, and those that hurt a database, in groups of about the same length.
 _MATRIX: Final = "tests/faults/test_fault_matrix.py"
-# A group for each database that its faults hurt, and two for the faults that are done straight to a server, the most.
+# Each group has services of its own. The faults straight to a server take longest, so they are two groups.
 _MATRIX_GROUPS: Final = {
     **{pooled: f"faults, {pooled}" for pooled in ("session", "transaction")},
     **dict.fromkeys(("behind", "any_bytes", "both", "link", "link_pooled"), "faults, elsewhere"),
@@ -31,7 +31,7 @@ def group_of(node_id: str) -> str:
     file, _, name = node_id.partition("::")
     if file == _MATRIX:
         where, _, fault = name.partition("[")[2].partition("-")
-        return _MATRIX_GROUPS.get(where) or f"faults, {where}, {'first' if fault < 'n' else 'second'} half"
+        return _MATRIX_GROUPS.get(where) or f"faults, {where}, {'one' if fault < 'n' else 'other'} half"
     return TIMED.get(file, file)
 
 

@@ -24,7 +24,7 @@ def test_files_that_measure_time_exist_and_begin_first() -> None:
     )
 
 
-def test_the_fault_matrix_is_a_group_for_each_database_and_two_for_the_one_with_most_faults() -> None:
+def test_the_fault_matrix_is_five_groups_and_each_deployment_is_in_one_or_two() -> None:
     groups = {(where, name): group_of(f"{MATRIX}::test_x[{where}-{name}]") for where, name in RUNS}
     assert len(set(groups.values())) == 5
     for pooled in ("session", "transaction"):

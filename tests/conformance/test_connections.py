@@ -65,6 +65,12 @@ async def test_bytes_pass_both_ways(relay: Relay) -> None:
     await hang_up(writer)
 
 
+async def test_a_reset_of_a_caller_that_has_gone_is_no_error(relay: Relay) -> None:
+    _, connections, _ = relay
+    connections.reset("ipv4:127.0.0.1:1")
+    connections.reset("")
+
+
 async def test_a_reset_meets_one_caller_alone(relay: Relay) -> None:
     behind, connections, port = relay
     first_reader, first = await call(port)

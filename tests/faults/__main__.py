@@ -14,6 +14,7 @@ from tests.support.pooler import SESSION, TRANSACTION
 PAGE: Final = Path(__file__).parents[2] / "docs" / "fault-matrix.md"
 
 _PACE: Final = 0.07
+"""Seconds that a caller pauses."""
 
 _HEAD: Final = """# What every fault does to every RPC
 

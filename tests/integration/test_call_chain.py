@@ -295,8 +295,9 @@ async def test_a_call_that_ended_before_it_was_looked_at_is_not_logged_as_unauth
             for _ in range(20):
                 billing.ResolveBillingMode.future(service_pb.ResolveBillingModeRequest(), timeout=0.1)
             time.sleep(0.3)  # noqa: ASYNC251
-            async with asyncio.timeout(10):
-                while len(codes := [line["code"] for line in logs if line["event"] == "call"]) < 21:
-                    await asyncio.sleep(0.02)
+            await asyncio.to_thread(billing.ResolveBillingMode, service_pb.ResolveBillingModeRequest())
+    codes = [line["code"] for line in logs if line["event"] == "call"]
 
-    assert codes == ["OK"] + ["DEADLINE_EXCEEDED"] * 20
+    # On a busy machine some calls end before they are sent.
+    assert codes.count("OK") == 2
+    assert set(codes) == {"OK", "DEADLINE_EXCEEDED"}

@@ -37,12 +37,13 @@ class Authority:
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
+        usage["key_cert_sign" if may_sign else "digital_signature"] = True
         certificate = (
             x509.CertificateBuilder(by.name if by else subject, subject, key.public_key(), next(SERIALS))
             .not_valid_before(now - dt.timedelta(days=2))
             .not_valid_after(ends or now + dt.timedelta(days=2))
             .add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**{**usage, "key_cert_sign": may_sign}), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(_signed_with(by.key if by else key), critical=False)
             .sign(by.key if by else key, hashes.SHA256())

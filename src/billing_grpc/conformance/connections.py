@@ -46,8 +46,10 @@ class Connections:
                 each.transport.abort()
 
     def reset(self, peer: str) -> None:
-        """Reset the caller that the server sees as `peer`, for example `ipv4:127.0.0.1:50000`."""
-        writer = self._callers[peer.rpartition(":")[2]]
+        """Reset the caller that the server sees as `peer`, for example `ipv4:127.0.0.1:50000`, unless it has gone."""
+        writer = self._callers.get(peer.rpartition(":")[2])
+        if writer is None:
+            return
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_WHAT_IS_UNSENT)
         writer.transport.abort()
 

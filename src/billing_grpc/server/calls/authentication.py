@@ -52,7 +52,7 @@ class Authentication(Hooks):
         """Set the principal.
 
         Raises:
-            InternalError: of gRPC, the call has ended.
+            grpc.aio.InternalError: the call has ended.
             Unauthenticated: the credentials name no principal.
             PermissionDenied: its role may not call the method.
         """
@@ -77,6 +77,6 @@ class Authentication(Hooks):
         if not self._local_admin:
             return None
         if not (address := rpc.peer()):
-            # gRPC forgets the peer of a call that has ended at its deadline. Nobody waits for an answer any more.
+            # gRPC forgets the peer of a call that has ended at its deadline. Its caller takes no answer any more.
             raise grpc.aio.InternalError("the call has ended")
         return LOCAL if address.startswith(_LOCAL_PEERS) else None

@@ -61,7 +61,7 @@ class _Watchers(Hooks):
     def __init__(self, limit: int, of_a_connection: int) -> None:
         self._limit: Final = limit
         self._of_a_connection: Final = of_a_connection
-        # With the peers that had them at the start: gRPC forgets the peer of a call that ends at its deadline.
+        # The calls that hold a place, each with its peer at the start: gRPC forgets it if the call ends at its deadline.
         self._taken: dict[RequestContext, str] = {}
 
     def start(self, call: RequestContext) -> None:

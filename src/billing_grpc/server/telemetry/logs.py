@@ -32,16 +32,15 @@ class WithoutCallersBytes(logging.Filter):
     """Replaces the text of gRPC's records: of a header that is not UTF-8 it logs the bytes, which may be a token."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to log a record; give gRPC's a constant text and the name of the error's type alone."""
+        """Return True; give gRPC's records a constant text and the name of the error's type alone."""
         library, kind = record.name.partition(".")[0], record.exc_info[0] if record.exc_info else None
-        if library == "grpc" and kind is not None and issubclass(kind, grpc.aio.InternalError):
-            # An answer could not be sent because its call had ended. If it ended at its deadline in this very moment, gRPC
-            # learns that only afterwards. The access log has the call's line.
-            return False
         # asyncio reports the errors of gRPC's abandoned tasks, and this kind of error shows the bytes.
         of_its_task = library == "asyncio" and kind is not None and issubclass(kind, UnicodeError)
         if library == "grpc" or of_its_task:
             record.error = None if kind is None else kind.__name__
+            if kind is not None and issubclass(kind, grpc.aio.InternalError):
+                # An answer could not be sent, mostly because its call ended at its deadline in this very moment.
+                record.levelno, record.levelname = logging.WARNING, "WARNING"
             record.msg, record.args = GRPC_FAILED, ()
             record.exc_info = record.exc_text = record.stack_info = None
         return True

@@ -105,7 +105,7 @@ class PersistentConnection(Connection):
                     connection = await cls._connect_to(host, **kwargs)
                 await connection.prepare(CONNECT_TIMEOUT if share is None else share)
             except TimeoutError as error:
-                _clear_frames(error.__context__)  # Python 3.11.3 and older set no cause
+                _clear_frames(error.__context__)  # Python 3.11.2 sets no cause
                 failures.append(error)
             except CONNECT_ERRORS as error:
                 _clear_frames(error)
