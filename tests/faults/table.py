@@ -20,7 +20,7 @@ from tests.faults.pair import is_primary
 from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
 from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
 from tests.support.pooler import SESSION, TRANSACTION
-from tests.support.postgres_processes import process_ids
+from tests.support.postgres_processes import process_ids, runs
 from tests.support.victim import Victim
 
 _FILE_SIZE: Final = 16 * 2**20
@@ -34,7 +34,7 @@ def _killed(scene: Scene) -> Iterator[None]:
     pids = process_ids(scene.victim.server)
     os.kill(pids[0], signal.SIGKILL)
     try:
-        until(lambda: not any(psutil.pid_exists(pid) for pid in pids[1:]))
+        until(lambda: not any(map(runs, pids[1:])))
         yield
     finally:
         scene.victim.start()

@@ -13,3 +13,11 @@ def process_ids(server: EmbeddedPostgres) -> tuple[int, ...]:
         return (server.pid, *(each.pid for each in psutil.Process(server.pid).children(recursive=True)))
     except psutil.NoSuchProcess:
         return ()
+
+
+def runs(pid: int) -> bool:
+    """Return whether a process runs; one that has ended may stay in the table of processes until its parent looks."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
