@@ -103,7 +103,7 @@ def gateway(
 def _end_of_input() -> None:
     # Not through Python's stream: a thread that waits while it holds a stream's lock aborts the interpreter at its end.
     while os.read(_STDIN, 1):
-        pass
+        pass  # only the end of the input matters
 
 
 def _upstream(connection: Connection) -> Upstream:

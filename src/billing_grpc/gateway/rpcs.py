@@ -113,6 +113,7 @@ def _not_a_message(error: Exception) -> InvalidArgument:
 def _endpoint(method: MethodDescriptor, upstream: Upstream, let_in: LetIn) -> Any:
     """Return the library's endpoint for a method; the types of its two kinds are not public."""
     if method.client_streaming:
+        # None of our services has such a method. A new one fails here, when the gateway starts, and not at its first call.
         raise NotImplementedError(f"{method.full_name}: a browser cannot stream requests")
     answer_type = GetMessageClass(method.output_type)
 

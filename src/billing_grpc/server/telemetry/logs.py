@@ -29,7 +29,10 @@ GRPC_FAILED: Final = "gRPC could not handle a call; its own words may hold what 
 
 
 class WithoutCallersBytes(logging.Filter):
-    """Replaces the text of gRPC's records: of a header that is not UTF-8 it logs the bytes, which may be a token."""
+    """Replaces the text of gRPC's records: of a header that is not UTF-8 it logs the bytes, which may be a token.
+
+    An answer that gRPC could not send becomes a warning: mostly its call ended at its deadline in this very moment.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True; give gRPC's records a constant text and the name of the error's type alone."""
@@ -39,7 +42,6 @@ class WithoutCallersBytes(logging.Filter):
         if library == "grpc" or of_its_task:
             record.error = None if kind is None else kind.__name__
             if kind is not None and issubclass(kind, grpc.aio.InternalError):
-                # An answer could not be sent, mostly because its call ended at its deadline in this very moment.
                 record.levelno, record.levelname = logging.WARNING, "WARNING"
             record.msg, record.args = GRPC_FAILED, ()
             record.exc_info = record.exc_text = record.stack_info = None

@@ -74,7 +74,8 @@ class Breaker:
         """Start probing unless probes are running. Call this when a call failed or has waited for long."""
         if self._probing is None and not self._stopped:
             # No caller's context: a line about the database must not bear the request id of one caller.
-            self._probing = Context().run(asyncio.get_running_loop().create_task, self._probe_until_decided())
+            probing = self._probe_until_decided()
+            self._probing = asyncio.get_running_loop().create_task(probing, context=Context())
 
     def until_open(self) -> "asyncio.Future[None]":
         """Return a future that is done once the breaker opens. All callers share it and must not cancel it."""

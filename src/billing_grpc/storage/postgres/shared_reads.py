@@ -83,7 +83,7 @@ class SharedReads:
         self._pool = pool
         self._gathering: _Read | None = None
         self._running: set[_Read] = set()
-        # Gathered calls wait until this read has ended. If it is None, a new call does not wait and begins a read.
+        # The read after which the gathered calls are read. Without such a read, a new call is read at once.
         self._lane: _Read | None = None
         pool.breaker.add_listener(self._on_change)
 
