@@ -12,8 +12,8 @@ from billing_grpc.cli.main import cli
 from billing_grpc.server.auth.principals import token_digest
 from billing_grpc.server.settings.config import Settings, load_settings
 from tests.support.certificates import Authority
-from tests.support.deploy import KNOWN_VARIABLES, parses
-from tools.validate_deploy import KUBERNETES, built, kustomize, overlays
+from tests.support.deploy import KNOWN_VARIABLES, overlay_builder, parses
+from tools.validate_deploy import KUBERNETES, built, overlays
 
 MOUNTED: Final = "/run/billing-grpc"
 SERVER: Final = "billing-grpc"
@@ -28,12 +28,9 @@ Manifests = dict[tuple[str, str], dict[str, Any]]
 
 def build(overlay: str, folder: Path) -> Manifests:
     """What an overlay builds, by kind and name without version."""
-    command = kustomize()
-    if command is None:
-        pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
     return {
         (each["kind"], each["metadata"]["name"].removesuffix(f"-{__version__}")): each
-        for each in yaml.safe_load_all(built(command, overlay, folder))
+        for each in yaml.safe_load_all(built(overlay_builder(), overlay, folder))
     }
 
 

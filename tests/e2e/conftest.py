@@ -49,6 +49,15 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def curl() -> str:
+    """The path of curl."""
+    found = shutil.which("curl")
+    if found is None:
+        pytest.skip("curl is not in PATH; install it with: apt-get install curl")
+    return found
+
+
+@pytest.fixture(scope="session")
 def grpcurl() -> str:
     """The path of grpcurl."""
     found = shutil.which("grpcurl")

@@ -22,13 +22,13 @@ from billing_grpc import __version__
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.cli.main import cli
-from tests.support.deploy import KNOWN_VARIABLES, POSTGRES_TOOLS, parses
+from tests.support.deploy import KNOWN_VARIABLES, POSTGRES_TOOLS, overlay_builder, parses
 from tests.support.gateways import Gateway, gateway, site
 from tests.support.polling import PATIENCE, until
 from tests.support.servers import Serve, Server
 from tests.support.victim import Victim, running_victim
 from tests.support.workspaces import add_workspace
-from tools.validate_deploy import DEPLOY, kustomize
+from tools.validate_deploy import DEPLOY
 
 CHECKOUT: Final = DEPLOY.parent
 PAGE: Final = (CHECKOUT / "docs" / "deploying.md").read_text(encoding="utf-8")
@@ -217,9 +217,7 @@ def applying(build: list[str]) -> str:
 @pytest.fixture
 def build() -> list[str]:
     """The command that builds an overlay."""
-    if (found := kustomize()) is None:
-        pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
-    return found
+    return overlay_builder()
 
 
 def test_secrets_are_files_and_a_password_rotates_without_a_restart(

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -297,11 +296,7 @@ def test_a_signal_ends_the_gateway_without_an_error(place: Site, tmp_path: Path,
         assert running.process.stderr == ""
 
 
-def test_curl_sees_what_the_old_route_answered(http: Gateway, workspace: str) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("curl is not in PATH; install it with: apt-get install curl")
-
+def test_curl_sees_what_the_old_route_answered(curl: str, http: Gateway, workspace: str) -> None:
     def ask(*arguments: str) -> tuple[int, dict[str, Any]]:
         url, token = f"{http.url}{old_route(workspace)}", f"Authorization: Bearer {TOKENS['admin']}"
         command = [curl, "--silent", "--write-out", "\n%{http_code}", "--header", token, *arguments, url]

@@ -157,7 +157,7 @@ def test_a_page_runs_no_code_of_the_folder_it_is_started_in(tmp_path: Path, monk
         (tmp_path / f"{name}.py").write_text("open('taken', 'w')")
     monkeypatch.chdir(tmp_path)
     with gateway_beside("127.0.0.1:0", local_admin=True):
-        pass
+        pass  # the end waits until the gateway has loaded its modules and has ended
     assert not (tmp_path / "taken").exists()
 
 

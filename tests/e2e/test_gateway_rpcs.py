@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -264,10 +263,7 @@ def test_a_stream_ends_at_its_deadline(http: Gateway) -> None:
     assert json.loads(end)["error"]["code"] == "deadline_exceeded"
 
 
-def test_curl_calls_in_json(http: Gateway, workspace: str) -> None:
-    curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("curl is not in PATH; install it with: apt-get install curl")
+def test_curl_calls_in_json(curl: str, http: Gateway, workspace: str) -> None:
     token = f"Authorization: Bearer {TOKENS['admin']}"
     command = [
         curl,

@@ -1,5 +1,6 @@
 """What a server leaves in its log, and what of it never reaches a client."""
 
+import os
 import pty
 from pathlib import Path
 from typing import Any, Final, cast
@@ -198,8 +199,8 @@ def test_logs_are_json_on_standard_error_and_addresses_alone_on_standard_output(
 
 def test_logs_are_lines_for_people_on_a_terminal(serve: Serve, module_database_url: str) -> None:
     ours, theirs = pty.openpty()
-    with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor, no path
-        with open(theirs, "wb"):  # noqa: PTH123 - a descriptor, no path
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        with os.fdopen(theirs, "wb"):
             server = serve(settings={"DATABASE_URL": as_service(module_database_url)}, stderr=theirs)
         shown = b""
         while b"serving" not in shown:

@@ -1,7 +1,7 @@
 """Whether administration works, asked of databases that lack something; and who is told when that changes."""
 
 import asyncio
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import psycopg
@@ -13,8 +13,10 @@ from billing_grpc.server.health import CHECK_INTERVAL, watch_administration
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import InMemoryRepository
+from tests.support.polling import until_true
 
 BUDGET: Final = 5.0
+until: Final = partial(until_true, seconds=5)
 
 OLD_NUMBERS: Final = """
 ALTER TABLE workspace_billing_mode_changes
@@ -84,12 +86,6 @@ async def test_a_missing_schema_is_no_failure_of_the_driver_which_would_be_logge
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("billing_grpc.server.health.CHECK_INTERVAL", 0.01)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.usefixtures("quickly")

@@ -294,7 +294,7 @@ async def test_a_call_that_ended_before_it_was_looked_at_is_not_logged_as_unauth
             await asyncio.to_thread(billing.ResolveBillingMode, service_pb.ResolveBillingModeRequest())
             for _ in range(20):
                 billing.ResolveBillingMode.future(service_pb.ResolveBillingModeRequest(), timeout=0.1)
-            time.sleep(0.3)  # noqa: ASYNC251
+            time.sleep(0.3)  # noqa: ASYNC251 - the server runs in this loop too, and must take no call meanwhile
             await asyncio.to_thread(billing.ResolveBillingMode, service_pb.ResolveBillingModeRequest())
     codes = [line["code"] for line in logs if line["event"] == "call"]
 

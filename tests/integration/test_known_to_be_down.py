@@ -7,8 +7,9 @@ import resource
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +25,14 @@ from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.breaker import PROBE_EVERY, RIDE_OUT, Breaker
 from billing_grpc.storage.postgres.connecting import CONNECT_TIMEOUT, PersistentConnection
+from tests.support.polling import until_true
 from tests.support.victim import Victim
 from tests.support.writes import BY, add
 
 BUDGET: Final = 1.0
 POOL_SIZE: Final = 8
 PATIENCE: Final = 10.0
+until: Final = partial(until_true, seconds=PATIENCE)
 BYOK: Final = StoredOverride("byok")
 
 Changes = list[type[StorageError] | None]
@@ -59,13 +62,6 @@ def changes(repository: PostgresRepository) -> Changes:
     told: Changes = []
     repository.add_listener(lambda error: told.append(None if error is None else type(error)))
     return told
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.01)
 
 
 async def read(repository: PostgresRepository, workspace: str, budget: float = BUDGET) -> object:

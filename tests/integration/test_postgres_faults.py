@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -24,6 +25,7 @@ from billing_grpc.model import NO_WORKSPACE, BillingMode, OverrideChange, Stored
 from billing_grpc.page_token import LogPosition
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.testing import running_server
+from tests.support.polling import until_true
 from tests.support.victim import Victim
 from tests.support.writes import BY, overrides
 
@@ -39,6 +41,7 @@ LIMIT: Final = 10.0
 """Seconds after which a test that should have ended is ended, so that a fault fails it and does not hang it."""
 
 POOL_SIZE: Final = 8
+until: Final = partial(until_true, seconds=5)
 KEY: Final = "OPENAI_API_KEY"
 DEGRADED: Final = {"DATABASE_TIMEOUT", "DATABASE_UNREACHABLE"}
 
@@ -72,30 +75,21 @@ def sessions(url: str, state: str = "%") -> list[int]:
         return [row[0] for row in found]
 
 
-async def terminate_every_session(url: str) -> None:
-    """Returns when none is left; nobody has asked the repository yet, which cannot know."""
+def terminate_sessions(url: str, waiting_for: str = "%") -> list[bool]:
+    """Ends the repositories' sessions, or those that wait for this now; returns for each whether that was possible."""
     with psycopg.connect(url) as connection:
         ended = connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'billing_grpc'"
-        ).fetchall()
-    assert ended == [(True,)] * POOL_SIZE
-    await until(lambda: not sessions(url))
-
-
-def end_those_that_wait_for_a_lock(url: str) -> int:
-    """Ends the repositories' sessions that wait for a lock now, and returns how many."""
-    with psycopg.connect(url) as connection:
-        return connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'billing_grpc' AND wait_event_type = 'Lock'"
-        ).rowcount
+            " WHERE application_name = 'billing_grpc' AND coalesce(wait_event_type, '') LIKE %s",
+            [waiting_for],
+        )
+        return [row[0] for row in ended]
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.02)
+async def terminate_every_session(url: str) -> None:
+    """Returns when none is left; nobody has asked the repository yet, which cannot know."""
+    assert terminate_sessions(url) == [True] * POOL_SIZE
+    await until(lambda: not sessions(url))
 
 
 async def in_time(call: Awaitable[Any], budget: float = BUDGET) -> Any:
@@ -322,7 +316,7 @@ async def test_a_write_whose_session_ends_before_its_commit_is_made_once_on_anot
         writing = asyncio.create_task(
             in_time(repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=BUDGET))
         )
-        await until(lambda: end_those_that_wait_for_a_lock(victim.url) == 1)
+        await until(lambda: terminate_sessions(victim.url, waiting_for="Lock") == [True])
     assert isinstance(await writing, OverrideChange)
     assert await read(repository, workspace) == StoredOverride("disabled")
     assert len((await repository.list_changes(workspace, position=LogPosition(), limit=10, budget=BUDGET)).changes) == 2

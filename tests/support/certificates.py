@@ -1,7 +1,6 @@
 """Makes certificates for the TLS tests, on the spot and valid for minutes."""
 
 import datetime as dt
-import inspect
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +35,12 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False)
-        usage["key_cert_sign" if may_sign else "digital_signature"] = True
         certificate = (
             x509.CertificateBuilder(by.name if by else subject, subject, key.public_key(), next(SERIALS))
             .not_valid_before(now - dt.timedelta(days=2))
             .not_valid_after(ends or now + dt.timedelta(days=2))
             .add_extension(x509.BasicConstraints(ca=may_sign, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(_key_usage(may_sign=may_sign), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(_signed_with(by.key if by else key), critical=False)
             .sign(by.key if by else key, hashes.SHA256())
@@ -102,3 +99,18 @@ class Issued:
 def _signed_with(key: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
     """What clients of Python 3.13 and later insist on."""
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+
+
+def _key_usage(*, may_sign: bool) -> x509.KeyUsage:
+    """What the same clients insist on for an authority."""
+    return x509.KeyUsage(
+        digital_signature=not may_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=may_sign,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Final
 
 import click
+import pytest
 
 from billing_grpc.server.settings.config import DatabaseSettings, Settings
 from billing_grpc.setting_names import VARIABLES
+from tools.validate_deploy import kustomize
 
 KNOWN_VARIABLES: Final = {
     *(str(each.alias) for model in (Settings, DatabaseSettings) for each in model.model_fields.values()),
@@ -34,3 +36,10 @@ def parses(command: click.Command, arguments: Sequence[str]) -> bool:
     except click.UsageError:
         return False
     return True
+
+
+def overlay_builder() -> list[str]:
+    """The command that builds an overlay; skips the test where there is none."""
+    if (found := kustomize()) is None:
+        pytest.skip("neither kustomize nor kubectl is installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.0")
+    return found

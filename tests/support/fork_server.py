@@ -110,7 +110,7 @@ def _opened(like: TextIO, number: int, mode: str) -> TextIO:
 def exit_at_once(code: object) -> NoReturn:
     """Do what the interpreter does at its end, but for taking every module apart, which costs more than most commands."""
     threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - waits for threads, as the interpreter does
-    atexit._run_exitfuncs()  # noqa: SLF001
+    atexit._run_exitfuncs()  # noqa: SLF001 - runs what the program registered, as the interpreter does
     sys.stdout.flush()
     sys.stderr.flush()
     assert code is None or isinstance(code, int), code

@@ -1,5 +1,6 @@
 """Waiting for what a real process does."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -20,3 +21,11 @@ def until(look: Callable[[], Value]) -> Value:
             pytest.fail(f"still {seen!r} after {PATIENCE:.0f} s")
         time.sleep(0.02)
     return seen
+
+
+async def until_true(holds: Callable[[], bool], seconds: float) -> None:
+    """Return when `holds` is true, and let the event loop run meanwhile; fail the test after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.01)

@@ -1,16 +1,18 @@
 """When the database becomes known to be down, and when not: the breaker over probes that a test ends."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Final
 
 import pytest
 
 from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.server.call import current_request_id
 from billing_grpc.storage.postgres.breaker import OVERLAP_AFTER, PROBE_EVERY, RIDE_OUT, Breaker
+from tests.support.polling import until_true
 
-PATIENCE = 10.0
+until: Final = partial(until_true, seconds=10)
 Probes = list["asyncio.Future[StorageError | None]"]
 
 
@@ -34,13 +36,6 @@ async def breaker(probes: Probes) -> AsyncIterator[Breaker]:
         if not each.done():
             each.set_result(None)
     await made.stop()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.005)
 
 
 async def test_a_probe_that_failed_while_calls_were_answered_changes_nothing(breaker: Breaker, probes: Probes) -> None:
