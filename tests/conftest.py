@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
 from typing import Any, Final
@@ -37,9 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart() -> None:
-    """Turn the garbage collector off in a worker while modules load: they make hardly any garbage."""
+    """Let SIGINT end the processes that tests start, and load modules without the garbage collector in a worker."""
+    # A shell lets its background jobs ignore SIGINT, and what they start inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if IN_PARALLEL:
-        gc.disable()
+        gc.disable()  # modules make hardly any garbage
 
 
 def pytest_collection_finish() -> None:
