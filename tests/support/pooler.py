@@ -81,8 +81,8 @@ class Pooler:
             assert time.monotonic() < deadline, log_text
             time.sleep(0.02)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Ends it and every connection through it, at once."""
+    def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """Ends it and every connection through it, at once: after SIGTERM, PgBouncer 1.23 and later wait for clients."""
         if self.process is not None:
             self.process.send_signal(number)
             self.process.wait(_PATIENCE)
