@@ -15,12 +15,14 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.storage import migrations
 from billing_grpc.storage.embedded import EmbeddedPostgres
+from tests.databases import new_database
 from tests.groups import GroupScheduling, is_timed
 from tests.places import place_for_databases
 
 pytest.register_assert_rewrite("tests.support")
 
 TEMPLATE: Final = "billing_template"
+MIGRATED: Final = f"TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
 SKIPS_ARE_FAILURES: Final = "CI" in os.environ
 IN_PARALLEL: Final = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -79,33 +81,25 @@ def cluster_url() -> Iterator[str]:
 @pytest.fixture
 def empty_database_url(cluster_url: str) -> Iterator[str]:
     """A new database without any table."""
-    yield from _database(cluster_url, "template0")
+    with new_database(cluster_url) as url:
+        yield url
 
 
 @pytest.fixture
 def database_url(cluster_url: str) -> Iterator[str]:
     """A new database with every migration and no workspace."""
-    yield from _database(cluster_url, TEMPLATE)
+    with new_database(cluster_url, MIGRATED) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def module_database_url(cluster_url: str) -> Iterator[str]:
     """A migrated database that all tests of a module share, each with workspaces of its own."""
-    yield from _database(cluster_url, TEMPLATE)
+    with new_database(cluster_url, MIGRATED) as url:
+        yield url
 
 
 @pytest.fixture
 def service_url(database_url: str) -> str:
     """The same database as `database_url`, for the role that the service has in production."""
     return make_conninfo(database_url, user=migrations.SERVICE_ROLE)
-
-
-def _database(cluster_url: str, template: str) -> Iterator[str]:
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
-        try:
-            yield make_conninfo(cluster_url, dbname=name)
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

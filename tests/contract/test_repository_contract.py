@@ -17,6 +17,7 @@ from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.repository import Repository
 from billing_grpc.testing import InMemoryRepository
+from tests.databases import unchecked_database
 from tests.support.writes import BY, overrides
 
 BUDGET: Final = 1.0
@@ -124,19 +125,8 @@ class Postgres:
 
 @pytest.fixture(scope="module")
 def unchecked_url(cluster_url: str) -> Iterator[str]:
-    """A migrated database for this module, without the CHECK."""
-    name = f"contract_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
-        try:
-            url = make_conninfo(cluster_url, dbname=name)
-            migrations.up(url)
-            migrations.run_script(url, migrations.grants())
-            with psycopg.connect(url, autocommit=True) as inside:
-                inside.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
-            yield url
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with unchecked_database(cluster_url) as url:
+        yield url
 
 
 @pytest.fixture(params=["postgres", "in_memory"])

@@ -3,19 +3,17 @@
 import os
 import re
 import subprocess
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from billing_grpc.model import BillingMode
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
+from tests.databases import new_database
 from tests.support.deploy import POSTGRES_TOOLS
 from tests.support.workspaces import add_workspace, as_service
 from tests.support.writes import BY
@@ -46,11 +44,8 @@ def run(script: str, database_url: str, folder: Path) -> None:
 @pytest.fixture
 def another_url(cluster_url: str) -> Iterator[str]:
     """A second empty database."""
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
-        yield make_conninfo(cluster_url, dbname=name)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with new_database(cluster_url) as url:
+        yield url
 
 
 def change(database_url: str, workspace: str, mode: str | None) -> None:

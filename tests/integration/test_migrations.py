@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from billing_grpc.errors import MigrationError, SettingsError
 from billing_grpc.storage import migrations
 from billing_grpc.storage.migrations import MigrationStatus
+from tests.databases import SQL_ASCII, new_database
 from tests.support.commands import billing_grpc, start
 
 BASE: Final = "20260526110000_workspaces_base"
@@ -197,20 +198,12 @@ def test_a_malformed_address_is_not_repeated(url: str, run: Callable[[str], obje
 
 
 def test_a_database_without_an_encoding_is_migrated_like_any_other(cluster_url: str) -> None:
-    name = f"t_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        encoding = "ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
-        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 {}")
-        connection.execute(create.format(sql.Identifier(name), sql.SQL(encoding)))
-        try:
-            url = make_conninfo(cluster_url, dbname=name)
-            assert migrations.status(url) == expected()
-            assert migrations.up(url) == ALL
-            assert migrations.up(url) == []
-            assert migrations.status(url) == expected(*ALL)
-            assert migrations.down(url, every=True) == ALL[::-1]
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with new_database(cluster_url, SQL_ASCII) as url:
+        assert migrations.status(url) == expected()
+        assert migrations.up(url) == ALL
+        assert migrations.up(url) == []
+        assert migrations.status(url) == expected(*ALL)
+        assert migrations.down(url, every=True) == ALL[::-1]
 
 
 def test_looking_at_the_status_writes_nothing(empty_database_url: str, owner: psycopg.Connection[Any]) -> None:
@@ -286,17 +279,11 @@ def test_files_run_by_hand_twice_and_then_by_us_change_nothing(
 @pytest.fixture(scope="module")
 def checked(cluster_url: str) -> Iterator[psycopg.Connection[Any]]:
     """A migrated database with one workspace, for tests that leave no trace."""
-    name = f"checked_{uuid.uuid4().hex}"
-    with owner_of(cluster_url) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
-        try:
-            url = make_conninfo(cluster_url, dbname=name)
-            migrations.up(url)
-            with owner_of(url) as inside:
-                inside.execute("INSERT INTO workspaces (id) VALUES (gen_random_uuid())")
-                yield inside
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with new_database(cluster_url) as url:
+        migrations.up(url)
+        with owner_of(url) as inside:
+            inside.execute("INSERT INTO workspaces (id) VALUES (gen_random_uuid())")
+            yield inside
 
 
 @pytest.mark.parametrize("text", ACCEPTED.values(), ids=ACCEPTED)

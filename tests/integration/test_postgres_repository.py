@@ -10,7 +10,6 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -37,6 +36,7 @@ from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.pool import BoundedPool
+from tests.databases import LATIN1, SQL_ASCII, unchecked_database
 from tests.support.writes import BY, add, overrides
 
 BUDGET: Final = 1.0
@@ -172,30 +172,9 @@ async def repository(service_url: str) -> AsyncIterator[PostgresRepository]:
         yield opened
 
 
-@contextmanager
-def database_in(cluster_url: str, encoding: str) -> Iterator[str]:
-    """A migrated database of this encoding, without the CHECK."""
-    name = sql.Identifier(f"t_{uuid.uuid4().hex}")
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL(
-                "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
-            ).format(name, sql.Literal(encoding))
-        )
-        try:
-            url = make_conninfo(cluster_url, dbname=name.as_string().strip('"'))
-            migrations.up(url)
-            with psycopg.connect(url, autocommit=True) as inside:
-                run(inside, DROP_CHECK)
-            yield url
-        finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
-
-
 @pytest.fixture
 def sql_ascii_url(cluster_url: str) -> Iterator[str]:
-    """A database that stores whatever bytes it is given, migrated, without the CHECK."""
-    with database_in(cluster_url, "SQL_ASCII") as url:
+    with unchecked_database(cluster_url, SQL_ASCII) as url:
         yield url
 
 
@@ -450,8 +429,7 @@ async def test_a_text_that_is_not_utf8_is_unreadable_and_takes_no_other_row_with
 
 
 async def test_a_database_of_another_encoding_gets_the_reason_as_far_as_it_can_store_it(cluster_url: str) -> None:
-    with database_in(cluster_url, "LATIN1") as url:
-        migrations.run_script(url, migrations.grants())
+    with unchecked_database(cluster_url, LATIN1) as url:
         with psycopg.connect(url) as connection:
             workspace = add(connection, "gratuité")
         async with PostgresRepository.opened(make_conninfo(url, user=migrations.SERVICE_ROLE)) as repository:

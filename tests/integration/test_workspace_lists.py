@@ -38,6 +38,7 @@ from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository, listing
 from billing_grpc.storage.repository import Repository
 from billing_grpc.testing import InMemoryRepository, running_server
+from tests.databases import SQL_ASCII, unchecked_database
 from tests.support.writes import add
 
 BUDGET: Final = 10.0
@@ -62,30 +63,16 @@ _ADD_BYTES: Final = "INSERT INTO workspaces (id, llm_billing_mode) VALUES (%s, c
 DATABASES: Final = ("postgres", "sql_ascii", "in_memory")
 
 
-def database_in(cluster_url: str, encoding: str) -> Iterator[str]:
-    """A migrated database of this encoding, without the CHECK."""
-    name = f"lists_{uuid.uuid4().hex}"
-    with psycopg.connect(cluster_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode())
-        try:
-            url = make_conninfo(cluster_url, dbname=name)
-            migrations.up(url)
-            migrations.run_script(url, migrations.grants())
-            with psycopg.connect(url, autocommit=True) as inside:
-                inside.execute("ALTER TABLE workspaces DROP CONSTRAINT workspaces_llm_billing_mode_check")
-            yield url
-        finally:
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
 @pytest.fixture(scope="module")
 def unchecked_url(cluster_url: str) -> Iterator[str]:
-    yield from database_in(cluster_url, "UTF8")
+    with unchecked_database(cluster_url) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
 def sql_ascii_url(cluster_url: str) -> Iterator[str]:
-    yield from database_in(cluster_url, "SQL_ASCII")
+    with unchecked_database(cluster_url, SQL_ASCII) as url:
+        yield url
 
 
 @dataclass

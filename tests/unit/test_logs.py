@@ -23,6 +23,7 @@ from billing_grpc.server.telemetry.logs import GRPC_FAILED, REPEAT_SECONDS, Repe
 from billing_grpc.server.telemetry.spans import Tracing
 from billing_grpc.stalled_reader import write_within
 from billing_grpc.wire.trace_context import current_trace
+from tests.support.clocks import Clock
 
 UNREADABLE: Final = UnicodeDecodeError("utf-8", b"a-token\xff", 7, 8, "invalid start byte")
 
@@ -226,16 +227,6 @@ def test_a_descriptor_that_does_not_block_gets_every_line() -> None:
     os.close(reader)
     assert write_within(writer, b"nobody reads any more, and nothing is raised")
     os.close(writer)
-
-
-class Clock:
-    """Time that passes when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -11,18 +11,9 @@ import pytest
 
 from billing_grpc import watched_file
 from billing_grpc.watched_file import REPEAT_SECONDS, Complaint, WatchedFile
+from tests.support.clocks import Clock
 
 MAX = 16
-
-
-class Clock:
-    """Stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture
