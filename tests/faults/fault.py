@@ -1,6 +1,5 @@
 """What a fault is: what it may touch, what it does, and which answers may suffer from it."""
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from tests.faults.calls import DECISIONS, LIST_WORKSPACES, RPCS, SUMMARIZE
 from tests.faults.pair import Pair
 from tests.support.pooler import Pooler
 from tests.support.victim import Victim
-
-_PATIENCE: Final = 10.0
 
 AT_ONCE: Final = 1.0
 """Seconds that a fault lasts if every answer reports it at once. The longest answer may take as long."""
@@ -100,15 +97,6 @@ def reasons(*names: str) -> frozenset[str]:
 
 
 GONE: Final = reasons("UNREACHABLE", "TIMEOUT")
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Returns when it is so."""
-    deadline = time.monotonic() + _PATIENCE
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a fault could not be made")
-        time.sleep(0.02)
 
 
 def execute_together(url: str, *statements: str) -> None:

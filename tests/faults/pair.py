@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, LiteralString
+from typing import LiteralString
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -19,9 +18,8 @@ from billing_grpc.storage.embedded.cluster import data_directory
 from billing_grpc.storage.embedded.directory import LOCK, open_own, prepare, previous_owner
 from billing_grpc.storage.embedded.installation import find_installation
 from tests.places import place_for_databases
+from tests.support.polling import PATIENCE, until
 from tests.support.victim import Victim, running_victim
-
-_PATIENCE: Final = 20.0
 
 
 @dataclass
@@ -126,7 +124,7 @@ def _follow(primary: Victim, standby: Victim) -> None:
         "--checkpoint=fast",
         "--write-recovery-conf",
         "--no-sync",
-        timeout=_PATIENCE,
+        timeout=PATIENCE,
     )
     assert copied.returncode == 0, copied.stderr
     os.close(open_own(standby.server.directory / LOCK, account))  # the directory is one of ours now
@@ -159,11 +157,3 @@ def is_primary(url: str) -> bool:
     with suppress(psycopg.OperationalError):
         return ask(url, "SELECT pg_is_in_recovery()") == (False,)
     return False
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Returns when it is so."""
-    deadline = time.monotonic() + _PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)

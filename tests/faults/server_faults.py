@@ -7,8 +7,9 @@ from typing import Final
 import psycopg
 
 from billing_grpc.storage.migrations import SERVICE_ROLE
-from tests.faults.fault import ALL, GONE, Fault, Scene, execute, reasons, until
+from tests.faults.fault import ALL, GONE, Fault, Scene, execute, reasons
 from tests.faults.pair import ask
+from tests.support.polling import until
 
 _READ_ONLY: Final = "ALTER SYSTEM SET default_transaction_read_only = on"
 _WRITABLE: Final = "ALTER SYSTEM RESET default_transaction_read_only"

@@ -15,10 +15,11 @@ from psycopg import sql
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from tests.faults.calls import CORRUPT, LIST, LIST_WORKSPACES, SET, SUMMARIZE
 from tests.faults.deployments import ANY_BYTES, BEHIND, BOTH, DIRECT, LINK, LINK_POOLED
-from tests.faults.fault import ALL, AT_ONCE, GONE, READERS, Begin, Fault, Scene, execute_together, reasons, until
+from tests.faults.fault import ALL, AT_ONCE, GONE, READERS, Begin, Fault, Scene, execute_together, reasons
 from tests.faults.pair import is_primary
 from tests.faults.pooler_faults import POOLER, ROW_SECURITY, SHARED
 from tests.faults.server_faults import FAILED_OVER, NAME_MOVED, PRIMARY_GONE, READ_ONLY, SESSIONS_READ_ONLY
+from tests.support.polling import until
 from tests.support.pooler import SESSION, TRANSACTION
 from tests.support.postgres_processes import process_ids, runs
 from tests.support.victim import Victim

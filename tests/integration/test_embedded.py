@@ -30,6 +30,7 @@ from billing_grpc.storage.embedded.account import Account
 from billing_grpc.storage.embedded.directory import prepare
 from billing_grpc.storage.embedded.installation import find_installation
 from tests.places import place_for_databases
+from tests.support.polling import until
 from tests.support.postgres_processes import process_ids
 
 ROOT = os.geteuid() == 0
@@ -158,13 +159,6 @@ def pid_of(server: EmbeddedPostgres) -> int:
 
 def account_of(user: pwd.struct_passwd) -> Account:
     return Account(user.pw_name, user.pw_uid, user.pw_gid, getpass.getuser())
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return holds()
 
 
 # A start and what it leaves
@@ -298,7 +292,7 @@ def test_a_second_starter_is_refused(shared: EmbeddedPostgres) -> None:
 
 def test_of_two_that_start_at_once_on_a_new_directory_one_wins(place: Path, parents: Parents) -> None:
     both = [parents(place / "pg") for _ in range(2)]
-    assert eventually(lambda: any(each.poll() is not None for each in both))
+    until(lambda: any(each.poll() is not None for each in both))
     (winner,) = [each for each in both if each.poll() is None]
     (loser,) = [each for each in both if each.poll() is not None]
     assert "another process" in loser.communicate()[1]
@@ -390,7 +384,7 @@ def test_a_killed_server_recovers_at_the_next_start(copied: Path) -> None:
     with EmbeddedPostgres(copied) as server:
         execute(server.url, "create table kept (n int)", "insert into kept values (42)")
         os.kill(pid_of(server), signal.SIGKILL)
-        assert eventually(lambda: server.pid is None)
+        until(lambda: server.pid is None)
         assert rows(server.start(), "select n from kept") == [(42,)]
 
 
@@ -403,7 +397,7 @@ def test_a_session_that_outlives_its_killed_server_is_waited_for(server: Embedde
         connection.pgconn.flush()
         time.sleep(0.2)
         os.kill(pid_of(server), signal.SIGKILL)
-        assert eventually(lambda: server.pid is None)
+        until(lambda: server.pid is None)
         assert rows(server.start(), "select 1") == [(1,)]
 
 
@@ -417,7 +411,7 @@ def test_a_stopped_server_can_be_stopped(server: EmbeddedPostgres) -> None:
 
 def test_an_interrupted_initdb_does_not_block(place: Path, parents: Parents) -> None:
     parent = parents(place / "pg")
-    assert eventually(lambda: any((place / "pg").glob("initdb-*/PG_VERSION")))
+    until(lambda: any((place / "pg").glob("initdb-*/PG_VERSION")))
     children = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()

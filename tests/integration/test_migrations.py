@@ -3,7 +3,6 @@
 import re
 import shutil
 import signal
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from billing_grpc.storage import migrations
 from billing_grpc.storage.migrations import MigrationStatus
 from tests.databases import SQL_ASCII, new_database
 from tests.support.commands import billing_grpc, start
+from tests.support.polling import until
 
 BASE: Final = "20260526110000_workspaces_base"
 MODE: Final = "20260526120000_workspaces_llm_billing_mode"
@@ -117,13 +117,6 @@ def waits_for_a_lock(connection: psycopg.Connection[Any]) -> list[int]:
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
     return [row[0] for row in found]
-
-
-def eventually(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
 
 
 def expected(*applied: str) -> list[MigrationStatus]:
@@ -325,7 +318,7 @@ def test_a_run_that_was_killed_in_the_middle_does_not_block_the_next(
         holder.execute("LOCK TABLE workspaces IN ACCESS SHARE MODE")
         settings = {"DATABASE_URL": empty_database_url}
         killed = start("migrate", "up", settings=settings, stdout=DEVNULL, stderr=DEVNULL)
-        eventually(lambda: waits_for_a_lock(owner))
+        until(lambda: waits_for_a_lock(owner))
         killed.send_signal(signal.SIGKILL)
         assert killed.wait(10) == -signal.SIGKILL
         assert owner.execute("SELECT count(*) FROM yoyo_lock").fetchall() == [(1,)]

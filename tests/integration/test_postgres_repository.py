@@ -6,11 +6,11 @@ import json
 import random
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -37,6 +37,7 @@ from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connection import Connection
 from billing_grpc.storage.postgres.pool import BoundedPool
 from tests.databases import LATIN1, SQL_ASCII, unchecked_database
+from tests.support.polling import until_true
 from tests.support.writes import BY, add, overrides
 
 BUDGET: Final = 1.0
@@ -206,11 +207,7 @@ def waiting_for_a_lock(connection: psycopg.Connection[Any]) -> set[int]:
     return {row[0] for row in found}
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.01)
+until: Final = partial(until_true, seconds=5)
 
 
 # Concurrency
@@ -236,7 +233,7 @@ async def test_fifty_concurrent_writers_are_told_one_history_that_is_the_true_on
         calls = [
             asyncio.create_task(repository.save_override(workspace, mode, by=BY, budget=PATIENT)) for mode in modes[:50]
         ]
-        await eventually(lambda: len(waiting_for_a_lock(owner)) == 4)  # the other connections are for reads alone
+        await until(lambda: len(waiting_for_a_lock(owner)) == 4)  # the other connections are for reads alone
     changes = await asyncio.gather(*calls)
     assert [change.current.override.text for change in changes] == [mode and mode.value for mode in modes[:50]]
     true = owner.execute("SELECT previous, current FROM history ORDER BY number").fetchall()
@@ -279,7 +276,7 @@ async def test_a_save_waits_for_an_open_heartbeat_and_keeps_what_it_wrote(
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE workspaces SET name = 'alive'")
         call = asyncio.create_task(repository.save_override(workspace, BillingMode.DISABLED, by=BY, budget=PATIENT))
-        await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
+        await until(lambda: len(waiting_for_a_lock(owner)) == 1)
         other.commit()
     assert overrides(await call) == (StoredOverride("byok"), StoredOverride("disabled"))
     assert owner.execute("SELECT name, llm_billing_mode FROM workspaces").fetchall() == [("alive", "disabled")]
@@ -292,7 +289,7 @@ async def test_a_save_sees_a_mode_that_was_committed_while_it_waited(
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE workspaces SET llm_billing_mode = 'platform_managed'")
         call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
-        await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
+        await until(lambda: len(waiting_for_a_lock(owner)) == 1)
         other.commit()
     assert overrides(await call) == (StoredOverride("platform_managed"), StoredOverride("byok"))
     assert stored(owner, workspace) == "byok"
@@ -324,16 +321,16 @@ async def test_a_write_is_finished_when_its_caller_is_cancelled_and_the_connecti
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner)
-    await eventually(lambda: len(backends(owner)) == 8)
+    await until(lambda: len(backends(owner)) == 8)
     before = backends(owner)
     with psycopg.connect(database_url) as other:
         other.execute("SELECT FROM workspaces FOR UPDATE")
         call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
-        await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
+        await until(lambda: len(waiting_for_a_lock(owner)) == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    await eventually(lambda: stored(owner, workspace) == "byok")
+    await until(lambda: stored(owner, workspace) == "byok")
     assert backends(owner) == before
 
 
@@ -341,13 +338,13 @@ async def test_fifty_cancelled_callers_leak_no_connection(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner, "byok")
-    await eventually(lambda: len(backends(owner)) == 8)
+    await until(lambda: len(backends(owner)) == 8)
     before = backends(owner)
     for _ in range(5):
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
             calls = [asyncio.create_task(repository.load_overrides([workspace], budget=PATIENT)) for _ in range(10)]
-            await eventually(lambda: len(waiting_for_a_lock(owner)) == 8)
+            await until(lambda: len(waiting_for_a_lock(owner)) == 8)
             for call in calls:
                 call.cancel()
             assert {type(each) for each in await asyncio.gather(*calls, return_exceptions=True)} == {
@@ -366,7 +363,7 @@ async def test_closing_waits_for_the_work_of_a_caller_that_went_away(
         other.execute("SELECT FROM workspaces FOR UPDATE")
         async with PostgresRepository.opened(database_url, longest_budget=PATIENT) as repository:
             call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
-            await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
+            await until(lambda: len(waiting_for_a_lock(owner)) == 1)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
@@ -404,7 +401,7 @@ async def test_no_transaction_stays_open_after_a_call(
             " WHERE datname = current_database() AND application_name = 'billing_grpc' AND state <> 'idle'"
         ).fetchall()
 
-    await eventually(lambda: not busy())
+    await until(lambda: not busy())
 
 
 # Bytes and types
@@ -587,12 +584,12 @@ async def test_a_query_that_an_administrator_cancels_is_a_timeout_and_its_connec
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str, call: Call
 ) -> None:
     workspace = add(owner, "byok")
-    await eventually(lambda: len(backends(owner)) == 8)
+    await until(lambda: len(backends(owner)) == 8)
     before = backends(owner)
     with psycopg.connect(database_url) as other:
         other.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
         running = asyncio.ensure_future(call(repository, workspace))
-        await eventually(lambda: len(waiting_for_a_lock(owner)) == 1)
+        await until(lambda: len(waiting_for_a_lock(owner)) == 1)
         owner.execute("SELECT pg_cancel_backend(%s)", [waiting_for_a_lock(owner).pop()])
         with pytest.raises(DatabaseTimeout) as raised:
             await running

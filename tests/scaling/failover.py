@@ -19,7 +19,8 @@ import grpc
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from tests.faults.deployments import BOTH, LINK, LINK_POOLED, Served, all_deployments
-from tests.faults.pair import ask, is_primary, until
+from tests.faults.pair import ask, is_primary
+from tests.support.polling import until
 
 DETECTION: Final = 1.0
 """Seconds from the kill to the promotion."""
