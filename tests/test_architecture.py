@@ -161,7 +161,7 @@ def test_the_environment_is_read_in_one_module() -> None:
     assert readers == {"server/settings/config", "cli/environment"}
 
 
-def test_the_billing_mode_variable_is_named_only_where_it_is_read_or_written_into_a_plan() -> None:
+def test_the_mode_variable_is_named_only_where_it_is_read_or_written_into_a_plan() -> None:
     named = {name for name, tree in ALL.items() if mentions(tree, MODE_SETTING)}
 
     assert named == {"server/settings/fields"} | NAMES_WITHOUT_READING

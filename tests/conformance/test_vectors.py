@@ -352,7 +352,7 @@ def check_plan(case: Case) -> None:
     assert case.expect["route_via_platform_proxy"] is plan.route_via_platform_proxy
 
 
-def test_an_applied_plan_removes_every_spelling_sets_what_it_says_and_changes_nothing_else(
+def test_an_applied_plan_removes_every_spelling_sets_what_it_says_and_keeps_the_rest(
     subtests: pytest.Subtests,
 ) -> None:
     for case in load_apply():

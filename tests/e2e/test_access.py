@@ -82,7 +82,7 @@ def code(server: Server, token: str | None) -> grpc.StatusCode:
     return ended
 
 
-def test_grpcurl_gets_in_with_a_token_over_tls_and_with_a_certificate_over_mutual_tls(
+def test_grpcurl_gets_in_by_a_token_over_tls_and_by_a_certificate_over_mutual_tls(
     site: Site, serve: Serve, grpcurl_at: Any
 ) -> None:
     token, entry = site.new_token("provisioner", "provisioner")
@@ -137,9 +137,7 @@ def test_a_token_as_json_holds_the_token_and_the_entry_that_lets_it_in(site: Sit
     assert code(server, None) is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_tokens_rotate_under_running_calls_without_a_gap_and_a_broken_file_changes_nothing(
-    site: Site, serve: Serve
-) -> None:
+def test_tokens_rotate_without_a_gap_and_a_broken_file_changes_nothing(site: Site, serve: Serve) -> None:
     old, entry = site.new_token("controlplane", "admin")
     new, other = site.new_token("controlplane", "admin")
     digest = other.partition('token_sha256 = ["')[2].partition('"')[0]
@@ -202,7 +200,7 @@ def test_files_that_are_wrong_at_the_start_are_all_named_and_nothing_is_served(s
     assert "BEGIN" not in ended.stderr
 
 
-def test_a_new_token_is_shown_beside_the_digest_of_itself_and_is_not_in_the_lines_for_the_file(site: Site) -> None:
+def test_a_new_token_is_shown_and_the_lines_for_the_file_hold_its_digest_alone(site: Site) -> None:
     token, entry = site.new_token("controlplane", "admin")
 
     (principal,) = tomllib.loads(entry)["principal"]

@@ -308,7 +308,7 @@ def test_names_that_hide_a_key_go_and_no_forged_mode_stays(
     assert inherited(ended) == {**OTHERS, **kept, MODE: mode.encode(), MODE + b"_RESOLVED": mode.encode()}
 
 
-def test_an_asking_takes_no_longer_than_its_timeout_and_is_repeated_within_the_budget() -> None:
+def test_an_asking_ends_at_its_timeout_and_is_repeated_within_the_budget() -> None:
     askings: list[bytes] = []
     over = threading.Event()
 

@@ -87,7 +87,7 @@ def ignores_hang_ups(pid: int) -> bool:
     return bool((int(status["SigIgn"], 16) | int(status["SigCgt"], 16)) & 1 << (signal.SIGHUP - 1))
 
 
-def test_the_first_process_of_a_container_ends_at_sigterm_before_it_becomes_its_command(directory: Path) -> None:
+def test_a_containers_first_process_ends_at_sigterm_before_it_becomes_its_command(directory: Path) -> None:
     started = directory / "started"
     arguments = ["run", "--workspace", "", "--retry-for", "60", "--", "touch", str(started)]
     with subprocess.Popen([sys.executable, "-c", AS_PID_1, *arguments], env=environment()) as process:

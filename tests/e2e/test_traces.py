@@ -344,7 +344,7 @@ def test_traces_without_what_sends_them_are_a_start_up_error_that_names_the_reme
     )
 
 
-def test_without_an_endpoint_what_sends_spans_is_not_needed_and_a_callers_trace_is_left_alone(
+def test_without_an_endpoint_no_sdk_is_needed_and_a_callers_trace_is_left_alone(
     serve: Serve, database_url: str, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)

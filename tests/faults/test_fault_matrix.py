@@ -21,7 +21,7 @@ def deployments() -> Iterator[Deployments]:
 
 
 @pytest.mark.parametrize(("where", "name"), RUNS)
-async def test_every_answer_is_in_time_and_safe_nothing_is_half_written_and_everything_recovers(
+async def test_answers_are_in_time_and_safe_writes_are_whole_and_everything_recovers(
     deployments: Deployments, where: str, name: str
 ) -> None:
     outcome = await suffer(deployments.to(where), RUNS[where, name], _PACE)

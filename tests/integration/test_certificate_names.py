@@ -125,7 +125,7 @@ async def test_a_name_counts_only_as_it_stands_in_the_certificate(
     assert ended in ({grpc.StatusCode.OK} if let_in else closed)
 
 
-async def test_a_certificate_without_names_is_nobody_even_where_callers_of_this_machine_are_admin(site: Site) -> None:
+async def test_a_certificate_without_names_is_nobody_even_under_local_admin(site: Site) -> None:
     assert await site.ask(issue(site.clients, None)) is grpc.StatusCode.UNAUTHENTICATED
     assert await site.ask(issue(site.clients, [(EMAIL, b"a@b")])) is grpc.StatusCode.UNAUTHENTICATED
 

@@ -96,7 +96,7 @@ async def test_a_certificate_that_has_ended_is_refused_in_a_resumed_session(site
         assert await ask(stub) is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_client_authority_taken_out_of_the_file_signs_for_nobody_on_open_connections(site: Site) -> None:
+async def test_open_connections_lose_a_client_authority_that_is_taken_out_of_the_file(site: Site) -> None:
     other = Authority.new("other clients")
     site.ca.write_bytes(site.clients.pem + other.pem)
     async with (

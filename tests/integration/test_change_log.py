@@ -267,7 +267,7 @@ async def test_an_etag_from_before_a_change_that_no_trigger_saw_is_stale(
     assert change.current.etag == str(change.current.change_id)
 
 
-async def test_a_mode_that_is_older_than_the_log_has_another_etag_than_one_that_was_never_set(
+async def test_a_mode_older_than_the_log_has_another_etag_than_one_that_was_never_set(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner)
@@ -485,7 +485,7 @@ async def test_functions_and_tables_of_a_strangers_own_are_not_used_by_the_trigg
 # Concurrency
 
 
-async def test_fifty_writers_with_etags_have_one_winner_a_round_and_leave_a_chain_without_gaps(
+async def test_fifty_writers_with_etags_have_one_winner_a_round_and_a_log_without_gaps(
     repository: PostgresRepository, owner: psycopg.Connection[Any]
 ) -> None:
     workspace = add(owner)

@@ -189,7 +189,7 @@ async def test_a_server_that_never_answers_closes_at_the_deadline(
 
 
 @each_decision
-async def test_a_channel_closed_during_the_call_closes_and_is_not_taken_for_a_cancelled_task(
+async def test_a_channel_closed_during_a_call_is_a_closed_answer_and_no_cancelled_task(
     ask: Callable[[BillingClient], Awaitable[Resolution]],
 ) -> None:
     with silent() as target:
@@ -492,7 +492,7 @@ async def test_a_token_that_cannot_be_had_or_sent_closes_and_never_stands_in_the
     assert "secret" not in caplog.text
 
 
-async def test_an_authority_that_does_not_know_the_server_closes_until_its_file_is_put_right(tmp_path: Path) -> None:
+async def test_an_authority_that_does_not_know_the_server_closes_until_its_file_is_right(tmp_path: Path) -> None:
     known = Known(tmp_path)
     known.ca.write_bytes(known.clients.pem)
     async with (
@@ -699,7 +699,7 @@ def test_a_certificate_comes_with_its_key() -> None:
         ClientTls(cert=Path("client.crt"))
 
 
-async def test_keys_that_the_server_adds_are_refused_and_stripped_offline_when_the_caller_names_them() -> None:
+async def test_keys_that_the_caller_adds_are_refused_and_stripped_without_a_server() -> None:
     async with BillingClient(NOBODY, extra_blocked_keys=[" new_vendor_key "]) as client:
         decided = await client.validate_secret_write(["New_Vendor_Key"])
         planned = await client.plan_provision_env(env_keys=["new_vendor_key"])
@@ -870,7 +870,7 @@ async def test_a_garbled_answer_closes(method: str, garbled: bytes) -> None:
         assert is_closed(resolution, "ANSWER_INVALID")
 
 
-async def test_administration_raises_when_the_answer_holds_a_time_that_is_none_or_another_workspace() -> None:
+async def test_administration_raises_for_a_time_out_of_range_and_for_another_workspace() -> None:
     page = service_pb.ListBillingModeChangesResponse()
     page.changes.add(workspace_id=OPEN).change_time.seconds = 1 << 60
     async with answering("ListBillingModeChanges", page.SerializeToString()) as target, BillingClient(target) as client:

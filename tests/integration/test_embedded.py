@@ -487,7 +487,7 @@ if ROOT:  # what only root can arrange
         assert said[6:10] == ["0", "1", "2", "3"]  # the last one is what ls reads
         assert {line.partition("=")[0] for line in said[10:-1]} == {"LC_ALL", "PATH", "PGCONNECT_TIMEOUT", "PWD", "TZ"}
 
-    def test_a_started_program_has_the_process_id_that_is_answered_and_a_session_of_its_own(tmp_path: Path) -> None:
+    def test_a_started_program_has_the_answered_process_id_and_a_session_of_its_own(tmp_path: Path) -> None:
         with (tmp_path / "out").open("w+b") as output:
             started = NOBODY.spawn(["/bin/sh", "-c", "echo $$ $A; ps -o sid= -p $$"], output, {"A": "b"})
             assert started.wait(10) == 0

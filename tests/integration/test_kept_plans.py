@@ -201,7 +201,7 @@ async def test_a_session_that_may_show_old_values_is_stale(connection: Connectio
         await load_overrides(connection, [WORKSPACE])
 
 
-async def test_a_statement_that_another_session_lacks_is_a_pooler_and_the_read_still_answers(
+async def test_a_statement_that_a_session_lacks_is_a_pooler_and_the_read_still_answers(
     connection: Connection,
 ) -> None:
     await connection.execute("DEALLOCATE ALL")

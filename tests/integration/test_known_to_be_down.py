@@ -432,7 +432,7 @@ async def test_a_database_without_the_schema_is_not_one_that_is_down(
     assert changes == []
 
 
-async def test_a_budget_that_is_shorter_than_connecting_takes_does_not_make_a_database_one_that_is_down(
+async def test_a_budget_too_short_to_connect_is_no_sign_of_a_database_that_is_down(
     victim: Victim, workspace: str
 ) -> None:
     relayed: list[asyncio.StreamWriter] = []

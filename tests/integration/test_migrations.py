@@ -236,7 +236,7 @@ def test_going_all_the_way_down_keeps_the_table_and_its_rows(
     assert len(before) == 1
 
 
-def test_a_column_that_is_there_already_keeps_its_check_of_another_name_and_its_modes(
+def test_an_existing_column_keeps_its_check_of_another_name_and_its_modes(
     empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:
     owner.execute(FOREIGN_TABLE)
@@ -296,7 +296,7 @@ def test_the_check_refuses_every_other_text(checked: psycopg.Connection[Any], te
 # Together, killed, and after others
 
 
-def test_four_runs_at_once_on_one_empty_database_all_succeed_and_apply_each_migration_once(
+def test_four_runs_at_once_on_an_empty_database_succeed_and_apply_each_file_once(
     empty_database_url: str, owner: psycopg.Connection[Any]
 ) -> None:
     with ThreadPoolExecutor(4) as threads:
@@ -361,7 +361,7 @@ def test_a_database_that_a_newer_version_migrated_says_so_and_still_goes_up_and_
 
 
 @pytest.mark.parametrize("run", [migrations.up, migrations.down, migrations.status], ids=["up", "down", "status"])
-def test_a_database_that_cannot_be_reached_is_a_migration_error_with_the_drivers_words(
+def test_an_unreachable_database_is_a_migration_error_with_the_drivers_words(
     run: Callable[[str], object],
 ) -> None:
     with pytest.raises(MigrationError, match="/no/such/directory") as raised:

@@ -160,7 +160,7 @@ def test_a_second_row_for_one_id_is_recorded(owner: psycopg.Connection[Any]) -> 
 # Inherited
 
 
-def test_a_table_that_inherits_is_recorded_once_it_was_migrated_and_while_it_inherits(
+def test_a_table_that_inherits_is_recorded_after_a_migration_and_while_it_inherits(
     owner: psycopg.Connection[Any], empty_database_url: str
 ) -> None:
     owner.execute("DROP TABLE workspaces; CREATE TABLE workspaces (id uuid PRIMARY KEY, llm_billing_mode text)")

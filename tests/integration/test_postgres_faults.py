@@ -204,7 +204,7 @@ async def test_a_database_that_was_never_there_is_answered_in_time_twice_in_a_ro
 # Hung
 
 
-async def test_a_hung_server_is_answered_in_time_three_times_in_a_row_and_used_again_when_it_goes_on(
+async def test_a_hung_server_costs_no_call_more_than_its_budget_and_is_used_again_later(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
     with victim.hung():
@@ -449,7 +449,7 @@ def details(error: grpc.aio.AioRpcError) -> dict[str, Message]:
     return found
 
 
-async def test_decisions_on_a_hung_server_are_ok_and_closed_twice_in_a_row_whatever_the_org_default_says(
+async def test_decisions_on_a_hung_server_are_closed_under_an_open_org_default_each_time(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
     async with stub_for(repository) as stub:
@@ -475,7 +475,7 @@ async def test_a_decision_on_a_hung_server_arrives_before_a_short_deadline(
     assert arrived >= 3
 
 
-async def test_administration_on_a_hung_server_is_unavailable_with_a_reason_and_when_to_retry(
+async def test_administration_on_a_hung_server_is_unavailable_with_a_reason_and_a_retry(
     victim: Victim, repository: PostgresRepository, workspace: str
 ) -> None:
     async with stub_for(repository) as stub:

@@ -317,7 +317,7 @@ async def test_a_save_changes_the_mode_and_no_other_column(
 # Callers that go away
 
 
-async def test_a_write_is_finished_when_its_caller_is_cancelled_and_the_connection_lives_on(
+async def test_a_write_is_finished_if_its_caller_is_cancelled_and_the_connection_lives_on(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner)
@@ -580,7 +580,7 @@ async def test_reads_work_as_soon_as_the_migrations_have_run_while_the_repositor
 
 
 @pytest.mark.parametrize("call", CALLS, ids=["load", "load_many", "save"])
-async def test_a_query_that_an_administrator_cancels_is_a_timeout_and_its_connection_lives_on(
+async def test_a_query_that_an_operator_cancels_is_a_timeout_and_its_connection_lives_on(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str, call: Call
 ) -> None:
     workspace = add(owner, "byok")
@@ -611,7 +611,7 @@ async def test_a_query_that_an_administrator_cancels_is_a_timeout_and_its_connec
     ],
     ids=["bracket", "unknown_option", "quote", "unknown_key", "no_scheme", "percent"],
 )
-async def test_an_address_that_libpq_does_not_understand_is_a_wrong_setting_and_is_not_repeated(url: str) -> None:
+async def test_an_address_that_libpq_cannot_read_is_a_wrong_setting_and_is_not_repeated(url: str) -> None:
     with pytest.raises(SettingsError) as raised:
         async with PostgresRepository.opened(url):
             pass

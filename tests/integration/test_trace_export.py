@@ -36,7 +36,7 @@ async def test_what_is_left_is_sent_at_the_end(
     assert failures(metrics) == 0
 
 
-async def test_a_collector_that_hangs_with_the_queue_full_holds_the_end_for_two_seconds_and_no_longer(
+async def test_a_hung_collector_with_a_full_queue_delays_the_end_by_two_seconds_at_most(
     collector: Collector,
 ) -> None:
     collector.hangs.set()

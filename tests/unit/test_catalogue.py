@@ -51,7 +51,7 @@ def test_no_set_holds_an_ordinary_name() -> None:
     assert [name for name in ORDINARY_NAMES if every.holds(name) or every.needs_mode(normalise(name) or "")] == []
 
 
-def test_the_address_of_a_cloud_for_language_models_alone_goes_and_that_for_all_its_services_stays() -> None:
+def test_a_clouds_address_for_models_alone_is_listed_and_one_for_all_services_is_not() -> None:
     assert KeyList().holds("AWS_ENDPOINT_URL_BEDROCK_RUNTIME")
     assert not KeyList(name_set=NameSet.VENDORS).holds("AWS_ENDPOINT_URL")
 

@@ -243,7 +243,7 @@ def said(repeats: Repeats, **line: Any) -> dict[str, Any] | None:
         return None
 
 
-def test_what_every_call_says_in_an_outage_is_written_once_in_a_while_with_how_many_were_left_out(clock: Clock) -> None:
+def test_a_line_that_an_outage_repeats_is_written_at_times_with_the_number_left_out(clock: Clock) -> None:
     repeats, failed = Repeats(), {"event": "storage failed", "reason": "DATABASE_TIMEOUT", "error": "X"}
     assert said(repeats, **failed, text="a") == {**failed, "text": "a"}
     assert [said(repeats, **failed, text=str(number)) for number in range(5)] == [None] * 5

@@ -101,7 +101,7 @@ def test_a_method_that_is_not_ours_is_never_a_label() -> None:
     assert samples(metrics.registry, "billing_grpc_call_seconds_count") == {("other",): 6}
 
 
-def test_the_buckets_tell_a_millisecond_from_two_and_what_kept_its_second_from_what_did_not() -> None:
+def test_the_buckets_tell_one_millisecond_from_two_and_in_budget_from_late() -> None:
     metrics = Metrics()
     metrics.counter_of_calls("/molecule.billing.v1.BillingModeService/ResolveBillingMode")("OK", 0.0008)
     buckets = {float(le) for le, _ in samples(metrics.registry, "billing_grpc_call_seconds_bucket")}

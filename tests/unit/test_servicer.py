@@ -329,7 +329,7 @@ def test_a_suspect_is_named_and_neither_stripped_nor_refused() -> None:
     assert harness.metrics.registry.get_sample_value("billing_grpc_suspect_keys_total") == 1
 
 
-def test_with_hardly_any_time_left_the_database_is_not_asked_and_the_answer_is_closed() -> None:
+def test_with_hardly_any_time_left_no_database_is_asked_and_the_answer_is_closed() -> None:
     harness = Harness(org_default="byok")
 
     answer = harness.call("ResolveBillingMode", service_pb.ResolveBillingModeRequest(workspace_id=BYOK), timeout=0.04)

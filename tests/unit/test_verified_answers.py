@@ -308,7 +308,7 @@ def test_without_an_answer_unlisted_keys_are_allowed_and_all_others_refused() ->
     assert decision.resolution.error == ERROR
 
 
-def test_a_closed_plan_strips_the_list_every_spelling_and_what_the_answer_wanted_stripped() -> None:
+def test_a_closed_plan_strips_listed_keys_in_every_spelling_and_those_of_the_answer() -> None:
     wanted = ["New_Vendor_Key", "MOLECULE_LLM_X", "no name"]
 
     env = ["hf_token", "PATH", "new_vendor_key", "no name"]
