@@ -154,7 +154,7 @@ async def test_calls_in_progress_are_counted_while_they_are_and_watchers_are_not
     metrics, repository = Metrics(), InMemoryRepository({WORKSPACE: "byok"})
 
     def in_flight() -> float | None:
-        metrics.refresh()
+        metrics.gauges.refresh()
         return metrics.registry.get_sample_value("billing_grpc_calls_in_flight")
 
     async with running_server(repository, metrics=metrics) as target, grpc.aio.insecure_channel(target) as channel:

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.server.auth import roles
-from billing_grpc.server.telemetry.metrics import Metrics, multiprocess_registry
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.multiprocess import multiprocess_registry
 
 TYPES: Final = {
     "billing_grpc_resolutions": "counter",
@@ -111,18 +112,18 @@ def test_the_buckets_tell_one_millisecond_from_two_and_in_budget_from_late() -> 
 
 def test_gauges_show_what_the_pool_and_the_database_say_at_the_last_refresh() -> None:
     metrics, up = Metrics(), [True]
-    metrics.refresh()  # nobody to ask
-    metrics.observe_pool(Pool)
-    metrics.observe_database(lambda: up[0])
-    metrics.observe_tasks(lambda: 7)
-    metrics.refresh()
+    metrics.gauges.refresh()  # nobody to ask
+    metrics.gauges.observe_pool(Pool)
+    metrics.gauges.observe_database(lambda: up[0])
+    metrics.gauges.observe_tasks(lambda: 7)
+    metrics.gauges.refresh()
 
     assert metrics.registry.get_sample_value("billing_grpc_tasks") == 7
     names = ("size", "idle", "in_use", "waiting")
     assert [metrics.registry.get_sample_value(f"billing_grpc_pool_{name}") for name in names] == [8, 5, 3, 2]
     assert metrics.registry.get_sample_value("billing_grpc_database_up") == 1
     up[0] = False
-    metrics.refresh()
+    metrics.gauges.refresh()
     assert metrics.registry.get_sample_value("billing_grpc_database_up") == 0
 
 
@@ -135,16 +136,16 @@ from billing_grpc.server.telemetry.metrics import Metrics
 metrics = Metrics("1.2.3", "1.83.2")
 metrics.show_catalogue(Catalogue("core", "2026-11-26", "0123456789ab"))
 up = sys.argv[1] == "up"
-metrics.observe_pool(lambda: SimpleNamespace(size=8, idle=5, in_use=3, waiting=1))
-metrics.observe_database(lambda: up)
-metrics.observe_tasks(lambda: 3)
+metrics.gauges.observe_pool(lambda: SimpleNamespace(size=8, idle=5, in_use=3, waiting=1))
+metrics.gauges.observe_database(lambda: up)
+metrics.gauges.observe_tasks(lambda: 3)
 for _ in range(2):
     metrics.counter_of_calls("/molecule.billing.v1.BillingModeService/ResolveBillingMode")("OK", 0.0008)
-metrics.call_begun()
-metrics.refresh()
+metrics.gauges.call_begun()
+metrics.gauges.refresh()
 print("ready", flush=True)
 sys.stdin.readline()
-metrics.call_ended()
+metrics.gauges.call_ended()
 """
 
 

@@ -110,8 +110,8 @@ async def repository(
     async with PostgresRepository.opened(
         database_url, longest_budget=settings.storage_timeout, size=settings.database_connections
     ) as postgres:
-        metrics.observe_pool(postgres.pool_stats)
-        metrics.observe_database(lambda: postgres.available)
+        metrics.gauges.observe_pool(postgres.pool_stats)
+        metrics.gauges.observe_database(lambda: postgres.available)
         yield observed(postgres, metrics, tracing)
 
 

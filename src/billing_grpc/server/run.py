@@ -30,7 +30,9 @@ from billing_grpc.server.processes.stop_signals import StopSignals, on_hang_up
 from billing_grpc.server.processes.supervisor import WorkerFailedError, Workers, WorkerSettings
 from billing_grpc.server.settings.config import Settings, environment_with
 from billing_grpc.server.telemetry import logs
-from billing_grpc.server.telemetry.metrics import Metrics, forget_process, multiprocess_registry
+from billing_grpc.server.telemetry.gauges import Gauges
+from billing_grpc.server.telemetry.metrics import Metrics
+from billing_grpc.server.telemetry.multiprocess import forget_process, multiprocess_registry
 from billing_grpc.storage.repository import Repository
 
 log = structlog.stdlib.get_logger(__name__)
@@ -147,8 +149,8 @@ async def serve(
         stack.enter_context(on_hang_up(lambda: _reload(org_default, access_policy)))
         tracing = await stack.enter_async_context(compose.tracing(settings, metrics))
         repository = await stack.enter_async_context(compose.repository(settings, database_url, metrics, tracing))
-        metrics.observe_tasks(lambda: len(asyncio.all_tasks()))
-        await stack.enter_async_context(_in_the_background(_refresh(metrics)))
+        metrics.gauges.observe_tasks(lambda: len(asyncio.all_tasks()))
+        await stack.enter_async_context(_in_the_background(_refresh(metrics.gauges)))
         if settings.metrics_listen is not None and not shared:
             stack.enter_context(compose.exposed_metrics(settings.metrics_listen, metrics.registry))
         server = compose.rpc_server(
@@ -225,10 +227,10 @@ async def _listening(server: RpcServer, addresses: Sequence[Address], grace: flo
         await server.stop(grace)
 
 
-async def _refresh(metrics: Metrics) -> None:
+async def _refresh(gauges: Gauges) -> None:
     """Refresh the gauges every second, so that a scrape never reads an older value."""
     while True:
-        metrics.refresh()
+        gauges.refresh()
         await asyncio.sleep(_REFRESH_INTERVAL)
 
 

@@ -37,12 +37,12 @@ class _Ended(Hooks):
 class _InProgress(_Ended):
     def __init__(self, metrics: Metrics, method: str) -> None:
         super().__init__(metrics, method)
-        self._metrics = metrics
+        self._gauges = metrics.gauges
 
     def start(self, call: RequestContext) -> None:
         del call
-        self._metrics.call_begun()
+        self._gauges.call_begun()
 
     def end(self, call: RequestContext, code: str) -> None:
-        self._metrics.call_ended()
+        self._gauges.call_ended()
         super().end(call, code)

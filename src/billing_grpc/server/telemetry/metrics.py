@@ -1,11 +1,10 @@
-"""The metrics of the service, under the names that dashboards use."""
+"""The metrics of the service, under the names that dashboards use: what is counted and timed."""
 
 import platform
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,12 +16,12 @@ from prometheus_client import (
     ProcessCollector,
     values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import BillingMode, BillingModeSource, Catalogue, Resolution, SecretVerdict
 from billing_grpc.resolver import is_corrupt
 from billing_grpc.server.auth import roles
+from billing_grpc.server.telemetry.gauges import Gauges
 
 OTHER: Final = "other"
 """The label of every unknown method: text from a caller must not become a time series."""
@@ -57,26 +56,6 @@ _CALL_BUCKETS: Final = (
 _STORAGE_BUCKETS: Final = (0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.5)
 
 
-class PoolStats(Protocol):
-    """The state of a connection pool at one moment."""
-
-    @property
-    def size(self) -> int:
-        """Return how many connections the pool should hold."""
-
-    @property
-    def idle(self) -> int:
-        """Return how many connections exist and are not in use."""
-
-    @property
-    def in_use(self) -> int:
-        """Return how many connections are in use."""
-
-    @property
-    def waiting(self) -> int:
-        """Return how many calls wait for a connection."""
-
-
 class Metrics:
     """The counters, gauges and histograms of one server.
 
@@ -86,15 +65,13 @@ class Metrics:
 
     Attributes:
         registry: where the metrics are registered; the metrics port of a single process exposes it.
+        gauges: what holds at this moment.
     """
 
     def __init__(self, version: str = "", grpc_version: str = "") -> None:
         """Create all known series at zero; the versions become labels of `billing_grpc_build_info`."""
         self.registry = CollectorRegistry()
-        self._pool: Callable[[], PoolStats] | None = None
-        self._database: Callable[[], bool] | None = None
-        self._calls_now = 0
-        self._running: Callable[[], int] | None = None
+        self.gauges = Gauges(self.registry)
         self._resolutions = self._counter(
             "resolutions",
             "Resolutions answered, by resolved mode and the rule that decided.",
@@ -132,7 +109,6 @@ class Metrics:
             buckets=_CALL_BUCKETS,
             registry=self.registry,
         )
-        self._in_flight = self._gauge("calls_in_flight", "Calls in progress; health and reflection are left out.")
         self._storage_seconds = Histogram(
             "billing_grpc_storage_seconds",
             "Seconds a storage operation took, waiting for a connection included, by how it ended: ok, or a reason.",
@@ -141,12 +117,6 @@ class Metrics:
             registry=self.registry,
         )
         self._storage = cache(self._storage_seconds.labels)
-        self._tasks = self._gauge("tasks", "Tasks of the event loop; grows without end only where something leaks.")
-        self._database_up = self._gauge("database_up", "1 while the database answers.", mode="livemin")
-        self._pool_size = self._gauge("pool_size", "Database connections that are to be held.")
-        self._pool_idle = self._gauge("pool_idle", "Database connections that nobody uses.")
-        self._pool_in_use = self._gauge("pool_in_use", "Database connections that work.")
-        self._pool_waiting = self._gauge("pool_waiting", "Calls that wait for a database connection.")
         self._export_failures = self._counter("trace_export_failures", "Batches of spans that no collector took.")
         self._dropped_lines = self._counter("log_lines_dropped", "Log lines that could not be written.")
         labels = {"version": version, "python": platform.python_version(), "grpc": grpc_version}
@@ -190,14 +160,6 @@ class Metrics:
         """Count one refused key."""
         self._blocked_writes.labels(verdict=verdict.value).inc()
 
-    def call_begun(self) -> None:
-        """Count a call as in progress until `call_ended`."""
-        self._calls_now += 1
-
-    def call_ended(self) -> None:
-        """Count a call as in progress no longer."""
-        self._calls_now -= 1
-
     def counter_of_calls(self, path: str, *, timed: bool = True) -> Callable[[str, float], None]:
         """Return a function that counts a call that has ended, given the name of its status and its seconds.
 
@@ -229,58 +191,9 @@ class Metrics:
         """Count a log line that could not be written."""
         self._dropped_lines.inc()
 
-    def observe_pool(self, stats: Callable[[], PoolStats]) -> None:
-        """Set the source of the pool's state; called at every `refresh`."""
-        self._pool = stats
-
-    def observe_database(self, is_up: Callable[[], bool]) -> None:
-        """Set the source of whether the database answers; called at every `refresh`."""
-        self._database = is_up
-
-    def observe_tasks(self, running: Callable[[], int]) -> None:
-        """Set the source of the number of the event loop's tasks; called at every `refresh`."""
-        self._running = running
-
-    def refresh(self) -> None:
-        """Set the gauges from their sources."""
-        self._in_flight.set(self._calls_now)
-        if self._running is not None:
-            self._tasks.set(self._running())
-        if self._database is not None:
-            self._database_up.set(self._database())
-        if self._pool is not None:
-            stats = self._pool()
-            self._pool_size.set(stats.size)
-            self._pool_idle.set(stats.idle)
-            self._pool_in_use.set(stats.in_use)
-            self._pool_waiting.set(stats.waiting)
-
     def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
         counter = Counter(f"billing_grpc_{name}", text, list(labels), registry=self.registry)
         if labels:
             for combination in product(*labels.values()):
                 counter.labels(*combination)
         return counter
-
-    def _gauge(self, name: str, text: str, *, mode: Literal["livesum", "livemin"] = "livesum") -> Gauge:
-        return Gauge(f"billing_grpc_{name}", text, multiprocess_mode=mode, registry=self.registry)
-
-
-def multiprocess_registry(directory: Path) -> CollectorRegistry:
-    """Return a registry that exposes several processes, which share a directory, as one.
-
-    Call `forget_process` for each process that has ended: that removes its gauges and keeps its counters.
-
-    Raises:
-        ValueError: the directory does not exist.
-    """
-    registry = CollectorRegistry()
-    collector: Any = MultiProcessCollector
-    collector(registry, str(directory))  # registers itself
-    return registry
-
-
-def forget_process(pid: int, directory: Path) -> None:
-    """Remove the gauges of a process that wrote into this directory; its counters stay."""
-    forget: Any = mark_process_dead
-    forget(pid, str(directory))
