@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from billing_grpc.client import BillingClient
 from billing_grpc.errors import SchemaNotReady, StorageError, WriteNotApplied
-from billing_grpc.model import BillingMode, ChangeNote, Resolution
+from billing_grpc.model import BillingMode, ChangeNote, Resolution, StoredOverride
 from billing_grpc.storage import migrations
 from billing_grpc.storage.postgres import PostgresRepository
 from tests.support.polling import until
@@ -264,6 +264,23 @@ async def test_a_read_that_waits_for_a_new_table_sees_what_is_in_it(
                 assert (await reading).text == "platform_managed"
         finally:
             owner.execute("ALTER ROLE billing_grpc RESET default_transaction_isolation")
+            pooler.renew_sessions()
+
+
+async def test_a_transaction_timeout_of_the_role_ends_no_call_that_waits(kept: Victim, pooler: Pooler) -> None:
+    workspace = add_workspace(kept.url, "byok")
+    with psycopg.connect(kept.url, autocommit=True) as owner:
+        owner.execute("ALTER ROLE billing_grpc SET transaction_timeout = '50ms'")
+        try:
+            pooler.renew_sessions()
+            async with PostgresRepository.opened(pooler.through(kept.service_url), longest_budget=BUDGET) as repository:
+                with psycopg.connect(kept.url) as other:
+                    other.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
+                    read = asyncio.create_task(repository.load_override(workspace, budget=BUDGET))
+                    await asyncio.sleep(1)  # a read that loses its session is repeated for a while
+                assert await read == StoredOverride("byok")
+        finally:
+            owner.execute("ALTER ROLE billing_grpc RESET transaction_timeout")
             pooler.renew_sessions()
 
 

@@ -579,6 +579,23 @@ async def test_reads_work_as_soon_as_the_migrations_have_run_while_the_repositor
         assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride("byok")
 
 
+async def test_a_transaction_timeout_of_the_role_ends_no_call_that_waits_for_a_lock(
+    owner: psycopg.Connection[Any], database_url: str, service_url: str
+) -> None:
+    owner.execute(
+        sql.SQL("ALTER ROLE billing_grpc IN DATABASE {} SET transaction_timeout = '50ms'").format(
+            sql.Identifier(owner.info.dbname)
+        )
+    )
+    workspace = add(owner, "byok")
+    async with PostgresRepository.opened(service_url, longest_budget=PATIENT) as repository:
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE workspaces IN ACCESS EXCLUSIVE MODE")
+            read = asyncio.create_task(repository.load_override(workspace, budget=PATIENT))
+            await asyncio.sleep(1)  # a read that loses its session is repeated for a while
+        assert await read == StoredOverride("byok")
+
+
 @pytest.mark.parametrize("call", CALLS, ids=["load", "load_many", "save"])
 async def test_a_query_that_an_operator_cancels_is_a_timeout_and_its_connection_lives_on(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str, call: Call

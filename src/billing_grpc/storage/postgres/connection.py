@@ -174,7 +174,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """
         if check is None:
             return
-        _, search_path, role = await check.fetchone() or (None, None, None)
+        _, _, search_path, role = await check.fetchone() or (None,) * 4
         # Options come from the address, the environment or a service file. A pooler may drop them.
         options = any(each.keyword == b"options" and each.val for each in self.pgconn.info)
         if options or (search_path, role) != self._new_session:

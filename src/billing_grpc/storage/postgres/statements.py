@@ -25,9 +25,17 @@ SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction
            ORDER BY setrole = 0, setdatabase = 0 LIMIT 1), 'none')
 """
 
+# A timeout of transactions, which PostgreSQL 17 and later have, would end the session and not only the statement: a lock on
+# the table would look like a database that is down. The statement timeout is enough.
+_NO_TRANSACTION_TIMEOUT: Final = """
+CASE WHEN pg_catalog.current_setting('transaction_timeout', true) <> '0'
+    THEN pg_catalog.set_config('transaction_timeout', '0', {local}) END
+"""
+
 # For a connection that has its session for itself. No answer relies on these settings: each read proves its own.
 SET_UP_SESSION: Final = (
-    "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'"
+    "SET statement_timeout = '{statement_timeout}'; SET default_transaction_isolation = 'read committed'; SELECT "
+    + _NO_TRANSACTION_TIMEOUT.format(local="false")
 )
 
 # The session of a connection that was severed ends soon, and frees its place in the server.
@@ -35,9 +43,9 @@ NOTICE_LOST_CLIENT: Final = "SET client_connection_check_interval = 100"
 
 # For a connection through a transaction pooler, at the beginning of each transaction: any client may have changed the
 # settings of the session that the pooler happens to use.
-CHECK_SESSION: Final = """
-SELECT pg_catalog.set_config('statement_timeout', $1, true), pg_catalog.current_setting('search_path'),
-       pg_catalog.current_setting('role')
+CHECK_SESSION: Final = f"""
+SELECT pg_catalog.set_config('statement_timeout', $1, true), {_NO_TRANSACTION_TIMEOUT.format(local="true")},
+       pg_catalog.current_setting('search_path'), pg_catalog.current_setting('role')
 """
 
 WORKSPACES: Final = "workspaces"
