@@ -89,10 +89,14 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._new_session = (as_text(search_path), as_text(role))
             if self.direct:
                 await self._cursor.execute(SET_UP_SESSION.format(statement_timeout=self.statement_timeout))
-                with suppress(psycopg.errors.InvalidParameterValue):  # not on every platform
+                # Not on every platform, and not before PostgreSQL 14.
+                with suppress(psycopg.errors.InvalidParameterValue, psycopg.errors.UndefinedObject):
                     await self._cursor.execute(NOTICE_LOST_CLIENT)
         except BaseException as error:
             await self.close()
+            # A hot standby refuses every statement of a session whose transactions are serializable by default.
+            if isinstance(error, psycopg.errors.FeatureNotSupported):
+                raise psycopg.OperationalError(READ_ONLY) from error
             if isinstance(error, (ValueError, TypeError)):
                 raise psycopg.OperationalError("the server's description of the session cannot be read") from error
             raise
