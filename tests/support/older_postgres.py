@@ -17,7 +17,7 @@ from billing_grpc.storage.embedded.queries import DATABASE, wait_until_ready
 from billing_grpc.storage.embedded.sockets import PORT, make_socket_directory, remove_socket_directory
 from tests.places import place_for_databases
 
-_PROMISED: Final = 13
+_PROMISED: Final = 14
 """The oldest major version that docs/operations.md promises."""
 
 _PLACES: Final = ("usr/lib/postgresql/*", "usr/pgsql-*", "opt/homebrew/opt/postgresql@*")
