@@ -35,7 +35,7 @@ client's own text.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 SHOWN_CLIENT_TEXT: Final = 64
 """The largest number of characters of a client's text in a message."""
@@ -54,6 +54,15 @@ def quoted(text: str) -> str:
 
 class BillingError(Exception):
     """The base class of all errors that this package raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default, pickle calls the class with `args`, which most classes here do not take. If a task's error cannot be
+        # unpickled, its pool of processes breaks or waits for ever.
+        return _without_init, (type(self), self.args), self.__dict__
+
+
+def _without_init(kind: type[BillingError], args: tuple[object, ...]) -> BillingError:
+    return kind.__new__(kind, *args)
 
 
 class RequestError(BillingError):

@@ -1,5 +1,6 @@
 """The contract's numbers, and errors as rich statuses."""
 
+import pickle
 from typing import Any, TypeVar
 
 import pytest
@@ -126,6 +127,22 @@ def test_the_closed_resolution_travels_with_an_error() -> None:
     status = statuses.error_to_status(errors.DatabaseTimeout(attachments=(closed,)))
 
     assert detail(status, pb.BillingModeResolution) == messages.resolution_to_proto(closed)
+
+
+TASKS_ERRORS = (
+    *map(example, EXPECTED_CODES),
+    errors.DatabaseTimeout(attachments=(resolve("w", ResolutionError("DATABASE_TIMEOUT", "late"), "byok"),)),
+    errors.ClientMisused("a message"),
+    errors.SettingsError(["one", "two"]),
+)
+
+
+@pytest.mark.parametrize("raised", TASKS_ERRORS, ids=lambda each: type(each).__name__)
+def test_an_error_crosses_from_one_process_to_another(raised: errors.BillingError) -> None:
+    raised.add_note("request id 1")
+    got = pickle.loads(pickle.dumps(raised))  # noqa: S301 - as `multiprocessing` and `concurrent.futures` do
+
+    assert (type(got), str(got), vars(got)) == (type(raised), str(raised), vars(raised))
 
 
 @pytest.mark.parametrize("bad", ["\U0001f600" * 1000, "x y", "\x00" * 300])
