@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
 
+import anyio
 import grpc
 import pytest
 from google.protobuf.message import Message
@@ -215,6 +216,22 @@ async def test_the_cancellation_of_the_callers_task_is_raised(
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
+
+
+@each_decision
+async def test_a_scope_of_anyio_ends_at_its_own_cancellation(
+    ask: Callable[[BillingClient], Awaitable[Resolution]],
+) -> None:
+    before = asyncio.all_tasks()
+    with silent() as target:
+        async with BillingClient(target) as client:
+            with anyio.move_on_after(0.1) as scope:
+                await ask(client)
+            assert scope.cancelled_caught
+            # The call has ended too.
+            async with asyncio.timeout(1):
+                while asyncio.all_tasks() - before:
+                    await asyncio.sleep(0.01)
 
 
 @each_decision

@@ -44,7 +44,8 @@ class AsyncioCalls(Calls):
         self._running.add(running)
         try:
             async with asyncio.timeout(seconds + SLACK):
-                answer = await running
+                # gRPC drops the message of a cancellation, by which anyio knows its own.
+                answer = await asyncio.shield(running)
         except grpc.aio.AioRpcError as error:
             forked.note_end_of_call()
             failure = call_error(error)
@@ -58,6 +59,7 @@ class AsyncioCalls(Calls):
                 raise
             raise ServerUnreachable("this client was closed during the call") from None
         finally:
+            running.cancel()
             self._running.discard(running)
         forked.note_end_of_call()
         return require_message(answer)
