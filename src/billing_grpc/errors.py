@@ -283,7 +283,7 @@ class AnswerInvalid(CallError):
 
 
 class ClientMisused(CallError):
-    """The client was used on two event loops at once, or in a forked process in which gRPC does not work."""
+    """The client was used on two event loops at once or without one, or in a process in which gRPC does not work."""
 
     reason = "CLIENT_MISUSED"
 

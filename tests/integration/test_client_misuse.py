@@ -1,4 +1,4 @@
-"""The client on other event loops and in forked processes: it works, or says CLIENT_MISUSED; never a server's reason."""
+"""The client on other or no event loops and in forks: it works, or says CLIENT_MISUSED; never a server's reason."""
 
 from typing import Final
 
@@ -105,6 +105,30 @@ in_child(lambda: asyncio.run(ask(shared)))
 asyncio.run(ask(shared))
 """
 
+# As trio runs a coroutine.
+WITHOUT_A_LOOP: Final = """
+async def main():
+    shared = client()
+    await ask(shared)
+    plan = await shared.plan_provision_env(WORKSPACE, retry_for=5)
+    print(plan.resolution.mode, plan.resolution.error.reason, flush=True)
+    try:
+        await shared.get(WORKSPACE)
+    except ClientMisused as error:
+        print("raised", error.reason, flush=True)
+    await shared.close()
+try:
+    main().send(None)
+except StopIteration:
+    print("ended", flush=True)
+"""
+
+GREENLETS_FOR_THREADS: Final = """
+from gevent import monkey
+monkey.patch_all()
+asyncio.run(ask(client()))
+"""
+
 # As it happens where something else had used gRPC before the fork; gRPC may as well end such a process by itself.
 NEVER_ENDED_IN_A_FORK: Final = """
 async def hang():
@@ -129,6 +153,8 @@ asyncio.run(hang())
         (FORKED_AFTER_USE, [BYOK, MISUSED, MISUSED, BYOK]),
         (CLOSED_IN_A_FORK_OF_A_COROUTINE, [BYOK, "closed"]),
         (FORKED_BEFORE_USE, [BYOK] * 3),
+        (WITHOUT_A_LOOP, [MISUSED, MISUSED, "raised CLIENT_MISUSED", "ended"]),
+        (GREENLETS_FOR_THREADS, [MISUSED]),
         (NEVER_ENDED_IN_A_FORK, ["raised CLIENT_MISUSED", "raised SERVER_UNREACHABLE"]),
     ],
     ids=[
@@ -138,6 +164,8 @@ asyncio.run(hang())
         "forked after use",
         "closed in a fork of a coroutine",
         "forked before use",
+        "without a loop",
+        "greenlets for threads",
         "another's use",
     ],
 )

@@ -1,4 +1,4 @@
-"""The blocking client in processes that were forked: it works, or says CLIENT_MISUSED within its time."""
+"""The blocking client in forked processes and greenlets: it works, or says CLIENT_MISUSED within its time."""
 
 import http.client
 import os
@@ -232,6 +232,39 @@ say(ended > 9)
 in_child(lambda: say(ask(shared)))
 """
 
+# As `gunicorn --preload --worker-class=gevent` does.
+GREENLETS_IN_A_FORK: Final = """
+shared = client()
+ask(shared)
+def child():
+    import gevent
+    from gevent import monkey
+    monkey.patch_all()
+    asking = [gevent.spawn(ask, shared) for _ in range(20)]
+    gevent.joinall(asking)
+    for each in asking:
+        say(each.get())
+in_child(child)
+say(ask(shared))
+"""
+
+# With `init_gevent` a greenlet that waits for an answer lets the others run.
+GREENLETS: Final = """
+import gevent
+from gevent import monkey
+monkey.patch_all()
+from grpc.experimental.gevent import init_gevent
+init_gevent()
+shared = client()
+hanging = gevent.spawn(ask, client(HANGS))
+gevent.sleep(0.2)
+asking = [gevent.spawn(ask, shared) for _ in range(20)]
+gevent.joinall(asking)
+assert not hanging.ready()
+for each in [*asking, hanging]:
+    say(each.get())
+"""
+
 WORK: Final = f"""
 {APPLICATION}
 import multiprocessing
@@ -293,6 +326,7 @@ else:
         (FORKED_WHILE_A_LOCK_IS_HELD, [BYOK]),
         (ASKED_DURING_A_SLOW_FORK, [BYOK, UNREACHABLE, BYOK]),
         (FORKED_AFTER_A_SIGNAL_ENDED_CALLS, ["True", BYOK]),
+        (GREENLETS_IN_A_FORK, [BYOK] * 21),
     ],
     ids=[
         "after use",
@@ -306,6 +340,7 @@ else:
         "while a lock is held",
         "slowly",
         "after a signal ended calls",
+        "with greenlets",
     ],
 )
 def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str, said: list[str]) -> None:
@@ -315,6 +350,12 @@ def test_a_fork_works_or_says_in_time_that_it_cannot(vectors: str, program: str,
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines() == said, ended.stderr
+
+
+def test_greenlets_ask_while_the_call_of_another_hangs(vectors: str) -> None:
+    ended = run_forking("-c", PRELUDE + GREENLETS, vectors)
+
+    assert (ended.returncode, ended.stdout.splitlines()) == (0, [*[BYOK] * 20, UNREACHABLE]), ended.stderr
 
 
 def test_workers_of_multiprocessing_ask_however_they_are_started(vectors: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import grpc
 
 from billing_grpc.client import forked
 from billing_grpc.client.calls import SLACK, Answer, Calls, CallTerms, Request, Stub, require_message
-from billing_grpc.client.channel import Dialer
+from billing_grpc.client.channel import Dialer, require_loop
 from billing_grpc.client.status_errors import call_error
 from billing_grpc.errors import ServerUnreachable
 
@@ -65,6 +65,7 @@ class AsyncioCalls(Calls):
         return require_message(answer)
 
     async def pause(self, seconds: float) -> None:
+        require_loop()
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:

@@ -83,7 +83,11 @@ class Calls(Protocol):
         """
 
     async def pause(self, seconds: float) -> None:
-        """Wait between two attempts."""
+        """Wait between two attempts.
+
+        Raises:
+            ClientMisused: no event loop runs here, and this client needs one.
+        """
 
     async def close(self) -> None:
         """End the running calls and the connection. Later calls raise `ServerUnreachable`."""

@@ -1,6 +1,8 @@
 """Connect to a server from an event loop: one channel, used again for every call while the loop runs."""
 
 import asyncio
+import threading
+from types import BuiltinFunctionType
 from typing import Final
 
 import grpc
@@ -14,6 +16,14 @@ from billing_grpc.errors import ClientMisused, ServerUnreachable
 _OLD_CHANNEL_GRACE: Final = 30.0
 """Seconds that the calls of a replaced channel may still take."""
 
+_NO_LOOP: Final = (
+    "this client works on an event loop of asyncio, and none is running here: under trio and without a loop, use"
+    " billing_grpc.sync"
+)
+_GREENLETS: Final = (
+    "gevent or eventlet has replaced the threads of this process, and gRPC would block it for ever with asyncio: use"
+    " billing_grpc.sync"
+)
 _TWO_LOOPS: Final = "this client is in use on another event loop that is still running: make one client for each loop"
 
 
@@ -37,7 +47,7 @@ class Dialer(Endpoint[grpc.aio.Channel]):
 
         Raises:
             ServerUnreachable: this dialer was closed, or the TLS files were never usable.
-            ClientMisused: another event loop uses this dialer, or gRPC does not work in this process.
+            ClientMisused: no event loop runs here, or another one uses this dialer, or gRPC does not work in this process.
         """
         if self._closed:
             raise ServerUnreachable("this client was closed")
@@ -66,13 +76,18 @@ class Dialer(Endpoint[grpc.aio.Channel]):
 
     def is_usable_here(self) -> bool:
         """Return whether the channel belongs to the running event loop and to this process."""
-        # The fork first: a child has no running loop.
-        return not forked.belongs_to_parent() and self._loop is asyncio.get_running_loop()
+        try:
+            return self._loop is require_loop() and not forked.belongs_to_parent()
+        except ClientMisused:
+            return False
 
     def _use_this_loop(self) -> None:
         """Drop the channel of an event loop that has ended: it does not work on another loop."""
+        loop = require_loop()
+        # gRPC polls on a thread. As a greenlet, it would stop the whole process; no deadline would end that.
+        if not isinstance(threading.get_ident, BuiltinFunctionType):
+            raise ClientMisused(_GREENLETS)
         forked.use_asyncio()
-        loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         if self._loop is not None and self._loop.is_running():
@@ -95,3 +110,15 @@ class Dialer(Endpoint[grpc.aio.Channel]):
             task = asyncio.get_running_loop().create_task(old.close(_OLD_CHANNEL_GRACE))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+def require_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs here.
+
+    Raises:
+        ClientMisused: none does.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ClientMisused(_NO_LOOP) from None

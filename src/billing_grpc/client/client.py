@@ -20,9 +20,9 @@ class BillingClient(ClientMethods):
     """Ask one server, for the lifetime of the application.
 
     A client works on one event loop at a time; when that loop has ended, it connects anew on the next. While its loop runs,
-    a call on another loop is an error, and so is a call in a process that was forked after a client of this kind was used:
-    decisions then get the fallback with the reason CLIENT_MISUSED, and administration raises `ClientMisused`. For programs
-    without an event loop there is `billing_grpc.sync`.
+    a call on another loop is an error. So is a call without a loop of asyncio, under gevent or eventlet, and in a process
+    that was forked after a client of this kind was used: decisions then get the fallback with the reason CLIENT_MISUSED,
+    and administration raises `ClientMisused`. For such programs there is `billing_grpc.sync`.
 
     Args:
         target: as gRPC takes it: `host:port`, `unix:/path`, `dns:///name:port`.

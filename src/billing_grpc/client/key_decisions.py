@@ -12,7 +12,7 @@ from billing_grpc.client import fallback, verified_keys
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId
 from billing_grpc.client.catalogue_log import CatalogueLog
 from billing_grpc.client.deciding import PAUSE, Attempts, batches, decide
-from billing_grpc.errors import AnswerInvalid
+from billing_grpc.errors import AnswerInvalid, ClientMisused
 from billing_grpc.model import (
     BillingMode,
     Catalogue,
@@ -138,7 +138,10 @@ class KeyDecisions:
             plan = await self._plan(str(workspace_id), present, timeout, attempts)
             if plan.resolution.error is None or attempts.over():
                 return plan
-            await self._calls.pause(PAUSE)
+            try:
+                await self._calls.pause(PAUSE)
+            except ClientMisused:
+                return plan
 
     async def _plan(
         self, asked: str, present: Sequence[str] | None, timeout: float | None, attempts: Attempts
