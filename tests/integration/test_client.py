@@ -846,8 +846,9 @@ async def test_administration_raises_when_the_caller_may_not(tmp_path: Path) -> 
         BillingClient(target, token=lambda: "a-token", tls=known.tls) as reader,
         BillingClient(target, token=lambda: "another", tls=known.tls) as stranger,
     ):
-        with pytest.raises(PermissionDenied):
+        with pytest.raises(PermissionDenied) as denied:
             await reader.set(OPEN, BillingMode.BYOK)
+        assert not any("proxy" in note for note in denied.value.__notes__)
         error = (await reader.plan_provision_env(OPEN)).resolution.error
         assert error is not None
         assert "this caller's role may not call this method" in error.message, "who reads only the answer learns why"
@@ -987,6 +988,20 @@ async def test_a_status_is_believed_as_far_as_the_service_itself_could_have_said
 
     assert type(refused.value) is kind
     assert getattr(refused.value, "attachments", ()) == ()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED], ids=str)
+async def test_a_refusal_by_a_proxy_is_logged_as_one(code: grpc.StatusCode, caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort(code, "RBAC:\naccess denied")
+        return b""
+
+    async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
+        assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name == LOG]
+    assert f"as a proxy answers: {code.name}: RBAC:?access denied" in line
 
 
 async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:

@@ -23,6 +23,7 @@ from billing_grpc.errors import (
     Unauthenticated,
     WorkspaceNotFound,
     WriteNotApplied,
+    printable,
 )
 from billing_grpc.wire.statuses import ERROR_DOMAIN
 
@@ -36,7 +37,9 @@ _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
-_WITHOUT_DETAILS: Final = {each.reason: each for each in (Overloaded, WriteNotApplied, ChangeNotRecorded)}
+_WITHOUT_DETAILS: Final = {
+    each.reason: each for each in (Unauthenticated, PermissionDenied, Overloaded, WriteNotApplied, ChangeNotRecorded)
+}
 
 
 def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
@@ -54,7 +57,10 @@ def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
     if code in _UNREACHABLE:
         return ServerUnreachable(f"{code.name}: {text}")
     if code in _BY_CODE:
-        return _BY_CODE[code]()
+        refused = _BY_CODE[code]()
+        # Without it, the constant message would send the reader to this service's tokens and roles.
+        refused.add_note(f"not from this service, but as a proxy answers: {code.name}: {printable(text)}")
+        return refused
     return ServerRefused(f"{code.name}: {text}")
 
 
