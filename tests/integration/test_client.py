@@ -19,7 +19,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import REGISTRY
 
-from billing_grpc import provision, sync
+from billing_grpc import provision, service_config, sync
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc as service_grpc
@@ -615,6 +615,16 @@ async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again
             assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
         while (await client.resolve(OPEN)).mode is not BillingMode.BYOK:
             await asyncio.sleep(0.1)
+
+
+async def test_a_client_without_tls_files_blames_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> list[Any]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(service_config, "channel_options", fails)
+    async with BillingClient(NOBODY) as client:
+        with pytest.raises(ServerUnreachable, match=r"no connection can be made \(Too many open files\)"):
+            await client.get(OPEN)
 
 
 async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_client(tmp_path: Path) -> None:
