@@ -1,9 +1,12 @@
 """The client against real servers: closed whenever it must be, open again as soon as it may, and truthful elsewhere."""
 
 import asyncio
+import gc
 import logging
+import resource
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -26,6 +29,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2_grpc 
 from billing_grpc.addresses import Security, TcpAddress
 from billing_grpc.catalogue import NameSet
 from billing_grpc.client import BillingClient, ClientTls
+from billing_grpc.client.calls import SLACK
 from billing_grpc.errors import (
     STORAGE_ERRORS,
     AnswerInvalid,
@@ -232,6 +236,19 @@ async def test_a_scope_of_anyio_ends_at_its_own_cancellation(
             async with asyncio.timeout(1):
                 while asyncio.all_tasks() - before:
                     await asyncio.sleep(0.01)
+
+
+async def test_calls_that_end_as_they_are_given_up_leave_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    with silent() as target:
+        async with BillingClient(target) as client:
+            asking = [asyncio.ensure_future(client.resolve(OPEN, timeout=0.3)) for _ in range(10)]
+            await asyncio.sleep(0.1)
+            time.sleep(0.3 + SLACK)  # noqa: ASYNC251 - the loop finds the deadline and the end of each call in one turn
+            for each in asking:
+                assert is_closed(await each, "SERVER_UNREACHABLE")
+    del asking, each
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @each_decision
@@ -617,14 +634,16 @@ async def test_tls_files_that_this_process_could_not_look_at_are_looked_at_again
             await asyncio.sleep(0.1)
 
 
-async def test_a_client_without_tls_files_blames_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails() -> list[Any]:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(service_config, "channel_options", fails)
-    async with BillingClient(NOBODY) as client:
-        with pytest.raises(ServerUnreachable, match=r"no connection can be made \(Too many open files\)"):
-            await client.get(OPEN)
+async def test_a_client_without_tls_files_blames_none_of_them() -> None:
+    service_config.load.cache_clear()  # what the client then cannot read
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with BillingClient(NOBODY, timeout=1) as client:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            with pytest.raises(ServerUnreachable, match=r"no connection can be made \(Too many open files\)"):
+                await client.get(OPEN)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_call_outlives_the_certificates_it_started_with_and_not_its_client(tmp_path: Path) -> None:
@@ -1004,14 +1023,15 @@ async def test_a_status_is_believed_as_far_as_the_service_itself_could_have_said
 async def test_a_refusal_by_a_proxy_is_logged_as_one(code: grpc.StatusCode, caplog: pytest.LogCaptureFixture) -> None:
     async def refuse(request: bytes, context: Any) -> bytes:
         del request
-        await context.abort(code, "RBAC:\naccess denied")
+        await context.abort(code, "RBAC:\naccess denied" + "." * 1000)
         return b""
 
     async with serving("ResolveBillingMode", refuse) as target, BillingClient(target) as client:
         assert is_closed(await client.resolve(OPEN), "SERVER_REFUSED")
 
     (line,) = [record.getMessage() for record in caplog.records if record.name == LOG]
-    assert f"as a proxy answers: {code.name}: RBAC:?access denied" in line
+    assert f"as a proxy answers: {code.name}: RBAC:?access denied..." in line
+    assert line.count(".") < 256
 
 
 async def test_what_is_unavailable_for_a_moment_is_asked_again_as_the_service_config_says() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -42,10 +43,13 @@ class AsyncioCalls(Calls):
         sent = self.terms.metadata(request_id, self._dialer.authorization(), metadata)
         running = invoke(request, timeout=seconds, metadata=sent)
         self._running.add(running)
+        # Not awaited: gRPC drops the message of a cancellation, by which anyio knows its own.
+        answering = asyncio.ensure_future(running)
+        answering.add_done_callback(_look)
         try:
             async with asyncio.timeout(seconds + SLACK):
-                # gRPC drops the message of a cancellation, by which anyio knows its own.
-                answer = await asyncio.shield(running)
+                await asyncio.wait({answering})
+            answer = answering.result()
         except grpc.aio.AioRpcError as error:
             forked.note_end_of_call()
             failure = call_error(error)
@@ -73,6 +77,12 @@ class AsyncioCalls(Calls):
             for each in list(self._running):
                 each.cancel()
         await self._dialer.close()
+
+
+def _look(answering: asyncio.Future[Any]) -> None:
+    """Keep asyncio from logging the error of a call that was given up in the moment in which it ended."""
+    if not answering.cancelled():
+        answering.exception()
 
 
 def is_cancelled() -> bool:
