@@ -37,6 +37,8 @@ _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
+_SHOWN: Final = 256
+"""The largest number of characters of a proxy's text in a note."""
 _WITHOUT_DETAILS: Final = {
     each.reason: each for each in (Unauthenticated, PermissionDenied, Overloaded, WriteNotApplied, ChangeNotRecorded)
 }
@@ -58,8 +60,9 @@ def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
         return ServerUnreachable(f"{code.name}: {text}")
     if code in _BY_CODE:
         refused = _BY_CODE[code]()
-        # Without it, the constant message would send the reader to this service's tokens and roles.
-        refused.add_note(f"not from this service, but as a proxy answers: {code.name}: {printable(text)}")
+        # The constant message alone would send the reader to this service's tokens and roles.
+        shown = printable(text[:_SHOWN])
+        refused.add_note(f"without this service's details, as a proxy answers: {code.name}: {shown}")
         return refused
     return ServerRefused(f"{code.name}: {text}")
 
