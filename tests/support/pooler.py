@@ -81,11 +81,16 @@ class Pooler:
             assert time.monotonic() < deadline, log_text
             time.sleep(0.02)
 
-    def stop(self, number: signal.Signals = signal.SIGQUIT) -> None:
-        """Ends it and every connection through it, at once: after SIGTERM, PgBouncer 1.23 and later wait for clients."""
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it and every connection through it, at once."""
         if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(_PATIENCE)
+            deadline = time.monotonic() + _PATIENCE
+            while self.process.poll() is None:
+                assert time.monotonic() < deadline, "the pooler does not end"
+                # From version 1.23 on it waits for its clients after the first SIGTERM, and ends at the second.
+                self.process.send_signal(number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(0.05)
             self.process = None
 
     def ask(self, command: LiteralString) -> list[dict[str, object]]:
