@@ -30,7 +30,7 @@ ifdef ARGS
 	@$(WITH_BIN) $(BIN)/python -m pytest $(ARGS)
 else
 	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=$(WORKERS) --no-loadscope-reorder --ignore=tests/faults
-	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=3 --no-loadscope-reorder tests/faults
+	@$(WITH_BIN) $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder tests/faults
 endif
 
 test-fast: $(DEV_READY) ## the tests of the rule and of the contract, in under a minute
