@@ -18,7 +18,8 @@ from billing_grpc.storage.embedded.cluster import data_directory
 from billing_grpc.storage.embedded.directory import LOCK, open_own, prepare, previous_owner
 from billing_grpc.storage.embedded.installation import find_installation
 from tests.places import place_for_databases
-from tests.support.polling import PATIENCE, until
+from tests.support.base_backup import copy_server
+from tests.support.polling import until
 from tests.support.victim import Victim, running_victim
 
 
@@ -115,18 +116,8 @@ def _follow(primary: Victim, standby: Victim) -> None:
     ask(primary.url, "ALTER SYSTEM SET synchronous_standby_names = ''")
     ask(primary.url, "ALTER SYSTEM SET wal_retrieve_retry_interval = '100ms'")
     _let_standby_in(primary)
-    copied = account.run(
-        find_installation(account, None).program("pg_basebackup"),
-        f"--pgdata={data_directory(standby.server.directory)}",
-        f"--host={primary.sockets}",
-        "--port=5432",
-        "--username=billing",
-        "--checkpoint=fast",
-        "--write-recovery-conf",
-        "--no-sync",
-        timeout=PATIENCE,
-    )
-    assert copied.returncode == 0, copied.stderr
+    address = (f"--host={primary.sockets}", "--port=5432", "--username=billing")
+    copy_server(account, find_installation(account, None), standby.server.directory, *address)
     os.close(open_own(standby.server.directory / LOCK, account))  # the directory is one of ours now
     standby.start()
     ask(primary.url, "ALTER SYSTEM SET synchronous_standby_names = '*'")

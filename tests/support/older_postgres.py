@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from billing_grpc.storage.embedded.account import server_account
-from billing_grpc.storage.embedded.cluster import Cluster, data_directory
+from billing_grpc.storage.embedded.cluster import Cluster
 from billing_grpc.storage.embedded.directory import private_directory, write_own
 from billing_grpc.storage.embedded.installation import Installation, find_installation
 from billing_grpc.storage.embedded.postmaster import process_of, stop_postmaster
 from billing_grpc.storage.embedded.queries import DATABASE, wait_until_ready
 from billing_grpc.storage.embedded.sockets import PORT, make_socket_directory, remove_socket_directory
 from tests.places import place_for_databases
+from tests.support.base_backup import copy_server
 
 _PROMISED: Final = 14
 """The oldest major version that docs/operations.md promises."""
@@ -47,7 +48,7 @@ def running_older_postgres(primary: str = "") -> Iterator[str]:
     process = None
     try:
         if primary:
-            _copy(cluster, primary)
+            copy_server(account, programs, directory, f"--dbname={primary}")
         else:
             cluster.initialise()
         write_own(directory / "pg_hba.conf", _LET_IN, account)
@@ -64,16 +65,3 @@ def running_older_postgres(primary: str = "") -> Iterator[str]:
             process.wait(_PATIENCE)
         remove_socket_directory(sockets)
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _copy(cluster: Cluster, primary: str) -> None:
-    copied = cluster.account.run(
-        cluster.installation.program("pg_basebackup"),
-        f"--pgdata={data_directory(cluster.directory)}",
-        f"--dbname={primary}",
-        "--checkpoint=fast",
-        "--write-recovery-conf",
-        "--no-sync",
-        timeout=_PATIENCE,
-    )
-    assert copied.returncode == 0, copied.stderr
