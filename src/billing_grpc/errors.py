@@ -52,6 +52,11 @@ def quoted(text: str) -> str:
     return f'"{shown}{"..." if len(text) > SHOWN_CLIENT_TEXT else ""}"'
 
 
+def shown_notes(error: BaseException) -> str:
+    """Return the notes of an error for the end of a message: each after a space and in parentheses."""
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+
+
 class BillingError(Exception):
     """The base class of all errors that this package raises."""
 

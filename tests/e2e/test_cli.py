@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from billing_grpc.cli.session import exit_code
+from billing_grpc.cli.session import describe, exit_code
 from billing_grpc.errors import (
     AnswerInvalid,
     BillingError,
@@ -431,3 +431,10 @@ def test_a_word_that_would_take_over_a_terminal_is_named_as_an_escape() -> None:
 
     assert ended.returncode == USAGE
     assert ended.stderr.endswith("Error: Got unexpected extra argument (a\\x07\\x9b2J)\n")
+
+
+@pytest.mark.parametrize("refused", [Unauthenticated(), PermissionDenied()], ids=lambda each: type(each).__name__)
+def test_a_refusal_shows_its_notes(refused: BillingError) -> None:
+    refused.add_note("as a proxy answers: denied")
+
+    assert describe(refused, "localhost:1").endswith(" (as a proxy answers: denied)")

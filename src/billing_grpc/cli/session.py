@@ -27,6 +27,7 @@ from billing_grpc.errors import (
     ServerUnreachable,
     StorageError,
     Unauthenticated,
+    shown_notes,
 )
 from billing_grpc.model import Catalogue, Resolution, ResolutionError, WorkspaceBillingMode
 
@@ -174,10 +175,10 @@ def describe(error: BaseException, address: str) -> str:
     """Return one line: what happened, and the remedy."""
     match error:
         case Unauthenticated():
-            remedy = f"give --token-file, or --cert and --key{_notes(error)}"
+            remedy = f"give --token-file, or --cert and --key{shown_notes(error)}"
             return f"{error.reason}: {address} does not know this caller: {remedy}"
         case PermissionDenied():
-            return f"{error.reason}: {error}; use a token of a role that may{_notes(error)}"
+            return f"{error.reason}: {error}; use a token of a role that may{shown_notes(error)}"
         case EtagStale(attachments=[WorkspaceBillingMode() as now]):
             return f"{error.reason}: {error}; {_state(now)}"
         case ServerUnreachable():
@@ -185,10 +186,6 @@ def describe(error: BaseException, address: str) -> str:
         case RequestError(reason=reason) | CallError(reason=reason):
             return f"{reason}: {error}"
     return f"{type(error).__name__}: {error}"
-
-
-def _notes(error: BaseException) -> str:
-    return "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
 
 
 def _state(now: WorkspaceBillingMode) -> str:

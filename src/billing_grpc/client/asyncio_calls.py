@@ -45,7 +45,7 @@ class AsyncioCalls(Calls):
         self._running.add(running)
         # Not awaited: gRPC drops the message of a cancellation, by which anyio knows its own.
         answering = asyncio.ensure_future(running)
-        answering.add_done_callback(_look)
+        answering.add_done_callback(_retrieve_error)
         try:
             async with asyncio.timeout(seconds + SLACK):
                 await asyncio.wait({answering})
@@ -79,7 +79,7 @@ class AsyncioCalls(Calls):
         await self._dialer.close()
 
 
-def _look(answering: asyncio.Future[Any]) -> None:
+def _retrieve_error(answering: asyncio.Future[Any]) -> None:
     """Keep asyncio from logging the error of a call that was given up in the moment in which it ended."""
     if not answering.cancelled():
         answering.exception()

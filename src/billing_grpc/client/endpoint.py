@@ -100,9 +100,10 @@ class Endpoint(Generic[Channel]):
             files = () if self._tls is None else self._tls.watched
             return ReloadedFile(files, self._dial, on_made=self._retire, on_broken=_warn, retry_seconds=_RETRY_SECONDS)
         except (OSError, ValueError) as error:
-            # Without TLS files, what cannot be read is the service config, as when no descriptor is free.
-            unusable = "no connection can be made" if self._tls is None else "the TLS files cannot be used"
-            raise ServerUnreachable(f"{unusable} ({problem(error)})") from error
+            if self._tls is not None:
+                raise ServerUnreachable(f"the TLS files cannot be used ({problem(error)})") from error
+            # The service config could not be read, for example because no file descriptor is free.
+            raise ServerUnreachable(f"no connection can be made ({problem(error)})") from error
 
     def _may_be_replaced(self) -> bool:
         """Return whether the last channel is old enough to be replaced because it is unreachable."""

@@ -14,6 +14,7 @@ from billing_grpc.errors import (
     ServerUnreachable,
     StorageError,
     printable,
+    shown_notes,
 )
 from billing_grpc.model import ResolutionError
 
@@ -49,7 +50,7 @@ def record_fallback(name: str, error: Exception, decisions: int = 1) -> Resoluti
         reason,
         type(error).__name__,
         printable(str(error)) if expected else "unexpected",
-        "".join(f" ({note})" for note in getattr(error, "__notes__", ())),
+        shown_notes(error),
         exc_info=None if expected else error,
         # A program such as the command line shows the cause to its user; the answer itself must not hold it.
         extra={"cause": error},
