@@ -30,7 +30,7 @@ TIMEOUT: Final = 30
 async def test_a_decision_after_a_write_shows_it_whichever_worker_answers(
     serve: Serve, module_database_url: str
 ) -> None:
-    random = Random(1)  # noqa: S311 - delays
+    random = Random(1)  # noqa: S311 - it only varies delays; nothing is secret
 
     async def hold() -> None:
         # So an acknowledged write often overtakes the answer of an older read.

@@ -121,7 +121,7 @@ def test_the_counters_of_all_workers_stand_on_one_metrics_port(serve: Serve, set
     server = serve(settings={**settings, "BILLING_GRPC_METRICS_LISTEN": "127.0.0.1:0"})
     (port,) = listening(psutil.Process(server.pid))
     with connections(server):
-        pass
+        pass  # each client has called, and its answer was checked
     line = f'billing_grpc_resolutions_total{{mode="byok",source="org_default"}} {CALLS}.0'
     assert line in exposed(port)
     pair = workers(server)
@@ -179,7 +179,7 @@ def test_a_supervisor_that_signals_every_process_is_no_second_signal(serve: Serv
     server.process.terminate()
     time.sleep(0.5)
     with connections(server, 10):
-        pass
+        pass  # ten new clients were still answered
     assert server.process.wait(PATIENCE) == 0
     assert len(server.records("stopping")) == 2
 
@@ -191,7 +191,7 @@ def test_all_workers_say_it_first_and_answer_until_the_delay_is_over(serve: Serv
     until(lambda: len(server.records("stopping")) == 2)
     assert {check(server, name) for name in (*LIVENESS, ADMINISTRATION) for _ in range(10)} == {NOT_SERVING}
     with connections(server, 10):
-        pass
+        pass  # ten new clients were still answered
     assert server.process.wait(PATIENCE) == 0
 
 

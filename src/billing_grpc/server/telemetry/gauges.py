@@ -43,7 +43,7 @@ class Gauges:
         self._tasks = self._gauge("tasks", "Tasks of the event loop; grows without end only where something leaks.")
         self._database_up = self._gauge("database_up", "1 while the database answers.", mode="livemin")
         self._pool_size = self._gauge("pool_size", "Database connections that are to be held.")
-        self._pool_idle = self._gauge("pool_idle", "Database connections that nobody uses.")
+        self._pool_idle = self._gauge("pool_idle", "Database connections that are idle.")
         self._pool_in_use = self._gauge("pool_in_use", "Database connections that work.")
         self._pool_waiting = self._gauge("pool_waiting", "Calls that wait for a database connection.")
 
