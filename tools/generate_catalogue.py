@@ -14,6 +14,7 @@ from typing import Final
 
 from billing_grpc.catalogue import RESERVED_PREFIX, NameSet, Table, digest, load
 from billing_grpc.catalogue.programs import PROGRAMS
+from billing_grpc.secret_keys import LOOK_ALIKES
 
 ROOT: Final = Path(__file__).parents[1]
 NAMES: Final = "conformance/blocked_keys.json"
@@ -52,14 +53,15 @@ def _of(table: Table, program: str) -> Coverage:
 
 
 def names_as_json() -> str:
-    """Return what clients in every language need to know: the sets, their digests and the reserved prefix."""
+    """Return what clients in every language need to know: the sets, their digests, the reserved prefix, the look-alikes."""
     table = load()
     sets = {each.value: sorted(table.names(each)) for each in NameSet}
     made = {
-        "description": "Made from src/billing_grpc/catalogue/names.tsv by `make generate`; change that file instead.",
+        "description": "Made from src/billing_grpc/catalogue/names.tsv and secret_keys.py by `make generate`; change those.",
         "version": table.version,
         "digests": {name: digest(names) for name, names in sets.items()},
         "reserved_prefix": RESERVED_PREFIX,
+        "look_alikes": LOOK_ALIKES,
         "sets": sets,
     }
     return json.dumps(made, indent=1) + "\n"

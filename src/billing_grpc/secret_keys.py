@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -21,16 +21,22 @@ _DROPPED: Final = bytes(code for code in range(128) if not _RUNS.fullmatch(chr(c
 _EDGES: Final = ".-"
 """Valid in a name; at its ends, some programs drop them."""
 
-_LIKE: Final = (
-    *("D\u0110", "E\u2107", "F\u03a6", "G\u01e4\u0393", "H\u0126", "I\u0197", "L\u0141"),
-    *("O\u00d8\u019f\u03a9", "P\u20a7\u2118", "S\u03a3", "T\u0166\u01ae\u0398"),
-    *("a\u03b1", "b\u0180", "d\u0111\u03b4", "e\u03b5\u212e", "f\u03c6", "g\u01e5\u0261", "h\u0127\u04bb"),
-    *("i\u0131", "l\u0142\u019a", "n\u2229", "o\u00f8", "p\u03c0", "s\u03c3", "t\u0167\u01ab\u03c4"),
-    *("v\u221a", "z\u01b6", "8\u221e", "_\u02cd\u0331\u0332\u2584", "-\u2010\u2011\u2212"),
-)
-"""Each character in front stands on Windows for those after it, which Unicode does not decompose into it."""
+LOOK_ALIKES: Final[Mapping[str, str]] = {
+    like[0]: like[1:]
+    for like in (
+        *("D\u0110", "E\u2107", "F\u03a6", "G\u01e4\u0393", "H\u0126", "I\u0197", "L\u0141"),
+        *("O\u00d8\u019f\u03a9", "P\u20a7\u2118", "S\u03a3", "T\u0166\u01ae\u0398"),
+        *("a\u03b1", "b\u0180", "d\u0111\u03b4", "e\u03b5\u212e", "f\u03c6", "g\u01e5\u0261", "h\u0127\u04bb"),
+        *("i\u0131", "l\u0142\u019a", "n\u2229", "o\u00f8", "p\u03c0", "s\u03c3", "t\u0167\u01ab\u03c4"),
+        *("v\u221a", "z\u01b6", "8\u221e", "_\u02cd\u0331\u0332\u2584", "-\u2010\u2011\u2212"),
+    )
+}
+"""What Windows replaces with each ASCII character, and Unicode does not decompose into it.
 
-_TO_ASCII: Final = {ord(other): each[0] for each in _LIKE for other in each[1:]}
+`make generate` copies it into `conformance/blocked_keys.json`, where clients in other languages read it.
+"""
+
+_TO_ASCII: Final = {ord(other): like for like, others in LOOK_ALIKES.items() for other in others}
 _LIKE_ASCII: Final = re.compile(f"[{''.join(map(chr, _TO_ASCII))}]")
 
 

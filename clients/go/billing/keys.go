@@ -59,12 +59,13 @@ func canBeSent(key string) bool { return normalise(key) != "" && len(key) <= max
 
 func reserved(name string) bool { return strings.HasPrefix(name, reservedPrefix) }
 
-// vendorNames is the catalogue of vendor names of this release.
+// vendorNames is the catalogue of vendor names of this release, and the characters that hide one.
 type vendorNames struct {
 	Version        string
 	ReservedPrefix string `json:"reserved_prefix"`
 	Digests        map[string]string
 	Sets           map[string][]string
+	LookAlikes     map[string]string `json:"look_alikes"`
 }
 
 func readCatalogue() (found vendorNames) {
@@ -138,14 +139,11 @@ func (n names) digest() string {
 // lists looks a normalised name up. No name begins or ends with . or -, unless somebody listed it so.
 func (n names) lists(name string) bool { return n[name] || n[strings.Trim(name, edges)] }
 
-// toASCII maps what Windows replaces with an ASCII character and Unicode does not decompose into it; see the Python client.
+// toASCII maps what Windows replaces with an ASCII character and Unicode does not decompose into it.
 var toASCII = func() map[rune]rune {
 	found := map[rune]rune{}
-	for _, like := range []string{
-		"DĐ", "Eℇ", "FΦ", "GǤΓ", "HĦ", "IƗ", "LŁ", "OØƟΩ", "P₧℘", "SΣ", "TŦƮΘ", "aα", "bƀ", "dđδ", "eε℮", "fφ", "gǥɡ",
-		"hħһ", "iı", "lłƚ", "n∩", "oø", "pπ", "sσ", "tŧƫτ", "v√", "zƶ", "8∞", "_\u02cd\u0331\u0332▄", "-\u2010\u2011\u2212",
-	} {
-		for _, other := range like[1:] {
+	for like, others := range catalogue.LookAlikes {
+		for _, other := range others {
 			found[other] = rune(like[0])
 		}
 	}
