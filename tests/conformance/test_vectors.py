@@ -56,8 +56,8 @@ FAILURES: Final = {
     "status-internal": "SERVER_REFUSED",
     "status-unknown": "SERVER_REFUSED",
     "status-not-found": "SERVER_REFUSED",
-    "garbled": ["ANSWER_INVALID", "SERVER_REFUSED"],
-    "cut-short": ["ANSWER_INVALID", "SERVER_REFUSED"],
+    "garbled": ["ANSWER_INVALID", "SERVER_REFUSED", "SERVER_UNREACHABLE"],
+    "cut-short": ["ANSWER_INVALID", "SERVER_REFUSED", "SERVER_UNREACHABLE"],
 }
 
 # What can be wrong with a resolution, in closed.json for each of the four methods; of a batch it closes one element.
