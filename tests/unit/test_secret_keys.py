@@ -126,6 +126,12 @@ WINDOWS_SPELLINGS = (
     "OPENA\u0130_AP\u0131_\u212aEY",
     "HF_\u0166O\u212aEN",
     "OPE\u00d1AI_API_KEY",
+    # Central European, Turkish and Arabic Windows.
+    "OPEN\u00c6I_API_KE\u00a5",
+    "H\u0191_TOKEN",
+    "\u0152PENAI_API_KEY",
+    "\u0189EEPSEEK_API_KEY",
+    "\u0663\u0660\u0662AI_API_KEY",
 )
 
 
