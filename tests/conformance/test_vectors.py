@@ -26,7 +26,7 @@ from billing_grpc.conformance.cases import (
 )
 from billing_grpc.errors import STORAGE_ERRORS
 from billing_grpc.model import Resolution, ResolutionError
-from billing_grpc.secret_keys import KeyList, is_reserved, normalise
+from billing_grpc.secret_keys import LOOK_ALIKES, KeyList, is_reserved, normalise
 from billing_grpc.validation import MAX_ENV_KEYS, MAX_SECRET_KEYS
 
 FOLDER: Final = Path(__file__).parents[2] / "conformance"
@@ -280,6 +280,7 @@ def test_the_names_that_clients_must_know_are_those_of_the_code() -> None:
     assert names.sets == {each.value: tuple(sorted(KeyList(name_set=each).names)) for each in NameSet}
     assert names.digests == {each: digest(held) for each, held in names.sets.items()}
     assert names.reserved_prefix == RESERVED_PREFIX
+    assert names.look_alikes == LOOK_ALIKES
 
 
 def test_no_vector_expects_an_open_mode_that_nothing_says(subtests: pytest.Subtests) -> None:

@@ -84,12 +84,14 @@ class KeyNames:
         sets: the names that each set blocks, sorted.
         digests: the digest of each set.
         reserved_prefix: the prefix of the platform's own names.
+        look_alikes: the characters that Windows replaces, by the ASCII character that replaces them.
     """
 
     version: str
     sets: Mapping[str, tuple[str, ...]]
     digests: Mapping[str, str]
     reserved_prefix: str
+    look_alikes: Mapping[str, str]
 
 
 def load() -> tuple[Case, ...]:
@@ -117,7 +119,7 @@ def load_key_names() -> KeyNames:
     """Return the names of `blocked_keys.json`."""
     read = _read("blocked_keys")
     sets = {name: tuple(names) for name, names in read["sets"].items()}
-    return KeyNames(read["version"], sets, read["digests"], read["reserved_prefix"])
+    return KeyNames(read["version"], sets, read["digests"], read["reserved_prefix"], read["look_alikes"])
 
 
 def matches(expected: Any, actual: Any) -> bool:
