@@ -12,11 +12,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
+from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.errors import DatabaseTimeout, StorageError
 from billing_grpc.model import BillingMode
 from billing_grpc.storage.migrations import SERVICE_ROLE
 from billing_grpc.storage.postgres import PostgresRepository
+from tests.support.polling import PATIENCE, until
 from tests.support.pooler import TRANSACTION, running_pooler
+from tests.support.servers import serving
 from tests.support.victim import Victim
 from tests.support.workspaces import add_workspace
 from tests.support.writes import BY
@@ -171,3 +175,25 @@ async def test_a_commit_that_the_network_brings_after_its_answer_does_not_happen
             await asyncio.sleep(GRACE)
     assert isinstance(outcome, DatabaseTimeout)
     assert stored(victim.url, workspace) == "platform_managed"
+
+
+def test_a_write_whose_call_was_cancelled_does_not_happen_afterwards(victim: Victim) -> None:
+    # A proxy that waits no longer cancels the call too, after it has told the caller that the outcome is unknown.
+    workspace = add_workspace(victim.url, "platform_managed")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND wait_event_type = 'Lock'"
+    with serving() as serve, psycopg.connect(victim.url, autocommit=True) as owner:
+        server = serve(settings={"DATABASE_URL": victim.service_url, "BILLING_GRPC_STORAGE_TIMEOUT": str(PATIENCE)})
+
+        def writes_that_wait() -> object:
+            return (owner.execute(waiting, [SERVICE_ROLE]).fetchone() or ())[0]
+
+        with psycopg.connect(victim.url) as other:
+            other.execute("SELECT FROM workspaces FOR UPDATE")
+            request = service_pb.SetWorkspaceBillingModeRequest(workspace_id=workspace, mode=pb.BILLING_MODE_BYOK)
+            call = server.stub.SetWorkspaceBillingMode.future(request, timeout=PATIENCE)
+            until(lambda: writes_that_wait() == 1)
+            call.cancel()
+            server.logged("call", code="CANCELLED")
+        until(lambda: writes_that_wait() == 0)
+        assert server.stop() == 0  # it finishes what it has begun
+        assert stored(victim.url, workspace) == "platform_managed"

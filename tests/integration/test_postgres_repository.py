@@ -317,7 +317,7 @@ async def test_a_save_changes_the_mode_and_no_other_column(
 # Callers that go away
 
 
-async def test_a_write_is_finished_if_its_caller_is_cancelled_and_the_connection_lives_on(
+async def test_a_write_is_rolled_back_if_its_caller_is_cancelled_and_the_connection_lives_on(
     repository: PostgresRepository, owner: psycopg.Connection[Any], database_url: str
 ) -> None:
     workspace = add(owner)
@@ -330,7 +330,8 @@ async def test_a_write_is_finished_if_its_caller_is_cancelled_and_the_connection
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    await until(lambda: stored(owner, workspace) == "byok")
+    await until(lambda: repository.pool_stats().in_use == 0)
+    assert stored(owner, workspace) is None
     assert backends(owner) == before
 
 
@@ -358,17 +359,17 @@ async def test_fifty_cancelled_callers_leak_no_connection(
 async def test_closing_waits_for_the_work_of_a_caller_that_went_away(
     owner: psycopg.Connection[Any], database_url: str
 ) -> None:
-    workspace = add(owner)
     with psycopg.connect(database_url) as other:
-        other.execute("SELECT FROM workspaces FOR UPDATE")
+        other.execute("LOCK TABLE workspace_billing_mode_changes")
         async with PostgresRepository.opened(database_url, longest_budget=PATIENT) as repository:
-            call = asyncio.create_task(repository.save_override(workspace, BillingMode.BYOK, by=BY, budget=PATIENT))
+            work = repository.record_org_default(BillingMode.BYOK, server="one", origin="file", budget=PATIENT)
+            call = asyncio.create_task(work)
             await until(lambda: len(waiting_for_a_lock(owner)) == 1)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
             asyncio.get_running_loop().call_later(0.3, other.commit)
-        assert stored(owner, workspace) == "byok"
+        assert owner.execute("SELECT new_override FROM workspace_billing_mode_changes").fetchall() == [("byok",)]
 
 
 async def test_closing_ends_work_that_the_end_of_its_connection_does_not_end(database_url: str) -> None:

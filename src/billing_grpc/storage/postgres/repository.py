@@ -118,7 +118,12 @@ class PostgresRepository:
         async def work(connection: Connection) -> OverrideChange:
             return await save_override(connection, write, server_timeout(budget, clock() - began))
 
-        return await self._pool.run(work, budget=budget, writes=True, may_repeat=lambda: not write.commit_sent)
+        try:
+            return await self._pool.run(work, budget=budget, writes=True, may_repeat=lambda: not write.commit_sent)
+        except asyncio.CancelledError:
+            # A proxy that waits no longer cancels the call, and tells the caller that the outcome is unknown.
+            write.deadline = clock()
+            raise
 
     async def list_changes(
         self,
