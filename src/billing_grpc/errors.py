@@ -21,7 +21,7 @@
     ├── CallError                     the client has no usable answer; never sent by a server
     │   ├── ServerUnreachable         no connection, no answer in time, or the call was cut short
     │   ├── ServerRefused             the server, or a proxy, refused the call
-    │   ├── AnswerInvalid             the answer is unknown, garbled or contradicts itself
+    │   ├── AnswerInvalid             the answer is unknown, garbled or contradicts itself, or a write's is cut short
     │   └── ClientMisused             the client was used where it cannot work; nothing was sent
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed
@@ -282,7 +282,7 @@ class ServerRefused(CallError):
 
 
 class AnswerInvalid(CallError):
-    """The answer is unknown, garbled or contradicts itself. After a write, the outcome is unknown."""
+    """The answer is unknown, garbled, contradicts itself, or is cut short after a write: then the outcome is unknown."""
 
     reason = "ANSWER_INVALID"
 

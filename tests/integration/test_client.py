@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, cast
@@ -1017,6 +1018,35 @@ async def test_a_status_is_believed_as_far_as_the_service_itself_could_have_said
 
     assert type(refused.value) is kind
     assert getattr(refused.value, "attachments", ()) == ()
+
+
+CUT_SHORT: Final = {
+    grpc.StatusCode.INTERNAL: AnswerInvalid,
+    grpc.StatusCode.UNKNOWN: AnswerInvalid,
+    grpc.StatusCode.DATA_LOSS: AnswerInvalid,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: AnswerInvalid,
+    grpc.StatusCode.UNIMPLEMENTED: ServerRefused,
+}
+
+
+@pytest.mark.parametrize(("code", "kind"), CUT_SHORT.items(), ids=str)
+async def test_a_write_whose_answer_may_have_been_cut_short_is_not_taken_for_refused(
+    code: grpc.StatusCode, kind: type[BillingError]
+) -> None:
+    async def refuse(request: bytes, context: Any) -> bytes:
+        del request
+        await context.abort(code, "Stream removed")
+        return b""
+
+    async with serving("SetWorkspaceBillingMode", refuse) as target, BillingClient(target) as client:
+        for write in (partial(client.set, OPEN, BillingMode.BYOK), partial(client.inherit, OPEN)):
+            with pytest.raises(kind, match=f"{code.name}: Stream removed") as raised:
+                await write()
+            assert [note.split()[:2] for note in raised.value.__notes__] == [["request", "id"]]
+
+    async with serving("GetWorkspaceBillingMode", refuse) as target, BillingClient(target) as client:
+        with pytest.raises(ServerRefused):
+            await client.get(OPEN)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED], ids=str)

@@ -17,6 +17,7 @@ import (
 const (
 	actorKey    = "x-billing-actor"
 	listChanges = "ListBillingModeChanges"
+	setMode     = "SetWorkspaceBillingMode"
 )
 
 // WorkspaceBillingMode is the mode of an existing workspace, with its last change.
@@ -100,26 +101,25 @@ func (c *Client) Inherit(ctx context.Context, workspaceID string, options SetOpt
 func (c *Client) set(
 	ctx context.Context, workspaceID string, request *pb.SetWorkspaceBillingModeRequest, override *string, options SetOptions,
 ) (Update, error) {
-	const method = "SetWorkspaceBillingMode"
 	request.WorkspaceId, request.Reason = workspaceID, options.Reason
 	request.Etag, request.ValidateOnly = options.Etag, options.ValidateOnly
 	if options.Actor != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, actorKey, options.Actor)
 	}
-	answer, err := administer(ctx, c, method, workspaceID, request, c.stub.SetWorkspaceBillingMode)
+	answer, err := administer(ctx, c, setMode, workspaceID, request, c.stub.SetWorkspaceBillingMode)
 	if err != nil {
 		return Update{}, err
 	}
 	current, err := readWorkspace(answer.GetBillingMode(), workspaceID)
 	if err != nil {
-		return Update{}, invalidAnswer(method, err)
+		return Update{}, invalidAnswer(setMode, err)
 	}
 	previous, err := read(answer.GetPrevious(), workspaceID, nil)
 	if err != nil {
-		return Update{}, invalidAnswer(method, err)
+		return Update{}, invalidAnswer(setMode, err)
 	}
 	if found := current.Resolution.WorkspaceOverride; (found == nil) != (override == nil) || found != nil && *found != *override {
-		return Update{}, invalidAnswer(method, errors.New("it shows another mode than the request wrote"))
+		return Update{}, invalidAnswer(setMode, errors.New("it shows another mode than the request wrote"))
 	}
 	return Update{current, previous}, nil
 }

@@ -199,6 +199,26 @@ func TestTheReasonOfAFailureIsTheServicesOrTheClients(t *testing.T) {
 	}
 }
 
+func TestAWriteWhoseAnswerMayHaveBeenCutShortHasAnUnknownOutcome(t *testing.T) {
+	for code, unknown := range map[codes.Code]bool{
+		codes.Internal: true, codes.Unknown: true, codes.DataLoss: true, codes.ResourceExhausted: true,
+		codes.Unimplemented: false, codes.PermissionDenied: false,
+	} {
+		var general *Error
+		if !errors.As(callError(setMode, workspace, status.Error(code, "")), &general) || general.OutcomeUnknown() != unknown {
+			t.Errorf("%v: %#v", code, general)
+		}
+		if !errors.As(callError(listChanges, workspace, status.Error(code, "")), &general) || general.Reason == AnswerInvalid {
+			t.Errorf("%v: %#v", code, general)
+		}
+	}
+	overloaded := failure(t, codes.ResourceExhausted, errorDomain, Overloaded)
+	var general *Error
+	if !errors.As(callError(setMode, workspace, overloaded), &general) || general.Reason != Overloaded {
+		t.Errorf("%#v", general)
+	}
+}
+
 func TestAnInvalidRequestNamesItsFields(t *testing.T) {
 	bad := &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: "mode", Description: "unknown"}}}
 	err := callError("SetWorkspaceBillingMode", workspace, failure(t, codes.InvalidArgument, errorDomain, ModeInvalid, bad))

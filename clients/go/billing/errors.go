@@ -59,6 +59,11 @@ func (e *EtagStaleError) Unwrap() error { return e.err }
 var (
 	unreachable = map[codes.Code]bool{codes.Unavailable: true, codes.DeadlineExceeded: true, codes.Canceled: true}
 	byCode      = map[codes.Code]Reason{codes.Unauthenticated: CredentialsInvalid, codes.PermissionDenied: RoleDenied}
+	// afterAWrite has the statuses of a call whose answer gRPC or a proxy has cut short or dropped, among others: when a network
+	// stalls in the middle of an answer, nginx ends the call with one of them and HAProxy with another.
+	afterAWrite = map[codes.Code]bool{
+		codes.Unknown: true, codes.Internal: true, codes.DataLoss: true, codes.ResourceExhausted: true,
+	}
 )
 
 // callError is our error for a call about a workspace that ended with a status. A status without the contract's details may
@@ -70,6 +75,8 @@ func callError(method, workspaceID string, err error) error {
 		e.Reason = reason
 	} else if unreachable[said.Code()] {
 		e.Reason = ServerUnreachable
+	} else if method == setMode && afterAWrite[said.Code()] {
+		e.Reason = AnswerInvalid
 	}
 	info, bad, current := &errdetails.ErrorInfo{}, &errdetails.BadRequest{}, &pb.WorkspaceBillingMode{}
 	if detail(said, info) && info.GetDomain() == errorDomain && info.GetReason() != "" {

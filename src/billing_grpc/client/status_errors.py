@@ -37,6 +37,15 @@ _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
+_AFTER_A_WRITE: Final = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""Statuses of a call whose answer gRPC or a proxy has cut short or dropped, among others."""
 _SHOWN: Final = 256
 """The largest number of characters of a proxy's text in a note."""
 _WITHOUT_DETAILS: Final = {
@@ -65,6 +74,20 @@ def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
         refused.add_note(f"without this service's details, as a proxy answers: {code.name}: {shown}")
         return refused
     return ServerRefused(f"{code.name}: {text}")
+
+
+def write_error(refused: ServerRefused) -> BillingError:
+    """Return the error for a write instead of `refused`: `AnswerInvalid` if the write may have happened.
+
+    When a network stalls in the middle of an answer, nginx ends the call with INTERNAL and HAProxy with UNKNOWN.
+    """
+    cause = refused.__cause__
+    if not isinstance(cause, grpc.RpcError) or cause.code() not in _AFTER_A_WRITE:
+        return refused
+    unusable = AnswerInvalid(f"the server's answer cannot be used: {refused.message}")
+    for note in getattr(refused, "__notes__", ()):
+        unusable.add_note(note)
+    return unusable
 
 
 def _service_error(details: status_pb2.Status, text: str) -> BillingError | None:
