@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -46,7 +46,7 @@ from billing_grpc.errors import (
     Unauthenticated,
     WorkspaceNotFound,
 )
-from billing_grpc.model import BillingMode, Resolution, SecretVerdict, StoredOverride
+from billing_grpc.model import BillingMode, Resolution, ResolutionError, SecretVerdict, StoredOverride
 from billing_grpc.resolver import resolve as rule
 from billing_grpc.secret_keys import KeyList
 from billing_grpc.server.auth.principals import Principals, token_digest
@@ -352,6 +352,30 @@ async def test_several_calls_of_one_decision_have_the_time_of_one() -> None:
     assert decided.resolution is not None
     assert is_closed(decided.resolution, "SERVER_UNREACHABLE")
     assert len(decided.verdicts) == len(keys)
+
+
+UNREAD: Final = rule(OPEN, ResolutionError("DATABASE_TIMEOUT", "late"), None)
+MANAGED: Final = rule(OPEN, StoredOverride("platform_managed"), None)
+
+
+@pytest.mark.parametrize("carried", [UNREAD, MANAGED], ids=["an error", "a mode that refuses"])
+async def test_of_several_calls_a_decision_carries_the_resolution_that_explains_refusals(carried: Resolution) -> None:
+    others = [rule(OPEN, StoredOverride("byok"), None), *([MANAGED] if carried is UNREAD else [])]
+    keys = [f"SECRET_{number}" for number in range(256 * (1 + len(others)))]
+    for order in permutations([carried, *others]):
+        resolutions = iter(order)
+
+        async def answer(request: bytes, context: Any, found: Iterator[Resolution] = resolutions) -> bytes:
+            del context
+            sent = service_pb.ValidateSecretWriteRequest.FromString(request).secret_keys
+            return service_pb.ValidateSecretWriteResponse(
+                allowed=True,
+                verdicts=[pb.SecretKeyVerdict(secret_key=key, verdict=pb.SECRET_VERDICT_ALLOWED) for key in sent],
+                resolution=resolution_to_proto(next(found)),
+            ).SerializeToString()
+
+        async with serving("ValidateSecretWrite", answer) as target, BillingClient(target) as client:
+            assert (await client.validate_secret_write(keys, workspace_id=OPEN)).resolution == carried
 
 
 async def test_a_call_that_grpc_never_ends_is_given_up_soon_after_its_deadline(client: BillingClient) -> None:
