@@ -47,6 +47,7 @@ CASES: Final[dict[str, Case]] = {
     "through one that has ended": Case(of(SHORT), SHORT.pem, ROOT.pem, holds=False, at=NOW + 2 * HOUR),
     "through a certificate that may not sign": Case(of(NO_AUTHORITY), NO_AUTHORITY.pem, ROOT.pem, holds=False),
     "through one of another authority": Case(of(BETWEEN), BETWEEN.pem, NAMESAKE.pem, holds=False),
+    "beside one that did not sign it": Case(of(NAMESAKE), BETWEEN.pem, ROOT.pem, holds=False),
     "the authority sent along, but not in force": Case(of(NAMESAKE), NAMESAKE.pem, ROOT.pem, holds=False),
     "an authority renewed beside its old certificate": Case(of(OLD), b"", OLD.pem + RENEWED.pem, holds=True),
     "only the old certificate of an authority": Case(of(OLD), b"", OLD.pem, holds=False),
