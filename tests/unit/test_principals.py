@@ -110,6 +110,9 @@ BROKEN: dict[str, tuple[str, str]] = {
     "a number of 5000 digits": ("a = " + "1" * 5000, "not TOML"),
     "empty": ("", "one or more"),
     "something else": ("[server]\nport = 1", "one or more"),
+    "beside something else": (FILE + "[server]\nport = 1", "and nothing else"),
+    "an empty list": ("principal = []", "one or more"),
+    "a list of no tables": ('principal = ["x"]', "principal 1: must be a table"),
     "no list of tables": ('principal = "x"', "one or more"),
     "no name": ('[[principal]]\nrole = "admin"', "name must be"),
     "a name with a space": ('[[principal]]\nname = "a b"\nrole = "admin"', "name must be"),
@@ -126,6 +129,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         f'[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = "{DIGEST}"',
         "must be a list",
     ),
+    "a number for a name": (
+        '[[principal]]\nname = "a"\nrole = "admin"\ncertificate_uri = [1]',
+        "must be a list of texts",
+    ),
+    "an empty name": ('[[principal]]\nname = "a"\nrole = "admin"\ncertificate_dns = [""]', "must be a list of texts"),
     "a digest of capitals": (
         f'[[principal]]\nname = "a"\nrole = "admin"\ntoken_sha256 = ["{DIGEST.upper()}"]',
         "64 hexadecimal",
