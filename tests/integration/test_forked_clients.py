@@ -425,7 +425,8 @@ def test_workers_of_celery_ask(vectors: str, tmp_path: Path) -> None:
     program = tmp_path / "tasks.py"
     program.write_text(TASKS)
     command = (sys.executable, program, vectors, tmp_path)
-    with subprocess.Popen([*command, "ask"], stdout=subprocess.PIPE, text=True) as asking:
+    # Both leave a folder "control" where they run.
+    with subprocess.Popen([*command, "ask"], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as asking:
         # The worker starts when all tasks lie there: it loses one that is being written while it looks (kombu 5.7).
         until(lambda: len(list(tmp_path.glob("*.msg"))) == 16)
         with running(*command, "work", folder=tmp_path):
