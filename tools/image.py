@@ -46,9 +46,11 @@ def build(place: Path, changes: dict[str, str] | None = None) -> Path:
     prefix, work, base = place / "opt", place / "src", place / "base"
     for folder in (work, base):
         folder.mkdir()
-    (base / "python").symlink_to(getattr(sys, "_base_executable", sys.executable))
-    (base / "pip").write_text(f'#!/bin/sh\nexec {sys.executable} -m pip "$@"\n', encoding="utf-8")
-    (base / "pip").chmod(0o755)
+    # No links: an interpreter that was moved since it was built looks for its library beside the link.
+    python = getattr(sys, "_base_executable", sys.executable)
+    for name, command in (("python", python), ("pip", f"{sys.executable} -m pip")):
+        (base / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+        (base / name).chmod(0o755)
     machine = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     variables = {**machine, "PATH": f"{base}:{os.environ['PATH']}", **(changes or {})}
     for keyword, rest in steps(0):
