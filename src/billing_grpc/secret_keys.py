@@ -24,19 +24,20 @@ _EDGES: Final = ".-"
 LOOK_ALIKES: Final[Mapping[str, str]] = {
     like[0]: like[1:]
     for like in (
-        *("A\u00c6", "D\u0110\u0189", "E\u2107", "F\u03a6\u0191", "G\u01e4\u0393", "H\u0126", "I\u0197"),
+        *("A\u00c6", "D\u00d0\u0110\u0189", "E\u2107", "F\u03a6\u0191", "G\u01e4\u0393", "H\u0126", "I\u0197"),
         *("L\u0141\u00a3\u221f\u2514\u2558\u2559\u255a", "O\u00d8\u019f\u03a9\u0152\u263a\u263b", "P\u20a7\u2118"),
-        *("S\u03a3", "T\u0166\u01ae\u0398\u252c\u2564\u2565\u2566", "Y\u00a5"),
-        *("a\u03b1\u00e6", "b\u0180", "c\u00a2", "d\u0111\u03b4\u266a\u266b", "e\u03b5\u212e", "f\u03c6\u0192"),
-        *("g\u01e5\u0261", "h\u0127\u04bb", "i\u0131", "l\u0142\u019a", "n\u2229", "o\u00f8\u0153", "p\u03c0"),
-        *("s\u03c3", "t\u0167\u01ab\u03c4", "v\u221a\u2193", "z\u01b6"),
+        *("R\u00ae", "S\u03a3", "T\u00de\u0166\u01ae\u0398\u252c\u2564\u2565\u2566", "Y\u00a5"),
+        *("a\u03b1\u00e6", "b\u0180", "c\u00a2\u00a9", "d\u0111\u03b4\u266a\u266b", "e\u00f0\u03b5\u212e"),
+        *("f\u03c6\u0192", "g\u01e5\u0261", "h\u0127\u04bb", "i\u0131", "l\u0142\u019a", "n\u2229", "o\u00f8\u0153"),
+        *("p\u03c0", "s\u00df\u03c3", "t\u00fe\u0167\u01ab\u03c4", "v\u221a\u2193", "z\u01b6"),
         *("0\u0660\u25cb\u25d9\u263c", "1\u0661\u00bc\u00bd", "2\u0662", "3\u0663\u00be", "4\u0664", "5\u0665"),
         *("6\u0666", "7\u0667", "8\u0668\u221e", "9\u0669", "_\u02cd\u0331\u0332\u2584", "-\u2010\u2011\u2212"),
     )
 }
 """What Windows replaces with each ASCII character in one of its code pages, and Unicode does not decompose into it.
 
-The source is unicode.org's WindowsBestFit. Box drawings that become `-` are left out, because no listed name has one.
+The source is unicode.org's WindowsBestFit. Of two replacements of a character, the table has one that listed names use: no
+listed name has a `-`, and U+00F0 is `e` on Chinese Windows and `d` on Japanese.
 `make generate` copies the table into `conformance/blocked_keys.json`, where clients in other languages read it.
 """
 

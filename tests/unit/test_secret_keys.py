@@ -132,6 +132,12 @@ WINDOWS_SPELLINGS = (
     "\u0152PENAI_API_KEY",
     "\u0189EEPSEEK_API_KEY",
     "\u0663\u0660\u0662AI_API_KEY",
+    # Chinese and Japanese Windows.
+    "\u00d0EEP\u00dfEEK_API_K\u00f0Y",
+    "HF_\u00deOKEN",
+    "hf_\u00feoken",
+    "OPEN\u00aeOUTER_API_KEY",
+    "ANTHROPI\u00a9_API_KEY",
 )
 
 
