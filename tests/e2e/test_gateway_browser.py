@@ -279,6 +279,27 @@ def test_a_conflict_changes_nothing_and_is_explained(admin: Any, module_database
     assert stored_mode(module_database_url, workspace) == "byok"
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "said"),
+    [
+        ("internal", "SERVER_UNREACHABLE", "The outcome is unknown."),
+        ("resource_exhausted", "", "The outcome is unknown."),
+        ("internal", "WRITE_NOT_APPLIED", "Not changed:"),
+        ("resource_exhausted", "OVERLOADED", "Not changed:"),
+    ],
+)
+def test_a_change_whose_answer_was_cut_short_has_an_unknown_outcome(
+    admin: Any, workspace: str, code: str, reason: str, said: str
+) -> None:
+    info = {"type": "google.rpc.ErrorInfo", "debug": {"reason": reason}}
+    failure = {"code": code, "message": "no answer", "details": [info] if reason else []}
+    look_at(admin, workspace)
+    preview(admin, "BILLING_MODE_BYOK")
+    admin.route("**/SetWorkspaceBillingMode", lambda route: route.fulfill(status=500, json=failure))
+    admin.click("#apply")
+    sees(admin, "#outcome", said)
+
+
 def test_the_page_notices_a_change_by_itself_and_voids_the_preview(
     admin: Any, module_database_url: str, workspace: str
 ) -> None:
