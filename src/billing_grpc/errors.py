@@ -282,7 +282,7 @@ class ServerRefused(CallError):
 
 
 class AnswerInvalid(CallError):
-    """The answer is unknown, garbled, contradicts itself, or is cut short after a write: then the outcome is unknown."""
+    """The answer is unknown, garbled or contradictory, or cut short after a write. After a write, the outcome is unknown."""
 
     reason = "ANSWER_INVALID"
 
