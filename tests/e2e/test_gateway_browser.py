@@ -284,7 +284,7 @@ def test_a_conflict_changes_nothing_and_is_explained(admin: Any, module_database
     [
         ("internal", "SERVER_UNREACHABLE", "The outcome is unknown."),
         ("resource_exhausted", "", "The outcome is unknown."),
-        ("internal", "WRITE_NOT_APPLIED", "Not changed:"),
+        ("failed_precondition", "WRITE_NOT_APPLIED", "Not changed:"),
         ("resource_exhausted", "OVERLOADED", "Not changed:"),
     ],
 )

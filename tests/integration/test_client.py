@@ -1067,6 +1067,7 @@ async def test_a_write_whose_answer_may_have_been_cut_short_is_not_taken_for_ref
             with pytest.raises(kind, match=f"{code.name}: Stream removed") as raised:
                 await write()
             assert [note.split()[:2] for note in raised.value.__notes__] == [["request", "id"]]
+            assert isinstance(raised.value.__cause__, grpc.RpcError)
 
     async with serving("GetWorkspaceBillingMode", refuse) as target, BillingClient(target) as client:
         with pytest.raises(ServerRefused):

@@ -60,7 +60,7 @@ NOT_LISTED: dict[str, tuple[Request, pb.WorkspaceBillingMode]] = {
     "out of order": (Request(), in_list("00000000-0000-4000-8000-000000000001", None)),
     "twice": (Request(), in_list(FIRST, None)),
     "no id": (Request(), pb.WorkspaceBillingMode()),
-    "an id that none has": (Request(), in_list("x", None)),
+    "an id that is not a UUID": (Request(), in_list("x", None)),
     "another mode": (Request(resolved_mode=pb.BILLING_MODE_DISABLED), in_list(SECOND, "byok")),
     "another source": (Request(source=pb.BILLING_MODE_SOURCE_ORG_DEFAULT), in_list(SECOND, "byok")),
     "no override": (Request(override=service_pb.OVERRIDE_FILTER_PRESENT), in_list(SECOND, None)),
@@ -128,7 +128,7 @@ def set_fields(message: Message, fields: Mapping[str, int]) -> None:
         setattr(message, name, value)
 
 
-def count_nobody(answer: service_pb.SummarizeBillingModesResponse) -> None:
+def count_zero(answer: service_pb.SummarizeBillingModesResponse) -> None:
     answer.counts[0].workspaces, answer.counts[1].workspaces = 0, 4
 
 
@@ -137,15 +137,15 @@ SPOILT: dict[str, Spoil] = {
     "no org default": lambda answer: answer.ClearField("org_default"),
     "an unknown mode": set_count(2, mode=9),
     "an unknown source": set_count(2, source=9),
-    "nobody": count_nobody,
+    "a count of zero": count_zero,
     "an open fallback": set_count(0, mode=pb.BILLING_MODE_BYOK),
     "another inherited mode": set_count(1, mode=pb.BILLING_MODE_DISABLED),
     "a move from an unknown mode": set_move(from_mode=9),
     "a move from another mode": set_move(from_mode=pb.BILLING_MODE_PLATFORM_MANAGED),
     "a move to another mode": set_move(to_mode=pb.BILLING_MODE_PLATFORM_MANAGED),
     "a move of too many": set_move(workspaces=5),
-    "a move of nobody": set_move(workspaces=0),
-    "a time that there is not": lambda answer: answer.read_time.CopyFrom(AFTER_EVERY_TIME),
+    "a move of zero": set_move(workspaces=0),
+    "a time out of range": lambda answer: answer.read_time.CopyFrom(AFTER_EVERY_TIME),
 }
 
 
@@ -168,7 +168,7 @@ CHANGES: dict[str, pb.BillingModeChange] = {
     "of the org default and of a workspace": pb.BillingModeChange(
         workspace_id=FIRST, kind=pb.BILLING_MODE_CHANGE_KIND_ORG_DEFAULT
     ),
-    "at a time that there is not": pb.BillingModeChange(workspace_id=FIRST, change_time=AFTER_EVERY_TIME),
+    "at a time out of range": pb.BillingModeChange(workspace_id=FIRST, change_time=AFTER_EVERY_TIME),
 }
 
 
