@@ -16,6 +16,7 @@ from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotAppl
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connecting import PersistentConnection
+from billing_grpc.storage.postgres.statements import STILL_IN_TIME
 from billing_grpc.storage.postgres.writing import OverrideWrite, moment_after, save_override
 from tests.support.writes import BY, add
 
@@ -250,6 +251,28 @@ async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, o
                     await save_override(connection, write, "5s")
             stored = owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone()
             assert stored == ("platform_managed" if error else "byok",)
+
+
+async def test_a_write_that_is_given_up_in_the_moment_before_its_commit_is_sent_does_not_happen(
+    database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner, "platform_managed")
+    write = OverrideWrite(UUID(workspace), BillingMode.BYOK, BY, "", asyncio.get_running_loop().time() + BUDGET)
+
+    class GivenUp(PersistentConnection):
+        async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            cursor = await super().execute(query, *args, **kwargs)
+            if query == STILL_IN_TIME:
+                write.deadline = asyncio.get_running_loop().time()
+            return cursor
+
+    connection = await GivenUp.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
+    async with connection:
+        with pytest.raises(DatabaseTimeout):
+            await save_override(connection, write, "5s")
+        assert not write.commit_sent
+        assert owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone() == ("platform_managed",)
+        assert (await connection.execute("SELECT 1")).rowcount == 1
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3599.0, -1.0])

@@ -176,6 +176,8 @@ async def _commit(connection: Connection, write: OverrideWrite, until: datetime)
     try:
         async with connection.pipeline():
             await connection.execute(STILL_IN_TIME, [until])
+            if write.deadline <= asyncio.get_running_loop().time():
+                raise DatabaseTimeout  # the caller has given up since `until` was computed
             write.commit_sent = True
             committed = await connection.execute(COMMIT)
     except psycopg.errors.InvalidTextRepresentation as error:
