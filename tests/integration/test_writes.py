@@ -12,11 +12,11 @@ import pytest
 from psycopg import AsyncRawCursor
 from structlog.testing import capture_logs
 
-from billing_grpc.errors import ChangeNotRecorded, DatabaseTimeout, WriteNotApplied, WriteUndone
+from billing_grpc.errors import ChangeNotRecorded, DatabaseStale, DatabaseTimeout, WriteNotApplied, WriteUndone
 from billing_grpc.model import NO_WORKSPACE, BillingMode, StoredOverride
 from billing_grpc.storage.postgres import PostgresRepository
 from billing_grpc.storage.postgres.connecting import PersistentConnection
-from billing_grpc.storage.postgres.statements import STILL_IN_TIME
+from billing_grpc.storage.postgres.statements import STILL_IN_TIME, WRITE
 from billing_grpc.storage.postgres.writing import OverrideWrite, moment_after, save_override
 from tests.support.writes import BY, add
 
@@ -273,6 +273,25 @@ async def test_a_write_that_is_given_up_in_the_moment_before_its_commit_is_sent_
         assert not write.commit_sent
         assert owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone() == ("platform_managed",)
         assert (await connection.execute("SELECT 1")).rowcount == 1
+
+
+async def test_a_table_that_may_lose_rows_since_the_write_began_takes_no_write(
+    database_url: str, owner: psycopg.Connection[Any]
+) -> None:
+    workspace = add(owner, "platform_managed")
+
+    class Overtaken(PersistentConnection):
+        async def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            if query == WRITE:
+                owner.execute("CREATE UNLOGGED TABLE more () INHERITS (workspaces)")
+            return await super().execute(query, *args, **kwargs)
+
+    connection = await Overtaken.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
+    async with connection:
+        deadline = asyncio.get_running_loop().time() + BUDGET
+        with pytest.raises(DatabaseStale):
+            await save_override(connection, OverrideWrite(UUID(workspace), BillingMode.BYOK, BY, "", deadline), "5s")
+    assert owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone() == ("platform_managed",)
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3599.0, -1.0])
