@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,8 +160,10 @@ def test_an_impatient_stop_leaves_no_database_behind(serve: Serve, data: Path, n
     server = serve(settings=settings(data))
 
     def ended() -> bool:
-        if server.process.poll() is None:
+        began = time.monotonic()
+        while server.process.poll() is None and time.monotonic() < began + 1:
             os.killpg(server.pid, number)
+            time.sleep(0.001)
         return server.process.poll() is not None
 
     until(ended)

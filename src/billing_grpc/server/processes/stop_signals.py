@@ -62,7 +62,10 @@ class StopSignals:
             self._first = signal.Signals(number)
             self._on_first(self._first)
         elif self._second_ends:
-            # This interrupts the main thread at any point, and never returns to it.
+            # This interrupts the main thread at any point, and never returns to it. A further signal would begin it anew,
+            # on top of itself, until the recursion is too deep for any of the calls.
+            for each in STOP:
+                signal.signal(each, signal.SIG_IGN)
             for call in reversed(self._at_forced_exit):
                 with suppress(Exception):
                     call()
