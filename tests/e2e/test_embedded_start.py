@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from tests.places import place_for_databases
 from tests.support.commands import Changes, billing_grpc, environment
 from tests.support.embedded import BYOK, DISABLED, INHERITS, PLATFORM, processes, set_mode
-from tests.support.polling import PATIENCE, until
+from tests.support.polling import PATIENCE
 from tests.support.servers import Serve, Server, decision, serving
 
 # id: org default, and what each demo workspace resolves to
@@ -158,15 +159,11 @@ def test_a_stop_is_clean_and_takes_the_database_along(serve: Serve, data: Path, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_impatient_stop_leaves_no_database_behind(serve: Serve, data: Path, number: signal.Signals) -> None:
     server = serve(settings=settings(data))
-
-    def ended() -> bool:
-        began = time.monotonic()
-        while server.process.poll() is None and time.monotonic() < began + 1:
+    deadline = time.monotonic() + PATIENCE
+    while server.process.poll() is None and time.monotonic() < deadline:
+        with suppress(ProcessLookupError):  # it has ended since
             os.killpg(server.pid, number)
-            time.sleep(0.001)
-        return server.process.poll() is not None
-
-    until(ended)
+        time.sleep(0.001)
     left = processes(data)
     for process in left:
         process.terminate()
