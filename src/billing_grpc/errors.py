@@ -21,7 +21,7 @@
     ├── CallError                     the client has no usable answer; never sent by a server
     │   ├── ServerUnreachable         no connection, no answer in time, or the call was cut short
     │   ├── ServerRefused             the server, or a proxy, refused the call
-    │   ├── AnswerInvalid             the answer is unknown, garbled or contradicts itself, or a write's is cut short
+    │   ├── AnswerInvalid             unknown, garbled or contradictory, or the answer to a write was cut short
     │   └── ClientMisused             the client was used where it cannot work; nothing was sent
     └── StartupError                  the process cannot start; never reaches a client
         ├── SettingsError             the settings are wrong, all of them listed

@@ -7,7 +7,7 @@ type Reason string
 const (
 	ServerUnreachable Reason = "SERVER_UNREACHABLE" // no connection, or no answer in time; the outcome of a write is unknown
 	ServerRefused     Reason = "SERVER_REFUSED"     // a status that has no reason of its own here, perhaps of a proxy
-	AnswerInvalid     Reason = "ANSWER_INVALID"     // garbled, unknown, contradictory, or a write's and cut short; the outcome of a write is unknown
+	AnswerInvalid     Reason = "ANSWER_INVALID"     // garbled, unknown or contradictory, or the answer to a write was cut short; the outcome of a write is unknown
 )
 
 // The server could not ask its database: the status is UNAVAILABLE and the call may be repeated, or a decision's Error says
