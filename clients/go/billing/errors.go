@@ -59,9 +59,9 @@ func (e *EtagStaleError) Unwrap() error { return e.err }
 var (
 	unreachable = map[codes.Code]bool{codes.Unavailable: true, codes.DeadlineExceeded: true, codes.Canceled: true}
 	byCode      = map[codes.Code]Reason{codes.Unauthenticated: CredentialsInvalid, codes.PermissionDenied: RoleDenied}
-	// afterAWrite has the statuses of a call whose answer gRPC or a proxy has cut short or dropped, among others: when a network
-	// stalls in the middle of an answer, nginx ends the call with one of them and HAProxy with another.
-	afterAWrite = map[codes.Code]bool{
+	// cutShort has the statuses that a call may have if gRPC or a proxy dropped its answer: then the outcome of a write is
+	// unknown. When a network stalls in the middle of an answer, nginx ends the call with Internal and HAProxy with Unknown.
+	cutShort = map[codes.Code]bool{
 		codes.Unknown: true, codes.Internal: true, codes.DataLoss: true, codes.ResourceExhausted: true,
 	}
 )
@@ -75,7 +75,7 @@ func callError(method, workspaceID string, err error) error {
 		e.Reason = reason
 	} else if unreachable[said.Code()] {
 		e.Reason = ServerUnreachable
-	} else if method == setMode && afterAWrite[said.Code()] {
+	} else if method == setMode && cutShort[said.Code()] {
 		e.Reason = AnswerInvalid
 	}
 	info, bad, current := &errdetails.ErrorInfo{}, &errdetails.BadRequest{}, &pb.WorkspaceBillingMode{}

@@ -7,8 +7,7 @@ from billing_grpc._gen.molecule.billing.v1 import billing_mode_pb2 as pb
 from billing_grpc._gen.molecule.billing.v1 import billing_mode_service_pb2 as service_pb
 from billing_grpc.client import verified
 from billing_grpc.client.calls import NO_WORKSPACE, Calls, WorkspaceId, pages
-from billing_grpc.client.status_errors import write_error
-from billing_grpc.errors import AnswerInvalid, ServerRefused
+from billing_grpc.errors import AnswerInvalid
 from billing_grpc.model import BillingMode, BillingModeUpdate, Change, ChangeKind, WorkspaceBillingMode
 from billing_grpc.wire.messages import CHANGE_KIND_TO_PROTO, MODE_FROM_PROTO, MODE_TO_PROTO
 from billing_grpc.wire.metadata import ACTOR
@@ -131,11 +130,8 @@ class Administration:
         request.workspace_id, request.reason, request.etag = workspace_id, reason, etag
         request.validate_only = validate_only
         metadata = [(ACTOR, validation.actor([actor]))] if actor else []
-        try:
-            answer = await self._calls.call(
-                lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request, metadata=metadata
-            )
-        except ServerRefused as refused:
-            raise write_error(refused) from refused.__cause__
+        answer = await self._calls.call(
+            lambda stub: stub.SetWorkspaceBillingMode, "SetWorkspaceBillingMode", request, metadata=metadata
+        )
         wanted = MODE_FROM_PROTO[request.mode].value if request.HasField("mode") else None
         return verified.update(answer, workspace_id, wanted)

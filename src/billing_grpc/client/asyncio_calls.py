@@ -52,7 +52,7 @@ class AsyncioCalls(Calls):
             answer = answering.result()
         except grpc.aio.AioRpcError as error:
             forked.note_end_of_call()
-            failure = call_error(error)
+            failure = call_error(error, name)
             failure.add_note(f"request id {request_id}")
             raise failure from error
         except TimeoutError:

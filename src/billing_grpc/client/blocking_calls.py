@@ -66,7 +66,7 @@ class BlockingCalls(Calls):
                     answer = invoke(request, timeout=left, metadata=sent)
                 except grpc.RpcError as error:
                     forked.note_end_of_call()
-                    failure = call_error(error)
+                    failure = call_error(error, name)
                     line.unreachable = (
                         isinstance(failure, ServerUnreachable) and error.code() is grpc.StatusCode.UNAVAILABLE
                     )

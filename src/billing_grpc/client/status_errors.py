@@ -37,7 +37,8 @@ _BY_CODE: Final = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
 }
-_AFTER_A_WRITE: Final = frozenset(
+_SET_MODE: Final = "SetWorkspaceBillingMode"
+_CUT_SHORT: Final = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.INTERNAL,
@@ -45,7 +46,10 @@ _AFTER_A_WRITE: Final = frozenset(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
-"""Statuses of a call whose answer gRPC or a proxy has cut short or dropped, among others."""
+"""Statuses that a call may have if gRPC or a proxy dropped its answer: then the outcome of a write is unknown.
+
+When a network stalls in the middle of an answer, nginx ends the call with INTERNAL and HAProxy with UNKNOWN.
+"""
 _SHOWN: Final = 256
 """The largest number of characters of a proxy's text in a note."""
 _WITHOUT_DETAILS: Final = {
@@ -53,8 +57,8 @@ _WITHOUT_DETAILS: Final = {
 }
 
 
-def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
-    """Return our error for a call that ended with a status.
+def call_error(error: grpc.aio.AioRpcError | grpc.RpcError, method: str = "") -> BillingError:
+    """Return our error for a call that ended with a status; `method` is the bare name of the called method.
 
     Storage errors, `InvalidArgument`, `WorkspaceNotFound`, `EtagStale` and `Overloaded` need the details that the contract
     promises. The status alone does not prove them: a proxy may use the same statuses for its own reasons, and gRPC itself
@@ -73,21 +77,9 @@ def call_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> BillingError:
         shown = printable(text[:_SHOWN])
         refused.add_note(f"without this service's details, as a proxy answers: {code.name}: {shown}")
         return refused
+    if method == _SET_MODE and code in _CUT_SHORT:
+        return AnswerInvalid(f"the server's answer cannot be used: {code.name}: {text}")
     return ServerRefused(f"{code.name}: {text}")
-
-
-def write_error(refused: ServerRefused) -> BillingError:
-    """Return the error for a write instead of `refused`: `AnswerInvalid` if the write may have happened.
-
-    When a network stalls in the middle of an answer, nginx ends the call with INTERNAL and HAProxy with UNKNOWN.
-    """
-    cause = refused.__cause__
-    if not isinstance(cause, grpc.RpcError) or cause.code() not in _AFTER_A_WRITE:
-        return refused
-    unusable = AnswerInvalid(f"the server's answer cannot be used: {refused.message}")
-    for note in getattr(refused, "__notes__", ()):
-        unusable.add_note(note)
-    return unusable
 
 
 def _service_error(details: status_pb2.Status, text: str) -> BillingError | None:
