@@ -237,7 +237,9 @@ async def test_a_workspace_that_appears_after_the_lock_found_none_is_not_written
     assert await repository.load_override(workspace, budget=BUDGET) == StoredOverride(None)
 
 
-async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, owner: psycopg.Connection[Any]) -> None:
+async def test_a_commit_that_comes_too_late_does_not_happen(
+    database_url: str, owner: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
     workspace = add(owner, "platform_managed")
     connection = await PersistentConnection.connect(database_url, autocommit=True, cursor_factory=AsyncRawCursor)
     async with connection:
@@ -251,6 +253,7 @@ async def test_a_commit_that_comes_too_late_does_not_happen(database_url: str, o
                     await save_override(connection, write, "5s")
             stored = owner.execute("SELECT llm_billing_mode FROM workspaces").fetchone()
             assert stored == ("platform_managed" if error else "byok",)
+    assert [record for record in caplog.records if record.name.startswith("psycopg")] == []
 
 
 async def test_a_write_that_is_given_up_in_the_moment_before_its_commit_is_sent_does_not_happen(

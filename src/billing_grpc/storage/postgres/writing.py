@@ -176,11 +176,13 @@ async def _commit(connection: Connection, write: OverrideWrite, until: datetime)
     try:
         async with connection.pipeline():
             await connection.execute(STILL_IN_TIME, [until])
-            if write.deadline <= asyncio.get_running_loop().time():
-                raise DatabaseTimeout  # the caller has given up since `until` was computed
-            write.commit_sent = True
-            committed = await connection.execute(COMMIT)
+            # The caller may have given up since `until` was computed. Nothing is raised in here: psycopg would log the error
+            # by which the server refuses.
+            write.commit_sent = write.deadline > asyncio.get_running_loop().time()
+            committed = await connection.execute(COMMIT) if write.commit_sent else None
     except psycopg.errors.InvalidTextRepresentation as error:
         raise DatabaseTimeout from error
+    if committed is None:
+        raise DatabaseTimeout
     if committed.statusmessage != COMMIT:
         raise UnexpectedAnswer
