@@ -282,7 +282,10 @@ class ServerRefused(CallError):
 
 
 class AnswerInvalid(CallError):
-    """The answer is unknown, garbled or contradictory, or cut short after a write. After a write, the outcome is unknown."""
+    """The answer is unknown, garbled or contradictory, or the answer to a write was cut short.
+
+    The outcome of a write is then unknown.
+    """
 
     reason = "ANSWER_INVALID"
 

@@ -36,8 +36,9 @@ LOOK_ALIKES: Final[Mapping[str, str]] = {
 }
 """What Windows replaces with each ASCII character in one of its code pages, and Unicode does not decompose into it.
 
-The source is unicode.org's WindowsBestFit. Of two replacements of a character, the table has one that listed names use: no
-listed name has a `-`, and U+00F0 is `e` on Chinese Windows and `d` on Japanese.
+The source is unicode.org's WindowsBestFit. If two code pages replace a character differently, the table has one of the two:
+`e` for U+00F0, which is `e` on Chinese and `d` on Japanese Windows. Box drawings that become `-` are left out, because no
+listed name has a `-`.
 `make generate` copies the table into `conformance/blocked_keys.json`, where clients in other languages read it.
 """
 

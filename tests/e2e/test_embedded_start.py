@@ -161,7 +161,7 @@ def test_an_impatient_stop_leaves_no_database_behind(serve: Serve, data: Path, n
     server = serve(settings=settings(data))
     deadline = time.monotonic() + PATIENCE
     while server.process.poll() is None and time.monotonic() < deadline:
-        with suppress(ProcessLookupError):  # it has ended since
+        with suppress(ProcessLookupError):  # the process has ended in the meantime
             os.killpg(server.pid, number)
         time.sleep(0.001)
     left = processes(data)

@@ -18,7 +18,8 @@ class StopSignals:
     """The handlers of SIGINT and SIGTERM, from construction until the process ends.
 
     What the first signal does depends on the phase. During the start it raises `SystemExit`. While the process serves, it
-    is the result of the future of `serving`. While the process ends, it is ignored. A second signal waits for nothing.
+    is the result of the future of `serving`. While the process ends, it is ignored. A second signal ends
+    the process without waiting for its calls; signals after it are ignored.
 
     Args:
         second_ends: whether a second signal ends the process at once. False in a worker, which gets the same signal twice:
@@ -62,8 +63,8 @@ class StopSignals:
             self._first = signal.Signals(number)
             self._on_first(self._first)
         elif self._second_ends:
-            # This interrupts the main thread at any point, and never returns to it. A further signal would begin it anew,
-            # on top of itself, until the recursion is too deep for any of the calls.
+            # This interrupts the main thread at any point, and never returns to it. Further signals are ignored: each would
+            # start this handler again inside itself, until the recursion is too deep and none of the calls can run.
             for each in STOP:
                 signal.signal(each, signal.SIG_IGN)
             for call in reversed(self._at_forced_exit):
